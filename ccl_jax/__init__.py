@@ -1,0 +1,1 @@
+"""ccl_jax: decentralized deep learning on heterogeneous data, in JAX."""

@@ -1,0 +1,39 @@
+"""Random streams of the host side: one seed, a separate stream for every purpose.
+
+Streams come from NumPy's `SeedSequence` spawn keys, so two purposes never share random numbers, and
+adding a use to one stream does not shift another. What is drawn inside the jitted step uses
+`jax.random` keys instead.
+"""
+
+import enum
+
+import numpy as np
+
+
+class Stream(enum.IntEnum):
+    """The purposes. The numbers are part of every recorded result: never renumber, only add."""
+
+    PARTITION = 1
+    BATCHES = 2
+
+
+def generator(stream: Stream, seed: int, *path: int) -> np.random.Generator:
+    """A generator that depends on the purpose, the seed and a path such as (epoch, agent) only.
+
+    Args:
+      stream: What the numbers are for.
+      seed: The seed of the run, 0 to 2**32 - 1.
+      *path: Non-negative integers that tell independent draws of one purpose apart.
+
+    Raises:
+      ValueError: The seed is out of range.
+    """
+    check_seed(seed)
+    sequence = np.random.SeedSequence(entropy=seed, spawn_key=(int(stream), *path))
+    return np.random.default_rng(sequence)
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless 0 <= seed < 2**32, the range that all generators here accept."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be 0 to 2**32 - 1, got {seed}: choose another seed.")

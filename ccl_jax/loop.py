@@ -1,0 +1,195 @@
+"""The training loop: epochs of steps on data that live on the device.
+
+The loop owns time (compilation, training and evaluation are measured apart), the metrics of an
+epoch, and the stop at a loss that is no longer finite. It writes nothing itself: rows go to a
+callback, as does progress.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccl_jax.cross_features import Batch
+from ccl_jax.data import augment, batches
+from ccl_jax.data.datasets import Dataset
+from ccl_jax.data.partition import Partition
+from ccl_jax.evaluation import Evaluation
+from ccl_jax.training import StepMetrics, TrainState
+
+Row = dict[str, Any]
+
+
+class Diverged(ArithmeticError):
+    """A loss is no longer finite. The message names the step, the agent and the likely cause."""
+
+
+class Timing(NamedTuple):
+    """Attributes:
+    seconds_compile: Spent compiling the step.
+    seconds_training: Spent in steps, without compilation and evaluation.
+    seconds_evaluation: Spent evaluating.
+    steps: Steps done.
+    """
+
+    seconds_compile: float
+    seconds_training: float
+    seconds_evaluation: float
+    steps: int
+
+
+def make_data_step(
+    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]],
+    dataset: Dataset,
+    augmentation: augment.Augmentation,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """Puts gathering, normalising and augmenting in front of a step.
+
+    Returns:
+      `data_step(state, images, labels, indices) -> (state, metrics)`: `images` and `labels` are the
+      whole training set, `indices [agents, batch]` int32 with -1 for padding. Augmentation of agent
+      i at step t is keyed by fold_in(fold_in(key, t), i).
+    """
+
+    def data_step(state, images, labels, indices):
+        picked, labels, mask = batches.gather(images, labels, indices)
+        picked = augment.normalize(picked, dataset.mean, dataset.std, dataset.scale)
+        step_key = jax.random.fold_in(state.key, state.step)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+            step_key, jnp.arange(indices.shape[0])
+        )
+        picked = jax.vmap(augmentation)(keys, picked)
+        return step(state, Batch(picked, labels, mask))
+
+    return data_step
+
+
+def fit(
+    state: TrainState,
+    data_step: Callable[..., tuple[TrainState, StepMetrics]],
+    dataset: Dataset,
+    partition: Partition,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    evaluate: Callable[[TrainState], Evaluation],
+    eval_every: int = 1,
+    on_epoch: Callable[[Row], None] = lambda row: None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> tuple[TrainState, Timing]:
+    """Trains.
+
+    Args:
+      state: The start; its buffers are given away.
+      data_step: Made by `make_data_step`; compiled here, once.
+      dataset: Where samples come from.
+      partition: Who holds which.
+      batch_size: Samples an agent a step.
+      epochs: Passes over the data.
+      seed: Seed of the order of samples.
+      evaluate: Evaluates a state; called after every `eval_every`-th epoch and the last.
+      eval_every: Epochs between evaluations.
+      on_epoch: Is given each epoch's row of metrics.
+      on_step: Is told the number of steps done.
+
+    Returns:
+      The last state, and where the time went.
+
+    Raises:
+      Diverged: A loss is not finite. The row of the unfinished epoch has been given to `on_epoch`.
+    """
+    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    shape = jax.ShapeDtypeStruct((len(partition.indices), batch_size), jnp.int32)
+    began = time.perf_counter()
+    compiled = jax.jit(data_step, donate_argnums=0).lower(state, images, labels, shape).compile()
+    seconds_compile = time.perf_counter() - began
+
+    seconds_training = seconds_evaluation = 0.0
+    steps = 0
+    bytes_sent = np.zeros(len(partition.indices), np.int64)
+    for epoch in range(1, epochs + 1):
+        began = time.perf_counter()
+        history: list[StepMetrics] = []
+        order = jnp.asarray(batches.epoch_indices(partition, batch_size, epoch, seed))
+
+        diverged = None
+        for indices in order:
+            state, metrics = compiled(state, images, labels, indices)
+            history.append(jax.device_get(metrics))
+            steps += 1
+            bytes_sent += history[-1].traffic.bytes_sent()
+            diverged = _explain_divergence(history, steps)
+            if diverged:
+                break
+            on_step(steps)
+        seconds_training += time.perf_counter() - began
+
+        row = {"epoch": epoch, "step": steps, **epoch_means(history)}
+        row |= {
+            "bytes_sent_per_agent": _whole(bytes_sent.mean()),
+            "bytes_sent_per_agent_max": int(bytes_sent.max()),
+            "seconds_training": seconds_training,
+        }
+        if diverged:
+            on_epoch(row | {"diverged": diverged})
+            raise Diverged(diverged)
+        if epoch % eval_every == 0 or epoch == epochs:
+            began = time.perf_counter()
+            row |= evaluate(state).summary()
+            seconds_evaluation += time.perf_counter() - began
+        on_epoch(row)
+    return state, Timing(seconds_compile, seconds_training, seconds_evaluation, steps)
+
+
+def epoch_means(history: list[StepMetrics]) -> Row:
+    """Means over an epoch: cross-entropy and accuracy a sample, L_mv and L_dv a step and agent."""
+    losses = {
+        name: np.stack([getattr(m, name) for m in history]).astype(np.float64)
+        for name in ("cross_entropy", "model_variant", "data_variant")
+    }
+    samples = np.stack([m.samples for m in history])
+    correct = np.stack([m.correct for m in history])
+    total = max(1, samples.sum())
+    return {
+        "lr": float(history[-1].lr),
+        "cross_entropy": float((losses["cross_entropy"] * samples).sum() / total),
+        "train_accuracy": float(correct.sum() / total),
+        "model_variant_loss": float(losses["model_variant"].mean()),
+        "data_variant_loss": float(losses["data_variant"].mean()),
+    }
+
+
+def _explain_divergence(history: list[StepMetrics], step: int) -> str | None:
+    """One line on why the last step's losses or gradients are not finite; None if they are."""
+    last = history[-1]
+    terms = {
+        "cross-entropy": last.cross_entropy,
+        "model-variant loss": last.model_variant,
+        "data-variant loss": last.data_variant,
+        "gradient norm": last.gradient_norm,
+    }
+    # Losses that are not computed are NaN for every agent from the first step on.
+    computed = {k: v for k, v in terms.items() if not np.isnan(v).all() or k == "cross-entropy"}
+    bad = ~np.all([np.isfinite(v) for v in computed.values()], axis=0)
+    if not bad.any():
+        return None
+    agent = int(np.argmax(bad))
+    sizes = ", ".join(f"{k} {float(v[agent]):.4g}" for k, v in computed.items())
+    before = history[-2] if len(history) > 1 else last
+    grew = np.nanmax(before.model_variant, initial=0) > 10 * np.nanmax(before.cross_entropy)
+    cause = (
+        "the model-variant loss ran away from the cross-entropy: lower lambda_m, clip gradients "
+        "or use a network with normalisation"
+        if grew
+        else "the learning rate is too high for this model and data: lower lr or clip gradients"
+    )
+    return f"the loss is no longer finite at step {step}, agent {agent} ({sizes}); likely {cause}"
+
+
+def _whole(value: float) -> int | float:
+    """An int where the number is whole, as bytes mostly are."""
+    return int(value) if float(value).is_integer() else float(value)

@@ -1,0 +1,129 @@
+"""Models: every one returns (features, logits), and is written for one agent.
+
+    model = make("resnet20", num_classes=10)
+    params, model_state = init(model, jax.random.key(0), (32, 32, 3))
+    features, logits = apply_eval(model, params, model_state, images)
+
+features [batch, F] are the input of the last linear layer, `head`; logits are [batch, classes]; both are
+float32 whatever the compute type. Any flax.linen module with such a result works in the models' place; it
+need not know `train`. Training code vmaps these functions over a leading agents axis.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ccl_jax.models.convert import from_torch, to_torch
+from ccl_jax.models.lenet import LeNet5
+from ccl_jax.models.mobilenet import MobileNetV2
+from ccl_jax.models.norm import NORMS
+from ccl_jax.models.resnet import cifar_resnet, imagenet_resnet
+from ccl_jax.models.small_cnn import SmallCNN
+from ccl_jax.models.vgg import VGG11
+
+__all__ = ["MODELS", "NORMS", "apply_eval", "apply_train", "from_torch", "init", "make", "to_torch"]
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "digits-cnn": SmallCNN,
+    "lenet5": LeNet5,
+    "mobilenetv2": MobileNetV2,
+    "resnet8": cifar_resnet(8),
+    "resnet20": cifar_resnet(20),
+    "resnet18": imagenet_resnet(18),
+    "resnet34": imagenet_resnet(34),
+    "resnet50": imagenet_resnet(50),
+    "vgg11": VGG11,
+}
+
+
+def make(
+    name: str, num_classes: int, *, norm: str | None = None, dtype: jnp.dtype = jnp.float32
+) -> nn.Module:
+    """Makes a model by name.
+
+    Args:
+        name: one of MODELS.
+        num_classes: number of logits, at least 1.
+        norm: one of NORMS; None for the model's published one ("none" for lenet5, else "evonorm").
+        dtype: compute type, e.g. bfloat16; parameters, features and logits are float32.
+
+    Returns:
+        A flax module: images [batch, H, W, C] -> (features [batch, F], logits [batch, num_classes]).
+
+    Raises:
+        ValueError: unknown name or norm, or num_classes < 1.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.3)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"model {name!r} is unknown; {meant}choose one of {', '.join(MODELS)}")
+    if norm is not None and norm not in NORMS:
+        near = difflib.get_close_matches(norm.lower(), NORMS, n=1, cutoff=0.3)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"norm {norm!r} is unknown; {meant}choose one of {', '.join(NORMS)}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; give the number of classes, at least 1")
+    published = {} if norm is None else {"norm": norm}
+    return MODELS[name](num_classes=num_classes, dtype=dtype, **published)
+
+
+def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> tuple[dict, dict]:
+    """Draws one agent's parameters.
+
+    Args:
+        model: a flax module as described above.
+        key: a key of jax.random.key.
+        image_shape: (H, W, C).
+
+    Returns:
+        params: float32 tree.
+        model_state: the other collections, {"batch_stats": ...} with batch norm, else {}.
+
+    Raises:
+        ValueError: image_shape is not three positive sizes.
+    """
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"image_shape is {image_shape}; give (height, width, channels), each >= 1")
+    variables = dict(model.init(key, jnp.zeros((1, *image_shape)), **_train(model, False)))
+    return variables.pop("params"), variables
+
+
+def apply_train(
+    model: nn.Module, params: Any, model_state: Mapping, images: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], dict]:
+    """Features and logits in training mode: batch norm uses and records this batch's statistics.
+
+    Args:
+        model: a flax module as described above.
+        params: one agent's parameters.
+        model_state: one agent's other collections.
+        images: [batch, H, W, C].
+
+    Returns:
+        (features [batch, F], logits [batch, classes]), and the new model_state.
+    """
+    outputs, new_state = model.apply(
+        {"params": params, **model_state},
+        images,
+        mutable=list(model_state),
+        **_train(model, True),
+    )
+    return outputs, dict(new_state)
+
+
+def apply_eval(
+    model: nn.Module, params: Any, model_state: Mapping, images: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Features [batch, F] and logits [batch, classes] in evaluation mode; arguments as `apply_train`."""
+    return model.apply({"params": params, **model_state}, images, **_train(model, False))
+
+
+def _train(model: nn.Module, train: bool) -> dict[str, bool]:
+    """The `train` argument, for modules that take one."""
+    takes_train = "train" in inspect.signature(type(model).__call__).parameters
+    return {"train": train} if takes_train else {}

@@ -1,0 +1,104 @@
+"""What the models share: PyTorch's initialisation, pooling, and the last linear layer.
+
+Models of the published runs are PyTorch models, so layers start as PyTorch's do unless a model says
+otherwise: weights and biases of convolutions and linear layers are uniform in +-1/sqrt(fan_in)
+("kaiming_uniform with a = sqrt(5)"), fan_in the number of inputs of one output.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:
+    """Initialiser of a bias whose layer has fan_in inputs per output: uniform in +-1/sqrt(fan_in)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / math.sqrt(fan_in)
+
+    return init
+
+
+def dense(x: jax.Array, features: int, *, dtype: jnp.dtype, name: str) -> jax.Array:
+    """A linear layer that starts as PyTorch's: [..., inputs] -> [..., features]."""
+    layer = nn.Dense(
+        features,
+        dtype=dtype,
+        kernel_init=uniform_fan_in,
+        bias_init=uniform_bias(x.shape[-1]),
+        name=name,
+    )
+    return layer(x)
+
+
+def conv(
+    x: jax.Array,
+    features: int,
+    size: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    use_bias: bool = False,
+    kernel_init: Callable[..., jax.Array] = uniform_fan_in,
+    dtype: jnp.dtype,
+    name: str,
+) -> jax.Array:
+    """A convolution with a square kernel.
+
+    Args:
+        x: [batch, H, W, C].
+        features: channels of the result.
+        size: side of the kernel.
+        stride: step in H and W.
+        padding: zeros on each side; None for size // 2, which keeps H and W at stride 1.
+        groups: groups of channels that do not see each other; C for a depthwise convolution.
+        use_bias: whether a bias is added.
+        kernel_init: initialiser of the kernel.
+        dtype: compute type.
+        name: the layer's name in the parameter tree.
+
+    Returns:
+        [batch, H', W', features].
+    """
+    layer = nn.Conv(
+        features,
+        (size, size),
+        stride,
+        padding=size // 2 if padding is None else padding,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        bias_init=uniform_bias(size * size * x.shape[-1] // groups),
+        name=name,
+    )
+    return layer(x)
+
+
+def head(features: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """The end of every model: features [batch, F] and their logits [batch, classes], both float32."""
+    features = features.astype(jnp.float32)
+    return features, dense(features, num_classes, dtype=jnp.float32, name="head")
+
+
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """Maximum over 2x2 squares, stride 2; an odd last row or column is left out, as in PyTorch.
+
+    Four strided slices: XLA's own window reduction has a slow gradient on CPUs.
+
+    Args:
+        x: [batch, H, W, C].
+
+    Returns:
+        [batch, H // 2, W // 2, C].
+    """
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+    rows = jnp.maximum(x[:, 0::2], x[:, 1::2])
+    return jnp.maximum(rows[:, :, 0::2], rows[:, :, 1::2])

@@ -1,0 +1,90 @@
+"""Figures: accuracy against rounds, and who holds which classes."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+
+
+def accuracy_curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike, title: str = ""
+) -> None:
+    """Draws test accuracy against communication rounds.
+
+    Args:
+      runs: Label -> rows of metrics with `step`, `local_accuracy_mean`, `_min`, `_max` and
+        `consensus_accuracy`; rows without an evaluation are passed over.
+      path: File to write; its ending chooses the format.
+      title: Above the figure.
+    """
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    local, consensus = figure.subplots(1, 2, sharey=True)
+    for (label, rows), color in zip(runs.items(), _cycle(len(runs)), strict=True):
+        rows = [row for row in rows if row.get("local_accuracy_mean") is not None]
+        steps = [row["step"] for row in rows]
+        percent = lambda name, rows=rows: 100 * np.array([row[name] for row in rows])
+        local.fill_between(
+            steps,
+            percent("local_accuracy_min"),
+            percent("local_accuracy_max"),
+            color=color,
+            alpha=0.15,
+            linewidth=0,
+        )
+        local.plot(steps, percent("local_accuracy_mean"), color=color, label=label)
+        consensus.plot(steps, percent("consensus_accuracy"), color=color, label=label)
+    local.set_title("agents' own models (mean; band: min to max)", fontsize=10)
+    consensus.set_title("consensus model", fontsize=10)
+    local.set_ylabel("test accuracy (%)")
+    for axes in (local, consensus):
+        axes.set_xlabel("rounds")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    consensus.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def class_bubbles(
+    counts: np.ndarray,
+    path: str | os.PathLike,
+    title: str = "",
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Draws who holds which classes: one bubble an agent and class, its area the number of samples.
+
+    Args:
+      counts: `[agents, classes]` integers.
+      path: File to write.
+      title: Above the figure.
+      class_names: Names for the vertical axis; default the class numbers.
+    """
+    agents, classes = counts.shape
+    width = min(16.0, 2.5 + 0.35 * agents)
+    height = min(16.0, 1.4 + 0.32 * classes)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    agent, label = np.nonzero(counts)
+    number = counts[agent, label]
+    axes.scatter(agent, label, s=220 * number / max(1, counts.max()), color=COLORS[0], alpha=0.8)
+    axes.set_xticks(range(agents) if agents <= 40 else range(0, agents, agents // 20))
+    if classes <= 40:
+        axes.set_yticks(range(classes), class_names or range(classes))
+    axes.set_xlim(-0.7, agents - 0.3)
+    axes.set_ylim(-0.7, classes - 0.3)
+    axes.set_xlabel("agent")
+    axes.set_ylabel("class")
+    axes.grid(alpha=0.2)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title or f"samples held (largest bubble: {counts.max()})", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(count)]

@@ -1,0 +1,55 @@
+"""Learning-rate schedules by name, made of optax's."""
+
+import difflib
+from collections.abc import Callable
+
+import optax
+
+
+def step_decay(lr: float, steps: int) -> optax.Schedule:
+    """The published one: divided by 10 after 50 % and again after 75 % of the run."""
+    return optax.piecewise_constant_schedule(lr, {steps // 2: 0.1, steps * 3 // 4: 0.1})
+
+
+def cosine(lr: float, steps: int) -> optax.Schedule:
+    """Half a cosine, from lr to 0."""
+    return optax.cosine_decay_schedule(lr, max(1, steps))
+
+
+def constant(lr: float, steps: int) -> optax.Schedule:
+    """Always lr."""
+    return optax.constant_schedule(lr)
+
+
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "step": step_decay,
+    "cosine": cosine,
+    "constant": constant,
+}
+
+
+def make(name: str, lr: float, steps: int, warmup_steps: int = 0) -> optax.Schedule:
+    """A schedule by name.
+
+    Args:
+      name: Key of `SCHEDULES`.
+      lr: Highest learning rate, > 0.
+      steps: Steps of the whole run.
+      warmup_steps: Steps of linear warm-up from 0 at its start.
+
+    Raises:
+      ValueError: Unknown name, lr <= 0, or a warm-up longer than the run.
+    """
+    if name not in SCHEDULES:
+        near = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"unknown schedule {name!r}; {hint}known are: {', '.join(SCHEDULES)}")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"the learning rate is {lr}; it must be a number > 0")
+    if not 0 <= warmup_steps <= steps:
+        raise ValueError(f"warm-up is {warmup_steps} steps; it must be 0 to {steps}, the whole run")
+    schedule = SCHEDULES[name](lr, steps)
+    if warmup_steps == 0:
+        return schedule
+    warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
+    return lambda step: schedule(step) * warmup(step)

@@ -1,0 +1,247 @@
+"""Training: the state of a run, one step of all agents, and an epoch of steps.
+
+The step keeps the authors' order (arXiv:2310.15890): exchange the models and mix; cross-features with
+the *pre-mix* models, no gradient; loss and gradient at the mixed point on the own batch; local step.
+Everything is stacked over agents, and the whole step is one jitted function.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from ccl_jax import cross_features, models
+from ccl_jax.algorithms.base import Algorithm
+from ccl_jax.cross_features import Batch
+from ccl_jax.network import Network, Traffic
+
+PyTree = Any
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and changes.
+
+    Attributes:
+      step: Scalar int32, steps done.
+      params: What agents send at the next step, leaves `[agents, ...]`.
+      model_state: Other model collections (batch statistics), leaves `[agents, ...]`; {} without.
+      algorithm: State of the algorithm.
+      key: The run's random key; step t uses fold_in(key, t).
+    """
+
+    step: jax.Array
+    params: PyTree
+    model_state: PyTree
+    algorithm: PyTree
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What an agent minimises: cross-entropy + lambda_m L_mv + lambda_d L_dv.
+
+    Attributes:
+      num_classes: C.
+      lambda_m: Weight of the model-variant loss; 0 leaves it out.
+      lambda_d: Weight of the data-variant loss; 0 leaves it out.
+      distance: Key of `cross_features.DISTANCES`.
+      clip_norm: Largest l2 norm of one agent's gradient; None does not clip.
+      measure: Report L_mv and L_dv even where their weight is 0. Costs the forward passes, changes
+        no result and is not counted as traffic.
+
+    Raises:
+      ValueError: A negative weight or norm, or an unknown distance.
+    """
+
+    num_classes: int
+    lambda_m: float = 0.0
+    lambda_d: float = 0.0
+    distance: str = "mse"
+    clip_norm: float | None = None
+    measure: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("lambda_m", "lambda_d"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}; it must be a number >= 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; it must be > 0, or none at all")
+        if self.distance not in cross_features.DISTANCES:
+            raise ValueError(
+                f"unknown distance {self.distance!r}; known are: "
+                f"{', '.join(cross_features.DISTANCES)}"
+            )
+
+    @property
+    def uses_cross_features(self) -> bool:
+        """Whether training itself needs cross-features."""
+        return self.lambda_m > 0 or self.lambda_d > 0
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports.
+
+    Attributes:
+      cross_entropy: `[agents]` mean over the batch, before the update.
+      model_variant: `[agents]` L_mv; NaN where it was not computed.
+      data_variant: `[agents]` L_dv; NaN where it was not computed.
+      samples: `[agents]` int32, samples in the batch without padding.
+      correct: `[agents]` int32, of which were classified rightly.
+      gradient_norm: `[agents]` l2 norm of the loss's gradient, before clipping.
+      lr: Scalar learning rate.
+      traffic: What was sent.
+    """
+
+    cross_entropy: jax.Array
+    model_variant: jax.Array
+    data_variant: jax.Array
+    samples: jax.Array
+    correct: jax.Array
+    gradient_norm: jax.Array
+    lr: jax.Array
+    traffic: Traffic
+
+
+def init_state(
+    model: nn.Module,
+    algorithm: Algorithm,
+    agents: int,
+    image_shape: tuple[int, ...],
+    key: jax.Array,
+) -> TrainState:
+    """The state before the first step: all agents start from the same model.
+
+    Args:
+      model: Returns (features, logits).
+      algorithm: The method.
+      agents: N.
+      image_shape: `(H, W, C)`.
+      key: `jax.random.key` of the run.
+    """
+    init_key, run_key = jax.random.split(key)
+    params, model_state = stack(models.init(model, init_key, image_shape), agents)
+    return TrainState(jnp.int32(0), params, model_state, algorithm.init(params), run_key)
+
+
+def stack(tree: PyTree, agents: int) -> PyTree:
+    """Gives every agent its own copy: leaves `[...]` become `[agents, ...]`."""
+    return jax.tree.map(lambda x: jnp.tile(x[None], (agents,) + (1,) * jnp.ndim(x)), tree)
+
+
+def make_step(
+    model: nn.Module,
+    algorithm: Algorithm,
+    network: Network,
+    objective: Objective,
+    schedule: optax.Schedule,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """Builds one training step of all agents, a pure function to be jitted.
+
+    Args:
+      model: Returns (features, logits) for one agent.
+      algorithm: The method.
+      network: What it talks through.
+      objective: The loss.
+      schedule: Learning rate by step.
+
+    Returns:
+      `step(state, batch) -> (state, metrics)`.
+    """
+    features_fn = make_features_fn(model)
+    loss_fn = make_loss_fn(model, objective)
+    gradients = jax.vmap(jax.value_and_grad(loss_fn, has_aux=True))
+
+    def plain_gradient(variables, batch):
+        plain = make_loss_fn(model, Objective(objective.num_classes))
+        return jax.grad(lambda p: plain(p, variables[1], batch, None)[0])(variables[0])
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        lr = jnp.asarray(schedule(state.step), jnp.float32)
+        talk = network.round(state.step)
+        sent = (state.params, state.model_state)
+
+        eval_params, algorithm_state = algorithm.communicate(
+            state.params, state.algorithm, talk, lr
+        )
+        received = (algorithm.models(state.params, algorithm_state), state.model_state)
+        exchange = functools.partial(
+            cross_features.exchange,
+            features_fn=features_fn,
+            models=received,
+            batch=batch,
+            num_classes=objective.num_classes,
+            message=sent,
+        )
+        cross = None
+        if objective.uses_cross_features:
+            cross = exchange(talk, data_variant=objective.lambda_d > 0)
+        if objective.measure:  # All of it, but nothing more is sent.
+            cross = exchange(talk.unmetered(), data_variant=True)
+        (_, (losses, correct, model_state)), grads = gradients(
+            eval_params, state.model_state, batch, cross
+        )
+        norms = jax.vmap(optax.global_norm)(grads)
+        if objective.clip_norm is not None:
+            grads = clip_per_agent(grads, norms, objective.clip_norm)
+        if algorithm.combine is not None:
+            foreign = talk.cross(plain_gradient, received, batch, message=sent)
+            grads, algorithm_state = algorithm.combine(grads, foreign, algorithm_state, talk)
+        params, algorithm_state = algorithm.update(grads, eval_params, algorithm_state, talk, lr)
+
+        samples = batch.mask.sum(axis=1, dtype=jnp.int32)
+        metrics = StepMetrics(*losses, samples, correct, norms, lr, talk.traffic())
+        return TrainState(state.step + 1, params, model_state, algorithm_state, state.key), metrics
+
+    return step
+
+
+def make_features_fn(model: nn.Module) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """`features_fn((params, model_state), images) -> [batch, F]`, in evaluation mode."""
+    return lambda variables, images: models.apply_eval(model, *variables, images)[0]
+
+
+def make_loss_fn(model: nn.Module, objective: Objective) -> Callable[..., Any]:
+    """The loss of one agent.
+
+    Returns:
+      `loss_fn(params, model_state, batch, cross) -> (loss, (losses, correct, model_state))` with
+      one agent's `Batch` and `CrossFeatures` (or None); losses are the triple cross-entropy, L_mv,
+      L_dv, NaN where not computed.
+    """
+    distance = cross_features.DISTANCES[objective.distance]
+
+    def loss_fn(params, model_state, batch, cross):
+        (features, logits), model_state = models.apply_train(
+            model, params, model_state, batch.images
+        )
+        per_sample = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        ce = cross_features.masked_mean(per_sample, batch.mask)
+        loss, mv, dv = ce, jnp.float32(jnp.nan), jnp.float32(jnp.nan)
+        if cross is not None:
+            mv = cross_features.model_variant_loss(
+                features, cross.neighbors, cross.mask, batch.mask, distance
+            )
+        if cross is not None and cross.sums is not None:
+            dv = cross_features.data_variant_loss(
+                features, batch.labels, cross.sums, cross.counts, batch.mask, distance
+            )
+        # A loss of weight 0 stays out of the sum: 0 * inf would be NaN.
+        loss += objective.lambda_m * mv if objective.lambda_m > 0 else 0.0
+        loss += objective.lambda_d * dv if objective.lambda_d > 0 else 0.0
+        hit = (logits.argmax(axis=-1) == batch.labels) & batch.mask
+        return loss, ((ce, mv, dv), hit.sum(dtype=jnp.int32), model_state)
+
+    return loss_fn
+
+
+def clip_per_agent(grads: PyTree, norms: jax.Array, largest: float) -> PyTree:
+    """Scales down each agent's gradient whose l2 norm (`norms [agents]`) is above `largest`."""
+    scale = jnp.minimum(1.0, largest / jnp.maximum(norms, 1e-12))
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype).reshape(-1, *[1] * (g.ndim - 1)), grads)

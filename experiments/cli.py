@@ -1,0 +1,131 @@
+"""From command line to Config, and from exceptions to one clear line and an exit code.
+
+Exit codes: 0 done; 1 the run failed (a loss is no longer finite); 2 something asked for is wrong, and
+nothing was written; 130 interrupted.
+"""
+
+import dataclasses
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from ccl_jax.loop import Diverged
+from experiments.config import Config
+
+
+def run_main(
+    main: Callable[[Config, frozenset[str]], None],
+    defaults: Config,
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses flags and runs a main.
+
+    Args:
+      main: `main(config, given)`; `given` has the names of the flags that were on the command line.
+      defaults: The settings where no flag is given.
+      description: Shown by `--help`.
+      argv: The command line with the program's name; default: `sys.argv`.
+
+    Returns:
+      The exit code.
+    """
+
+    def body() -> None:
+        values = define(defaults)
+        rest = values(list(sys.argv if argv is None else argv))[1:]
+        if rest:
+            raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+        if values["help"].value:
+            print(help_text(defaults, description))
+            return
+        names = [field.name for field in _fields(defaults)]
+        given = frozenset(name for name in names if values[name].present)
+        settings = {name: _value(values[name].value) for name in names}
+        main(dataclasses.replace(defaults, **settings), given)
+
+    return guard(body)
+
+
+def guard(body: Callable[[], None]) -> int:
+    """Runs `body`; turns what a user can mend into one line on stderr and an exit code."""
+    try:
+        body()
+    except (flags.Error, ValueError) as error:
+        return _complain(error, 2)
+    except Diverged as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    return 0
+
+
+def define(defaults: Config) -> flags.FlagValues:
+    """Flags for all fields of a Config, in a set of their own."""
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    flags.DEFINE_string("flagfile", None, "read flags from this file", flag_values=values)
+    kinds = typing.get_type_hints(Config)
+    for field in _fields(defaults):
+        default = getattr(defaults, field.name)
+        text = field.metadata["help"]
+        kind = _plain_type(kinds[field.name])
+        if kind is bool:
+            flags.DEFINE_bool(field.name, default, text, flag_values=values)
+        elif kind is int:
+            flags.DEFINE_integer(field.name, default, text, flag_values=values)
+        elif kind is float:
+            flags.DEFINE_float(field.name, default, text, flag_values=values)
+        elif kind is tuple:
+            flags.DEFINE_multi_string(field.name, list(default), text, flag_values=values)
+        else:
+            flags.DEFINE_string(field.name, default, text, flag_values=values)
+    return values
+
+
+def help_text(defaults: Config, description: str) -> str:
+    """Flags by group, with their defaults."""
+    lines = [textwrap.dedent(description).strip(), ""]
+    groups: dict[str, list[dataclasses.Field]] = {}
+    for field in _fields(defaults):
+        groups.setdefault(field.metadata["group"], []).append(field)
+    for group, fields in groups.items():
+        lines += [f"{group}:"]
+        for field in fields:
+            default = getattr(defaults, field.name)
+            shown = "" if default in (None, ()) else f" [{default}]"
+            text = field.metadata["help"] + shown
+            lines += textwrap.wrap(
+                text,
+                width=100,
+                initial_indent=f"  --{field.name:<22} ",
+                subsequent_indent=" " * 27,
+            )
+        lines += [""]
+    lines += ["Also: --flagfile=FILE reads flags from a file, one a line."]
+    return "\n".join(lines)
+
+
+def _fields(defaults: Config) -> list[dataclasses.Field]:
+    """The fields that are flags: the dataset is chosen by the main."""
+    return [field for field in dataclasses.fields(defaults) if field.name != "dataset"]
+
+
+def _plain_type(kind: object) -> type:
+    """`float` for `float | None`, `tuple` for `tuple[str, ...]`."""
+    if isinstance(kind, types.UnionType):
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    return typing.get_origin(kind) or kind
+
+
+def _value(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _complain(error: object, code: int) -> int:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return code

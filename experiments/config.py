@@ -1,0 +1,172 @@
+"""The settings of a run: one frozen Config, from which flags, help text and config.json are made.
+
+Values that fit one dataset only (its model, its learning rate) are given by the main of that dataset,
+as a Config of its own. Everything that can be checked without data is checked here, so that a wrong
+value is reported before anything is read or written.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+
+def setting(default: Any, group: str, text: str) -> Any:
+    """A Config field with the group and the text that `--help` shows."""
+    return dataclasses.field(default=default, metadata={"group": group, "help": text})
+
+
+DATA, NETWORK, METHOD, TRAINING, OUTPUT = (
+    "Data and who holds them",
+    "Network of agents",
+    "Method",
+    "Model and training",
+    "Output",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of one run; see the texts below, which `--help` shows.
+
+    Raises:
+      ValueError: A value out of its range; the message names it, what is allowed and what to do.
+    """
+
+    dataset: str = setting("digits", DATA, "name of the dataset")
+    data_dir: str | None = setting(
+        None, DATA, "directory with the dataset's files; default: where packages put them"
+    )
+    partition: str = setting(
+        "dirichlet",
+        DATA,
+        "who gets which samples: dirichlet (the published split), dirichlet-clean, iid, shards, "
+        "classes",
+    )
+    alpha: float = setting(
+        0.1, DATA, "Dirichlet concentration, > 0; SMALL is heterogeneous, 10 is nearly IID"
+    )
+    classes_per_agent: int = setting(2, DATA, "classes an agent holds, with --partition=classes")
+    shards_per_agent: int = setting(2, DATA, "shards an agent holds, with --partition=shards")
+
+    agents: int = setting(16, NETWORK, "number of agents")
+    topology: str = setting(
+        "ring", NETWORK, "graph: see `python -m experiments.topologies` for all names"
+    )
+    weights: str = setting("uniform", NETWORK, "mixing weights: uniform, metropolis, lazy ...")
+
+    algorithm: str = setting(
+        "qg-dsgdm-n", METHOD, "base method: dsgd, dsgdm, dsgdm-n, qg-dsgdm, qg-dsgdm-n ..."
+    )
+    lambda_m: float = setting(
+        0.0, METHOD, "weight of the model-variant contrastive loss; 0 leaves it out"
+    )
+    lambda_d: float = setting(
+        0.0, METHOD, "weight of the data-variant contrastive loss; 0 leaves it out"
+    )
+    distance: str = setting("mse", METHOD, "distance of features: mse, l1, huber, cosine")
+    momentum: float | None = setting(None, METHOD, "momentum beta; default: the method's own")
+    weight_decay: float | None = setting(
+        None, METHOD, "weight decay, added to the gradient; default: the method's own"
+    )
+    gossip_rate: float | None = setting(
+        None, METHOD, "gossip (averaging) rate gamma, in (0, 1]; default: the method's own"
+    )
+    hparam: tuple[str, ...] = setting(
+        (), METHOD, "other hyper-parameter of the method, NAME=VALUE; may be repeated"
+    )
+    clip_norm: float | None = setting(
+        None, METHOD, "clip each agent's gradient to this l2 norm; default: no clipping"
+    )
+
+    model: str = setting("lenet5", TRAINING, "network: digits-cnn, lenet5, resnet20 ...")
+    norm: str | None = setting(
+        None, TRAINING, "normalisation: none, evonorm, group, batch; default: the model's own"
+    )
+    lr: float = setting(0.1, TRAINING, "learning rate at its highest")
+    schedule: str = setting(
+        "step", TRAINING, "learning-rate schedule: step (/10 at 50% and 75%), cosine, constant"
+    )
+    warmup_epochs: int = setting(0, TRAINING, "epochs of linear warm-up")
+    batch_size: int = setting(32, TRAINING, "samples an agent a step")
+    epochs: int = setting(200, TRAINING, "passes over the data")
+    augment: str = setting("none", TRAINING, "augmentation: none, flip-crop, resized-crop-flip")
+    seed: int = setting(0, TRAINING, "seed of everything random")
+
+    workdir: str | None = setting(
+        None, OUTPUT, "directory of this run's files; default: a new one under runs/"
+    )
+    eval_every: int = setting(1, OUTPUT, "epochs between evaluations on the test set")
+    measure_heterogeneity: bool = setting(
+        False, OUTPUT, "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)"
+    )
+    progress: bool = setting(True, OUTPUT, "show a progress bar")
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("agents", 1),
+            ("batch_size", 1),
+            ("epochs", 1),
+            ("eval_every", 1),
+            ("warmup_epochs", 0),
+            ("classes_per_agent", 1),
+            ("shards_per_agent", 1),
+        ):
+            _check(self, name, getattr(self, name) >= low, f"at least {low}")
+        for name in ("alpha", "lr", "clip_norm"):
+            _check(self, name, _positive(getattr(self, name)), "a number > 0")
+        for name in ("lambda_m", "lambda_d", "weight_decay"):
+            value = getattr(self, name)
+            _check(self, name, value is None or 0 <= value < math.inf, "a number >= 0")
+        momentum, gamma = self.momentum, self.gossip_rate
+        _check(self, "momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
+        _check(self, "gossip_rate", gamma is None or 0 < gamma <= 1, "in (0, 1]")
+        _check(self, "seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those of the method that were given: momentum, weight_decay, gossip_rate and `hparam`.
+
+        Raises:
+          ValueError: An `hparam` is not NAME=VALUE.
+        """
+        given = {
+            name: getattr(self, name)
+            for name in ("momentum", "weight_decay", "gossip_rate")
+            if getattr(self, name) is not None
+        }
+        for text in self.hparam:
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise ValueError(
+                    f"hparam {text!r} is not of the form NAME=VALUE, as ema_factor=0.1"
+                )
+            given[name] = _literal(value)
+        return given
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call this method."""
+        if self.lambda_m == 0 and self.lambda_d == 0:
+            return self.algorithm
+        return f"CCL + {self.algorithm}"
+
+
+def _positive(value: float | None) -> bool:
+    return value is None or 0 < value < math.inf
+
+
+def _check(config: Config, name: str, good: bool, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {getattr(config, name)}; it must be {allowed}")
+
+
+def _literal(text: str) -> Any:
+    """A number or truth value where the text is one, else the text."""
+    known = {"true": True, "false": False, "none": None}
+    if text.lower() in known:
+        return known[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

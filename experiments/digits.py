@@ -1,0 +1,68 @@
+"""Trains decentralized agents on scikit-learn's handwritten digits: real data, no download.
+
+    python -m experiments.digits
+
+compares DSGDm-N, QG-DSGDm-N and CCL on 8 agents in a ring whose data differ strongly. With
+--algorithm (or --lambda_m, --lambda_d and an algorithm) that one alone runs:
+
+    python -m experiments.digits --algorithm=qg-dsgdm-n --lambda_m=0.1 --lambda_d=0.1
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from ccl_jax import plots
+from ccl_jax.data import datasets
+from experiments import cli, runner
+from experiments.config import Config
+
+DEFAULTS = Config(
+    dataset="digits", agents=8, alpha=0.1, model="digits-cnn", lr=0.1, epochs=60, eval_every=2
+)
+
+
+def main(config: Config, given: frozenset[str] = frozenset()) -> None:
+    """One run if an algorithm is named, else a comparison."""
+    if "algorithm" in given:
+        run = runner.prepare(config)
+        summary = runner.execute(run)
+        print(runner.results_table([summary]))
+        print(f"run directory: {run.directory.path}")
+        return
+    compare(config, given)
+
+
+def compare(config: Config, given: frozenset[str]) -> None:
+    """DSGDm-N, QG-DSGDm-N and CCL, one after another, on the same split and order of data."""
+    workdir = Path(config.workdir or runner.new_workdir(config))
+    runner.RunDirectory(workdir).check_free()
+    ccl = {} if given & {"lambda_m", "lambda_d"} else {"lambda_m": 0.1, "lambda_d": 0.1}
+    contestants = {
+        "dsgdm-n": {"algorithm": "dsgdm-n", "lambda_m": 0.0, "lambda_d": 0.0},
+        "qg-dsgdm-n": {"algorithm": "qg-dsgdm-n", "lambda_m": 0.0, "lambda_d": 0.0},
+        "ccl": {"algorithm": "qg-dsgdm-n", **ccl},
+    }
+    dataset = datasets.load(config.dataset, config.data_dir)
+    runs = [
+        runner.prepare(
+            dataclasses.replace(config, workdir=str(workdir / name), **settings), dataset
+        )
+        for name, settings in contestants.items()
+    ]
+    summaries = [runner.execute(run) for run in runs]
+
+    together = runner.RunDirectory(workdir)
+    together.write_json("comparison.json", {s["label"]: s for s in summaries})
+    curves = {run.config.label: run.directory.read_metrics() for run in runs}
+    title = f"digits, {config.agents} agents on a {config.topology}, alpha {config.alpha:g}"
+    plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
+    split = runs[0].directory.figures / "partition.png"
+    print(runner.results_table(summaries))
+    print(f"accuracy against rounds: {together.figures / 'accuracy.png'}")
+    print(f"who holds which classes: {split}")
+    print(f"run directory: {workdir}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_main(main, DEFAULTS, __doc__))

@@ -1,0 +1,165 @@
+"""Datasets: what `load` gives, from true files, and what it says when they are missing or damaged."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ccl_jax.data import datasets
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+@pytest.fixture
+def small_fmnist(tmp_path, write_idx):
+    """A folder with a tiny Fashion-MNIST, two files gzipped and two not, and its content."""
+    rng = np.random.default_rng(0)
+    content = {
+        FILES[0]: rng.integers(0, 256, (20, 28, 28)),
+        FILES[1]: np.arange(20) % 10,
+        FILES[2]: rng.integers(0, 256, (5, 28, 28)),
+        FILES[3]: np.array([3, 1, 4, 1, 5]),
+    }
+    for name, suffix in zip(FILES, (".gz", "", "", ".gz"), strict=True):
+        write_idx(tmp_path / (name + suffix), content[name])
+    return tmp_path, content
+
+
+def test_digits():
+    digits = datasets.load("digits")
+    assert digits.train_images.shape == (1437, 8, 8, 1)
+    assert digits.test_images.shape == (360, 8, 8, 1)
+    assert digits.image_shape == (8, 8, 1)
+    assert digits.train_images.max() == digits.scale == 16
+    # The class sizes that scikit-learn documents, and a fifth of each, rounded up or down.
+    sizes = np.array([178, 182, 177, 183, 181, 182, 181, 179, 174, 180])
+    test_sizes = np.bincount(digits.test_labels)
+    np.testing.assert_array_equal(np.bincount(digits.train_labels) + test_sizes, sizes)
+    assert np.all(np.abs(test_sizes - sizes / 5) < 1)
+    # The first image of the set, a 0, begins so in scikit-learn's documentation.
+    np.testing.assert_array_equal(digits.test_images[0, 0, :, 0], [0, 0, 5, 13, 9, 1, 0, 0])
+    assert digits.test_labels[0] == 0
+
+
+def test_digits_constants_normalise_the_training_set():
+    digits = datasets.load("digits")
+    normalised = (digits.train_images / digits.scale - digits.mean[0]) / digits.std[0]
+    assert abs(normalised.mean()) < 1e-6
+    assert abs(normalised.std() - 1) < 1e-6
+
+
+def test_digits_split_is_the_same_each_time_and_disjoint():
+    first, second = datasets.load("digits"), datasets.load("digits")
+    np.testing.assert_array_equal(first.train_images, second.train_images)
+    train = {image.tobytes() for image in first.train_images}
+    test = {image.tobytes() for image in first.test_images}
+    assert not train & test
+
+
+@pytest.mark.parametrize("below", ["", "fashion-mnist", "FashionMNIST/raw"])
+def test_fmnist_round_trip(small_fmnist, tmp_path_factory, below):
+    folder, content = small_fmnist
+    data_dir = folder
+    if below:
+        data_dir = tmp_path_factory.mktemp("data")
+        (data_dir / below).parent.mkdir(exist_ok=True)
+        folder.rename(data_dir / below)
+    fmnist = datasets.load("fmnist", str(data_dir))
+    np.testing.assert_array_equal(fmnist.train_images[..., 0], content[FILES[0]])
+    np.testing.assert_array_equal(fmnist.train_labels, content[FILES[1]])
+    np.testing.assert_array_equal(fmnist.test_images[..., 0], content[FILES[2]])
+    np.testing.assert_array_equal(fmnist.test_labels, content[FILES[3]])
+    assert (fmnist.num_classes, fmnist.mean, fmnist.std, fmnist.scale) == (10, (0.5,), (0.5,), 255)
+
+
+def test_fmnist_missing_files_are_named(small_fmnist):
+    folder, _ = small_fmnist
+    (folder / FILES[2]).unlink()
+    with pytest.raises(ValueError, match="lacks t10k-images-idx3-ubyte;") as error:
+        datasets.load("fmnist", folder)
+    message = str(error.value)
+    assert all(name in message for name in FILES) and str(folder) in message
+    assert "zalandoresearch/fashion-mnist" in message and "dataset-fashion-mnist" in message
+
+
+def test_fmnist_missing_from_the_system(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "FMNIST_SYSTEM_DIR", tmp_path / "absent")
+    with pytest.raises(ValueError, match="absent lacks train-images-idx3-ubyte, train-labels"):
+        datasets.load("fmnist")
+
+
+def test_fmnist_found_in_the_system(monkeypatch, small_fmnist):
+    monkeypatch.setattr(datasets, "FMNIST_SYSTEM_DIR", small_fmnist[0])
+    assert len(datasets.load("fmnist").train_labels) == 20
+
+
+def test_fmnist_damage_is_named(small_fmnist, write_idx):
+    folder, content = small_fmnist
+    write_idx(folder / FILES[2], content[FILES[2]][:, :8, :8])
+    with pytest.raises(ValueError, match="t10k-images.*5 x 8 x 8, expected any x 28 x 28"):
+        datasets.load("fmnist", folder)
+    write_idx(folder / FILES[1], np.arange(20))
+    with pytest.raises(ValueError, match="train-labels.*label 19 at position 19, expected 0 to 9"):
+        datasets.load("fmnist", folder)
+
+
+@pytest.mark.skipif(
+    not datasets.FMNIST_SYSTEM_DIR.is_dir(), reason="package dataset-fashion-mnist not installed"
+)
+def test_the_real_fmnist():
+    fmnist = datasets.load("fmnist")
+    assert fmnist.train_images.shape == (60_000, 28, 28, 1)
+    assert fmnist.test_images.shape == (10_000, 28, 28, 1)
+    np.testing.assert_array_equal(np.bincount(fmnist.train_labels), [6000] * 10)
+    np.testing.assert_array_equal(np.bincount(fmnist.test_labels), [1000] * 10)
+    # Published figures: the first labels, and mean 0.2860 and std 0.3530 of the training pixels.
+    np.testing.assert_array_equal(fmnist.train_labels[:10], [9, 0, 0, 3, 0, 2, 7, 2, 5, 5])
+    assert fmnist.class_names[9] == "Ankle boot"
+    pixels = fmnist.train_images.astype(np.float32) / 255
+    assert abs(pixels.mean(dtype=np.float64) - 0.2860) < 1e-4
+    assert abs(pixels.std(dtype=np.float64) - 0.3530) < 1e-4
+
+
+def test_unknown_name_gives_the_nearest():
+    with pytest.raises(ValueError, match="unknown dataset 'fminst': did you mean 'fmnist'"):
+        datasets.load("fminst")
+    assert datasets.NAMES == ("digits", "fmnist")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_images": np.zeros((4, 8, 8, 1), np.float32)}, "train images are float32"),
+        ({"test_images": np.zeros((2, 8, 9, 1), np.uint8)}, "one shape"),
+        ({"train_labels": np.zeros(3, np.int32)}, r"train labels are int32 \(3,\)"),
+        ({"train_labels": np.zeros(4, np.int64)}, "train labels are int64"),
+        (
+            {"test_labels": np.array([0, 2], np.int32)},
+            "test labels go from 0 to 2, expected 0 to 1",
+        ),
+        ({"train_labels": np.full(4, -1, np.int32)}, "from -1 to -1"),
+        ({"mean": (0.5, 0.5)}, "2 means and 1 stds for 1 channels"),
+        ({"std": (0.0,)}, "above 0"),
+        ({"class_names": ("one",)}, "1 class names for 2 classes"),
+    ],
+)
+def test_dataset_checks_itself(change, message):
+    right = datasets.Dataset(
+        name="toy",
+        train_images=np.zeros((4, 8, 8, 1), np.uint8),
+        train_labels=np.zeros(4, np.int32),
+        test_images=np.zeros((2, 8, 8, 1), np.uint8),
+        test_labels=np.zeros(2, np.int32),
+        num_classes=2,
+        mean=(0.5,),
+        std=(0.5,),
+        scale=255.0,
+        class_names=("a", "b"),
+    )
+    with pytest.raises(ValueError, match="toy: .*" + message):
+        dataclasses.replace(right, **change)
