@@ -46,7 +46,7 @@ def make_data_step(
     dataset: Dataset,
     augmentation: augment.Augmentation,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """Puts gathering, normalising and augmenting in front of a step.
+    """Puts gathering, augmenting and normalising in front of a step.
 
     Returns:
       `data_step(state, images, labels, indices) -> (state, metrics)`: `images` and `labels` are the
@@ -55,14 +55,15 @@ def make_data_step(
     """
 
     def data_step(state, images, labels, indices):
-        picked, labels, mask = batches.gather(images, labels, indices)
-        picked = augment.normalize(picked, dataset.mean, dataset.std, dataset.scale)
+        images, labels, mask = batches.gather(images, labels, indices)
         step_key = jax.random.fold_in(state.key, state.step)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
             step_key, jnp.arange(indices.shape[0])
         )
-        picked = jax.vmap(augmentation)(keys, picked)
-        return step(state, Batch(picked, labels, mask))
+        # Raw pixels are augmented, so that what a crop pads is black.
+        images = jax.vmap(augmentation)(keys, images.astype(jnp.float32))
+        images = augment.normalize(images, dataset.mean, dataset.std, dataset.scale)
+        return step(state, Batch(images, labels, mask))
 
     return data_step
 

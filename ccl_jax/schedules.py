@@ -1,9 +1,10 @@
 """Learning-rate schedules by name, made of optax's."""
 
-import difflib
 from collections.abc import Callable
 
 import optax
+
+from ccl_jax.names import look_up
 
 
 def step_decay(lr: float, steps: int) -> optax.Schedule:
@@ -40,15 +41,12 @@ def make(name: str, lr: float, steps: int, warmup_steps: int = 0) -> optax.Sched
     Raises:
       ValueError: Unknown name, lr <= 0, or a warm-up longer than the run.
     """
-    if name not in SCHEDULES:
-        near = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown schedule {name!r}; {hint}known are: {', '.join(SCHEDULES)}")
+    build = look_up("schedule", name, SCHEDULES)
     if not 0 < lr < float("inf"):
         raise ValueError(f"the learning rate is {lr}; it must be a number > 0")
     if not 0 <= warmup_steps <= steps:
         raise ValueError(f"warm-up is {warmup_steps} steps; it must be 0 to {steps}, the whole run")
-    schedule = SCHEDULES[name](lr, steps)
+    schedule = build(lr, steps)
     if warmup_steps == 0:
         return schedule
     warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)

@@ -125,9 +125,14 @@ def init_state(
       image_shape: `(H, W, C)`.
       key: `jax.random.key` of the run.
     """
-    init_key, run_key = jax.random.split(key)
-    params, model_state = stack(models.init(model, init_key, image_shape), agents)
-    return TrainState(jnp.int32(0), params, model_state, algorithm.init(params), run_key)
+
+    @jax.jit  # One compilation instead of one for every small operation.
+    def build(key):
+        init_key, run_key = jax.random.split(key)
+        params, model_state = stack(models.init(model, init_key, image_shape), agents)
+        return TrainState(jnp.int32(0), params, model_state, algorithm.init(params), run_key)
+
+    return build(key)
 
 
 def stack(tree: PyTree, agents: int) -> PyTree:
@@ -187,7 +192,7 @@ def make_step(
         (_, (losses, correct, model_state)), grads = gradients(
             eval_params, state.model_state, batch, cross
         )
-        norms = jax.vmap(optax.global_norm)(grads)
+        norms = jax.vmap(optax.tree.norm)(grads)
         if objective.clip_norm is not None:
             grads = clip_per_agent(grads, norms, objective.clip_norm)
         if algorithm.combine is not None:

@@ -148,15 +148,11 @@ def _build(config: Mapping[str, Any], trace: Mapping[str, np.ndarray], agents: i
     )
     lr = jnp.asarray(config["lr"], jnp.float32)
     step = training.make_step(model, algorithm, Network(graph), objective, lambda t: lr[t])
-    _, model_state = models.init(model, jax.random.key(0), trace["images"].shape[3:])
-    stacked = training.stack(jax.tree.map(jnp.asarray, params), agents)
-    state = training.TrainState(
-        jnp.int32(0),
-        stacked,
-        training.stack(model_state, agents),
-        algorithm.init(stacked),
-        jax.random.key(0),
+    state = training.init_state(
+        model, algorithm, agents, trace["images"].shape[3:], jax.random.key(0)
     )
+    stacked = jax.jit(training.stack, static_argnums=1)(params, agents)
+    state = state._replace(params=stacked, algorithm=jax.jit(algorithm.init)(stacked))
     return jax.jit(step), state
 
 

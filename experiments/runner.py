@@ -66,6 +66,8 @@ def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Run:
         config.agents,
         alpha=config.alpha,
         seed=config.seed,
+        # What the clean Dirichlet split guarantees: Flower's minimum, and one full batch.
+        min_samples=min(max(10, config.batch_size), len(dataset.train_labels) // config.agents),
         classes_per_agent=config.classes_per_agent,
         shards_per_agent=config.shards_per_agent,
     )
@@ -110,7 +112,7 @@ def execute(run: Run) -> dict[str, Any]:
         run.model,
         run.algorithm,
         config.agents,
-        run.dataset.train_images.shape[1:],
+        run.dataset.image_shape,
         jax.random.key(config.seed),
     )
     parameters = sum(x[0].size for x in jax.tree.leaves(state.params))

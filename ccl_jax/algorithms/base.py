@@ -14,7 +14,6 @@ earlier. All talking goes through `network` (`ccl_jax.network.Round`), which cou
 """
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,6 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
+from ccl_jax.names import look_up
 
 PyTree = Any
 
@@ -124,13 +125,12 @@ def lookup(name: str) -> Method:
     Raises:
       ValueError: Unknown name; the message has the nearest right one.
     """
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}? " if near else ""
+    if name.lower() == "ccl":
         raise ValueError(
-            f"unknown algorithm {name!r}; {hint}known are: {', '.join(sorted(REGISTRY))}"
+            "ccl is no algorithm but a loss on top of any of them: name the algorithm (the "
+            "published one is qg-dsgdm-n) and set lambda_m and lambda_d"
         )
-    return REGISTRY[name]
+    return look_up("algorithm", name, REGISTRY)
 
 
 # Arithmetic that many methods share. Trees are stacked; `a` and `lr` are scalars.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ccl_jax.data.names import look_up
+from ccl_jax.names import look_up
 
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -108,10 +108,13 @@ def random_boxes(
     Returns:
       `batch` boxes that lie within the image.
     """
-    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
-    draw = lambda key, low, high: jax.random.uniform(key, (batch, _TRIES), jnp.float32, low, high)
-    pixels = height * width * draw(area_key, *area)
-    ratios = jnp.exp(draw(ratio_key, jnp.log(ratio[0]), jnp.log(ratio[1])))
+    # One matrix of draws for everything: XLA on a CPU compiles it five times faster than four.
+    draws = jax.random.uniform(key, (batch, 2 * _TRIES + 2), jnp.float32)
+    area_draws, ratio_draws, top_draws, left_draws = jnp.split(
+        draws, (_TRIES, 2 * _TRIES, 2 * _TRIES + 1), axis=1
+    )
+    pixels = height * width * (area[0] + (area[1] - area[0]) * area_draws)
+    ratios = ratio[0] * (ratio[1] / ratio[0]) ** ratio_draws
     widths = jnp.round(jnp.sqrt(pixels * ratios)).astype(jnp.int32)
     heights = jnp.round(jnp.sqrt(pixels / ratios)).astype(jnp.int32)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
@@ -123,11 +126,11 @@ def random_boxes(
     box_height = pick(heights, min(height, round(width / ratio[0])))
     box_width = pick(widths, min(width, round(height * ratio[1])))
 
-    def place(key: jax.Array, room: jax.Array) -> jax.Array:
-        random = jax.random.randint(key, (batch,), 0, room + 1)
+    def place(draws: jax.Array, room: jax.Array) -> jax.Array:
+        random = (draws[:, 0] * (room + 1).astype(jnp.float32)).astype(jnp.int32)
         return jnp.where(fits.any(axis=1), random, room // 2)
 
-    top, left = place(top_key, height - box_height), place(left_key, width - box_width)
+    top, left = place(top_draws, height - box_height), place(left_draws, width - box_width)
     return Boxes(top, left, box_height, box_width)
 
 

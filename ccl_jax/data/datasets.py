@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.datasets import load_digits as sklearn_load_digits
 
 from ccl_jax.data.idx import read_images_and_labels
-from ccl_jax.data.names import look_up
+from ccl_jax.names import look_up
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,9 +28,9 @@ _CHUNK = 10
 def deal(labels: np.ndarray, agents: int, alpha: float, seed: int) -> np.ndarray:
     """Deals the samples to the agents; `partition.dirichlet_authors` checks the arguments.
 
-    Where p is all 0 or underflows to NaN, the class goes to the chunk's last agent: that is what
-    the original amounts to, as it casts the NaN to a cut at or below position 0. Where the original
-    would deal for ever, this gives up after `MAX_DEALS`.
+    Where p is all 0, or not finite because its draws underflow, the class goes to the chunk's last
+    agent: that is what the original amounts to, as it casts the resulting NaN to a cut at or below
+    position 0. Where the original would deal for ever, this gives up after `MAX_DEALS`.
 
     Args:
       labels: `[n]` integer classes, from 0 on.
@@ -71,7 +71,8 @@ def _deal_chunk(
         for size in class_sizes:
             p = np.where(held < share, rng.dirichlet(np.full(workers, alpha)), 0.0)
             total = p.sum()
-            fractions = np.cumsum(p / total)[:-1] if total > 0 else np.zeros(workers - 1)
+            usable = 0 < total < np.inf
+            fractions = np.cumsum(p / total)[:-1] if usable else np.zeros(workers - 1)
             cuts.append((fractions * size).astype(int))
             held += np.diff(cuts[-1], prepend=0, append=size)
         if held.min() >= int(0.5 * share):

@@ -4,9 +4,9 @@
     params, model_state = init(model, jax.random.key(0), (32, 32, 3))
     features, logits = apply_eval(model, params, model_state, images)
 
-features [batch, F] are the input of the last linear layer, `head`; logits are [batch, classes]; both are
-float32 whatever the compute type. Any flax.linen module with such a result works in the models' place; it
-need not know `train`. Training code vmaps these functions over a leading agents axis.
+features [batch, F] are the input of the last linear layer, `head`; logits are [batch, classes]; both
+are float32 whatever the compute type. Any flax.linen module with such a result works in the models'
+place; it need not know `train`. Training code vmaps these functions over a leading agents axis.
 """
 
 import difflib
@@ -53,7 +53,7 @@ def make(
         dtype: compute type, e.g. bfloat16; parameters, features and logits are float32.
 
     Returns:
-        A flax module: images [batch, H, W, C] -> (features [batch, F], logits [batch, num_classes]).
+        A flax module: images [batch, H, W, C] -> (features [batch, F], logits [batch, classes]).
 
     Raises:
         ValueError: unknown name or norm, or num_classes < 1.
@@ -89,7 +89,11 @@ def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) ->
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape is {image_shape}; give (height, width, channels), each >= 1")
-    variables = dict(model.init(key, jnp.zeros((1, *image_shape)), **_train(model, False)))
+    # Compiled, so that the forward pass, whose result nobody reads, is never run.
+    draw = jax.jit(
+        lambda key: model.init(key, jnp.zeros((1, *image_shape)), **_train(model, False))
+    )
+    variables = dict(draw(key))
     return variables.pop("params"), variables
 
 
@@ -119,7 +123,11 @@ def apply_train(
 def apply_eval(
     model: nn.Module, params: Any, model_state: Mapping, images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Features [batch, F] and logits [batch, classes] in evaluation mode; arguments as `apply_train`."""
+    """Features and logits in evaluation mode: nothing is recorded; arguments as in `apply_train`.
+
+    Returns:
+        features [batch, F], logits [batch, classes].
+    """
     return model.apply({"params": params, **model_state}, images, **_train(model, False))
 
 

@@ -1,8 +1,9 @@
 """Parameters between PyTorch's layout and ours, for models trained or recorded elsewhere.
 
 PyTorch keeps convolutions as (out, in, height, width) and linear layers as (out, in); flax as
-(height, width, in, out) and (in, out). EvoNorm's scale and shift are [1, C, 1, 1] in the published code. A linear
-layer after a flattened image reads channel, height, width there and height, width, channel here.
+(height, width, in, out) and (in, out). EvoNorm's scale and shift are [1, C, 1, 1] in the published
+code. A linear layer after a flattened image reads channel, height, width there and height, width,
+channel here.
 """
 
 import re
@@ -50,7 +51,7 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], *, leading: int = 0)
     Args:
         name: the model's name in the registry, e.g. "resnet20".
         arrays: parameters by PyTorch's names, e.g. "layer1.0.conv1.weight", in PyTorch's layout.
-        leading: number of axes in front of every array, 1 for [agents, ...]; they stay where they are.
+        leading: number of axes in front of every array, which stay there: 1 for [agents, ...].
 
     Returns:
         Nested dict of float32 arrays, `variables["params"]` of the flax module.
@@ -68,7 +69,9 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], *, leading: int = 0)
         torch_module, _, kind = torch_name.rpartition(".")
         module = _rename(torch_module, modules)
         if module is None or kind not in ("weight", "bias"):
-            raise ValueError(f"{torch_name!r} is no parameter of {name}; leave it out or name it right")
+            raise ValueError(
+                f"{torch_name!r} is no parameter of {name}; leave it out or name it right"
+            )
         array = np.asarray(array, np.float32)
         if "norm" in module:
             leaf = "scale" if kind == "weight" else "bias"

@@ -17,7 +17,7 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:
-    """Initialiser of a bias whose layer has fan_in inputs per output: uniform in +-1/sqrt(fan_in)."""
+    """Initialiser of the bias of a layer with fan_in inputs: uniform in +-1/sqrt(fan_in)."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / math.sqrt(fan_in)
@@ -83,7 +83,7 @@ def conv(
 
 
 def head(features: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    """The end of every model: features [batch, F] and their logits [batch, classes], both float32."""
+    """The end of every model: float32 features [batch, F] and their logits [batch, classes]."""
     features = features.astype(jnp.float32)
     return features, dense(features, num_classes, dtype=jnp.float32, name="head")
 

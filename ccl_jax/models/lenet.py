@@ -1,7 +1,8 @@
 """LeNet-5 (LeCun et al., 1998) in its usual ReLU and max-pooling form, for 28x28 grey images.
 
-61,706 parameters and F = 84 at 28x28x1; other image sizes and channels work, the first linear layer takes
-its size from the image. Initialisation is PyTorch's default, as in the published runs.
+61,706 parameters and F = 84 at 28x28x1; other image sizes and channels work, the first linear layer
+takes its size from the image. Initialisation is PyTorch's default, as the recorded initial
+parameters of the published code show.
 """
 
 import jax

@@ -1,12 +1,13 @@
 """Residual networks (He et al., arXiv 1512.03385) for CIFAR and for ImageNet.
 
-CIFAR: depth 6n + 2, a 3x3 stem of 16 channels and three stages of n blocks with 16, 32 and 64 channels;
-ResNet-20 has 272,474 parameters for 10 classes and F = 64. ImageNet: a 7x7 stem with stride 2 and max
-pooling, four stages; F = 512, or 2048 for ResNet-50.
+CIFAR: depth 6n + 2, a 3x3 stem of 16 channels and three stages of n blocks with 16, 32 and 64
+channels; ResNet-20 has 272,474 parameters for 10 classes and F = 64. ImageNet: a 7x7 stem with
+stride 2 and max pooling, four stages; F = 512, or 2048 for ResNet-50.
 
-As in the published runs: where the shape changes the shortcut is a 1x1 convolution and its normalisation,
-and with EvoNorm, itself an activation, nothing follows the residual sum. Convolutions have no bias and
-start normal with variance 2 / fan_out (as the recorded initial parameters show), the last layer as PyTorch's.
+As in the published runs: where the shape changes the shortcut is a 1x1 convolution and its
+normalisation, and with EvoNorm, itself an activation, nothing follows the residual sum. Convolutions
+have no bias. They start normal with variance 2 / fan_out and the last layer as PyTorch's, as the
+recorded initial parameters of the published code show.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from ccl_jax.models.norm import activation, norm
 
 
 class Block(nn.Module):
-    """One residual block: "basic" is 3x3, 3x3; "bottleneck" is 1x1, 3x3, 1x1 with four times the channels.
+    """One residual block: 3x3, 3x3; or, a bottleneck, 1x1, 3x3, 1x1 with four times the channels.
 
     Attributes:
         width: channels of the block, before a bottleneck's expansion.

@@ -1,7 +1,7 @@
 """VGG-11 (Simonyan and Zisserman, arXiv 1409.1556), reduced, for 32x32 images.
 
-As in the published runs: at most 128 channels, one linear layer, F = 128; 579,786 parameters with EvoNorm
-and 10 classes. Initialisation is PyTorch's default.
+As in the published runs: at most 128 channels, one linear layer, F = 128; 579,786 parameters with
+EvoNorm and 10 classes. Initialisation is PyTorch's default; the authors' was not recorded.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Batches: every sample once an epoch, an order that depends on nothing else, padding that counts 0."""
+"""Batches: every sample once an epoch, in a reproducible order, and padding that is masked."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def test_bad_batch_sizes():
     split = make_partition([20, 3, 50])
     with pytest.raises(ValueError, match=r"8 is larger than the shard of agent 1, which holds 3"):
         batches.epoch_indices(split, 8, 0, 0)
-    with pytest.raises(ValueError, match="agent 2 holds 50.*at most 3"):
+    with pytest.raises(ValueError, match=r"agent 2 holds 50.*at most 3"):
         batches.steps_per_epoch(split, 8)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         batches.steps_per_epoch(split, 0)

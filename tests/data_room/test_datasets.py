@@ -1,4 +1,4 @@
-"""Datasets: what `load` gives, from true files, and what it says when they are missing or damaged."""
+"""Datasets: what `load` gives from true files, and what it says of missing or damaged ones."""
 
 import dataclasses
 
@@ -101,10 +101,10 @@ def test_fmnist_found_in_the_system(monkeypatch, small_fmnist):
 def test_fmnist_damage_is_named(small_fmnist, write_idx):
     folder, content = small_fmnist
     write_idx(folder / FILES[2], content[FILES[2]][:, :8, :8])
-    with pytest.raises(ValueError, match="t10k-images.*5 x 8 x 8, expected any x 28 x 28"):
+    with pytest.raises(ValueError, match=r"t10k-images.*5 x 8 x 8, expected any x 28 x 28"):
         datasets.load("fmnist", folder)
     write_idx(folder / FILES[1], np.arange(20))
-    with pytest.raises(ValueError, match="train-labels.*label 19 at position 19, expected 0 to 9"):
+    with pytest.raises(ValueError, match=r"train-labels.*label 19 at position 19, expected 0 to 9"):
         datasets.load("fmnist", folder)
 
 

@@ -1,0 +1,183 @@
+"""What every model keeps to: sizes, types, initialisation, agents axis; users' own modules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ccl_jax import models
+from ccl_jax.models.layers import max_pool_2x2
+from ccl_jax.models.resnet import cifar_resnet, imagenet_resnet
+
+# name: (image shape, F, parameters with 10 classes and the published norm). LeNet-5, ResNet-20 and
+# -18, MobileNet-V2 and VGG-11: counted in the authors' models. ResNet-34 and -50: torchvision's
+# 21,797,672 and 25,557,032 with 1000 classes, less 990 rows of the last layer (513 and 2,049 numbers
+# each). ResNet-8: ResNet-20 less two blocks of each stage, 2 * (18 * 256 + 64) + 2 * (18 * 1024 + 128)
+# + 2 * (18 * 4096 + 256) = 194,432. digits-cnn: 160 + 32 + 9,280 + 128 + 650.
+SIZES = {
+    "digits-cnn": ((8, 8, 1), 64, 10_250),
+    "lenet5": ((28, 28, 1), 84, 61_706),
+    "mobilenetv2": ((32, 32, 3), 1280, 2_296_922),
+    "resnet8": ((32, 32, 3), 64, 78_042),
+    "resnet20": ((32, 32, 3), 64, 272_474),
+    "resnet18": ((224, 224, 3), 512, 11_181_642),
+    "resnet34": ((224, 224, 3), 512, 21_289_802),
+    "resnet50": ((224, 224, 3), 2048, 23_528_522),
+    "vgg11": ((32, 32, 3), 128, 579_786),
+}
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def shapes_of(model, image_shape, batch=3):
+    images = jnp.zeros((batch, *image_shape))
+
+    def run():
+        params, state = models.init(model, jax.random.key(0), image_shape)
+        return params, state, models.apply_eval(model, params, state, images)
+
+    return jax.eval_shape(run)
+
+
+def test_every_model_is_listed():
+    assert set(SIZES) == set(models.MODELS)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes(name):
+    image_shape, width, parameters = SIZES[name]
+    params, state, (features, logits) = shapes_of(models.make(name, 10), image_shape)
+    assert count(params) == parameters
+    assert state == {}
+    assert features.shape == (3, width)
+    assert logits.shape == (3, 10)
+    assert params["head"]["kernel"].shape == (width, 10)
+
+
+@pytest.mark.parametrize("norm", models.NORMS)
+@pytest.mark.parametrize("name", ["digits-cnn", "lenet5", "mobilenetv2", "resnet8", "vgg11"])
+def test_half_precision_computes_but_does_not_return(name, norm):
+    model = models.make(name, 10, norm=norm, dtype=jnp.bfloat16)
+    params, _, (features, logits) = shapes_of(model, SIZES[name][0])
+    assert features.dtype == logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+
+
+def test_half_precision_is_close_to_full():
+    full, half = (models.make("digits-cnn", 10, dtype=d) for d in (jnp.float32, jnp.bfloat16))
+    params, _ = models.init(full, jax.random.key(0), (8, 8, 1))
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    _, expected = jax.jit(lambda: models.apply_eval(full, params, {}, images))()
+    _, logits = jax.jit(lambda: models.apply_eval(half, params, {}, images))()
+    np.testing.assert_allclose(logits, expected, atol=0.02)
+    assert not np.array_equal(logits, expected)
+
+
+def test_features_are_the_input_of_the_head():
+    model = models.make("lenet5", 10)
+    params, _ = models.init(model, jax.random.key(0), (28, 28, 1))
+    images = jax.random.normal(jax.random.key(1), (4, 28, 28, 1))
+    features, logits = jax.jit(lambda: models.apply_eval(model, params, {}, images))()
+    head = params["head"]
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "digits-cnn", "resnet20", "vgg11", "mobilenetv2"])
+def test_other_image_sizes(name):
+    _, _, (features, logits) = shapes_of(models.make(name, 100), (40, 36, 2))
+    assert features.shape[0] == 3
+    assert logits.shape == (3, 100)
+
+
+def test_agents_axis():
+    """Two agents with their own parameters and images, stacked: the same as one after the other."""
+    model = models.make("digits-cnn", 10, norm="batch")
+    keys = jax.random.split(jax.random.key(0), 2)
+    params, state = jax.vmap(lambda key: models.init(model, key, (8, 8, 1)))(keys)
+    images = jax.random.normal(jax.random.key(1), (2, 5, 8, 8, 1))
+    apply = jax.jit(lambda *args: models.apply_train(model, *args))
+    (features, logits), new_state = jax.vmap(apply)(params, state, images)
+    for agent in range(2):
+        own = jax.tree.map(lambda leaf: leaf[agent], (params, state, images))  # noqa: B023
+        (f, z), s = apply(*own)
+        np.testing.assert_allclose(features[agent], f, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(logits[agent], z, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            new_state["batch_stats"]["norm2"]["var"][agent],
+            s["batch_stats"]["norm2"]["var"],
+            rtol=1e-4,
+        )
+
+
+def test_linear_and_lenet_start_as_in_pytorch():
+    """Uniform in +-1/sqrt(fan_in), the standard deviation 1/sqrt(3 fan_in); biases too."""
+    params, _ = models.init(models.make("lenet5", 10), jax.random.key(0), (28, 28, 1))
+    for module, fan_in in [("conv2", 150), ("fc1", 400), ("fc2", 120), ("head", 84)]:
+        kernel, bias = params[module]["kernel"], params[module]["bias"]
+        assert np.abs(kernel).max() <= fan_in**-0.5 * 1.0001
+        assert np.std(kernel) * np.sqrt(3 * fan_in) == pytest.approx(1, abs=0.05)
+        assert 0.5 * fan_in**-0.5 < np.abs(bias).max() <= fan_in**-0.5
+
+
+def test_resnet_starts_normal_in_fan_out():
+    params, _ = models.init(models.make("resnet8", 10), jax.random.key(0), (32, 32, 3))
+    for kernel, fan_out in [
+        (params["layer3_0"]["conv1"]["kernel"], 9 * 64),
+        (params["layer3_0"]["shortcut_conv"]["kernel"], 64),
+    ]:
+        assert np.std(kernel) == pytest.approx(np.sqrt(2 / fan_out), rel=0.05)
+        # Kurtosis 3: normal, neither uniform (1.8) nor truncated at two deviations (2.4).
+        standard = np.asarray(kernel) / np.std(kernel)
+        assert np.mean(standard**4) == pytest.approx(3, abs=0.4)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (1, 5, 7, 2), (3, 2, 2, 1), (1, 3, 4, 1)])
+def test_max_pool_equals_window_reduction(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    window = lambda x: jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+    )
+    np.testing.assert_array_equal(max_pool_2x2(x), window(x))
+    weights = jax.random.normal(jax.random.key(1), window(x).shape)
+    ours, theirs = (
+        jax.grad(lambda x, pool=pool: jnp.sum(pool(x) * weights))(x)
+        for pool in (max_pool_2x2, window)
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
+class Plain(nn.Module):
+    """A user's own model: no `train`."""
+
+    @nn.compact
+    def __call__(self, images):
+        features = nn.relu(nn.Dense(7)(images.reshape(images.shape[0], -1)))
+        return features, nn.Dense(3)(features)
+
+
+def test_own_module_without_train():
+    model = Plain()
+    params, state = models.init(model, jax.random.key(0), (4, 4, 1))
+    images = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
+    (features, logits), new_state = models.apply_train(model, params, state, images)
+    assert features.shape == (2, 7)
+    assert new_state == state == {}
+    np.testing.assert_array_equal(logits, models.apply_eval(model, params, state, images)[1])
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="model 'ResNet-20' is unknown; did you mean 'resnet20'"):
+        models.make("ResNet-20", 10)
+    with pytest.raises(ValueError, match="norm 'groupnorm' is unknown; did you mean 'group'"):
+        models.make("resnet20", 10, norm="groupnorm")
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        models.make("resnet20", 0)
+    with pytest.raises(ValueError, match="image_shape is \\(28, 28\\)"):
+        models.init(models.make("lenet5", 10), jax.random.key(0), (28, 28))
+    with pytest.raises(ValueError, match="depth is 21"):
+        cifar_resnet(21)
+    with pytest.raises(ValueError, match="depth is 101"):
+        imagenet_resnet(101)

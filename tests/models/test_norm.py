@@ -1,0 +1,115 @@
+"""Normalisation: EvoNorm-S0 against a slow reference and numerical gradients; batch statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from ccl_jax import models
+from ccl_jax.models.norm import EvoNormS0, activation, group_variance, norm
+
+
+def slow_evonorm(x, groups, scale, shift):
+    """EvoNorm-S0 in float64, one sample and one group at a time."""
+    x = np.asarray(x, np.float64)
+    y = np.zeros_like(x)
+    width = x.shape[-1] // groups
+    for n in range(x.shape[0]):
+        for g in range(groups):
+            own = slice(g * width, (g + 1) * width)
+            group = x[n, :, :, own]
+            std = np.sqrt(((group - group.mean()) ** 2).mean() + 1e-5)
+            y[n, :, :, own] = group * np.clip(group / 6 + 0.5, 0, 1) / std
+    return y * np.asarray(scale, np.float64) + np.asarray(shift, np.float64)
+
+
+def images(*shape, mean=0.0, seed=0):
+    return (2.5 * np.random.default_rng(seed).standard_normal(shape) + mean).astype(np.float32)
+
+
+# 12 and 6 channels are not divisible by 8: the greatest common divisors are 4 and 2.
+@pytest.mark.parametrize(("channels", "groups"), [(16, 8), (8, 8), (12, 4), (6, 2), (1, 1)])
+def test_evonorm_equals_the_slow_reference(channels, groups):
+    x = images(3, 5, 4, channels)
+    scale, shift = images(channels, seed=1), images(channels, seed=2)
+    y = EvoNormS0().apply({"params": {"scale": scale, "bias": shift}}, x)
+    np.testing.assert_allclose(y, slow_evonorm(x, groups, scale, shift), rtol=2e-5, atol=2e-5)
+
+
+def test_evonorm_of_one_pixel_by_hand():
+    """Two channels 1 and 3 in two groups: variances are 0, so y = x * (x/6 + 1/2) / sqrt(1e-5)."""
+    x = jnp.array([1.0, 3.0]).reshape(1, 1, 1, 2)
+    y, _ = EvoNormS0().init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(y.ravel(), [210.81851, 948.68330], rtol=1e-5)
+
+
+def test_group_variance_is_stable_far_from_zero():
+    """Mean 1000, standard deviation 2.5: E[x^2] - E[x]^2 would keep no digit in float32."""
+    x = images(2, 8, 8, 16, mean=1000.0)
+    expected = x.astype(np.float64).reshape(2, 64, 8, 2).var(axis=(1, 3)).repeat(2, axis=-1)
+    np.testing.assert_allclose(group_variance(x, 8)[:, 0, 0], expected, rtol=1e-4)
+
+
+def test_evonorm_gradient():
+    x = jnp.asarray(images(2, 3, 3, 4))
+    # The clamp has kinks at -3 and 3; keep a finite difference away from them.
+    x = jnp.where(jnp.abs(jnp.abs(x) - 3) < 0.1, 2.0, x)
+    params = {"scale": jnp.asarray(images(4, seed=1)), "bias": jnp.asarray(images(4, seed=2))}
+    apply = lambda params, x: EvoNormS0(groups=2).apply({"params": params}, x)
+    check_grads(apply, (params, x), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+def test_group_norm_has_two_groups():
+    x = images(2, 4, 4, 6)
+    layer = norm("group", train=True, dtype=jnp.float32, name="norm1")
+    y, _ = layer.init_with_output(jax.random.key(0), x)
+    halves = x.reshape(2, 16, 2, 3)
+    centred = halves - halves.mean(axis=(1, 3), keepdims=True)
+    expected = centred / np.sqrt(halves.var(axis=(1, 3), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y, expected.reshape(x.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_activation():
+    x = jnp.array([-1.0, 2.0])
+    np.testing.assert_array_equal(activation("evonorm")(x), x)
+    for kind in ("group", "batch", "none"):
+        np.testing.assert_array_equal(activation(kind)(x), [0.0, 2.0])
+
+
+def test_batch_norm_records_in_training_and_uses_in_evaluation():
+    model = models.make("digits-cnn", 10, norm="batch")
+    params, state = models.init(model, jax.random.key(0), (8, 8, 1))
+    x = images(16, 8, 8, 1)
+    (_, logits), new_state = models.apply_train(model, params, state, x)
+
+    kernel, bias = params["conv1"]["kernel"], params["conv1"]["bias"]
+    out = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    batch_mean = np.mean(out, axis=(0, 1, 2)) + bias
+    np.testing.assert_allclose(
+        new_state["batch_stats"]["norm1"]["mean"], 0.1 * batch_mean, rtol=1e-4, atol=1e-6
+    )
+
+    _, before = models.apply_eval(model, params, state, x)
+    _, after = models.apply_eval(model, params, new_state, x)
+    assert not np.allclose(before, after, atol=1e-3)
+    assert not np.allclose(logits, after, atol=1e-3)
+    # In evaluation one image's result does not depend on the others.
+    _, alone = models.apply_eval(model, params, new_state, x[:1])
+    np.testing.assert_allclose(alone[0], after[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["evonorm", "group", "none"])
+def test_other_norms_have_no_state(kind):
+    model = models.make("digits-cnn", 10, norm=kind)
+    params, state = models.init(model, jax.random.key(0), (8, 8, 1))
+    assert state == {}
+    _, new_state = models.apply_train(model, params, state, images(2, 8, 8, 1))
+    assert new_state == {}
+
+
+def test_unknown_norm():
+    with pytest.raises(ValueError, match="norm 'layer' is unknown; choose one of evonorm, group"):
+        norm("layer", train=True, dtype=jnp.float32, name="norm1")
