@@ -106,8 +106,11 @@ def exchange(
     if not data_variant:
         return CrossFeatures(z, network.mask, None, None)
     per_neighbor = jax.vmap(class_sums, in_axes=(0, None, None, None))
-    made = jax.vmap(per_neighbor, in_axes=(0, 0, 0, None))(z, batch.labels, batch.mask, num_classes)
-    sums, counts = jax.tree.map(lambda x: x.sum(axis=1), network.reply(made))
+    sums, counts = jax.vmap(per_neighbor, in_axes=(0, 0, 0, None))(
+        z, batch.labels, batch.mask, num_classes
+    )
+    sums = network.reply(sums, compress=True).sum(axis=1)
+    counts = network.reply(counts).sum(axis=1)
     return CrossFeatures(z, network.mask, sums, counts)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ccl_jax import streams, training
 from ccl_jax.cross_features import Batch
 from ccl_jax.data import augment, batches
 from ccl_jax.data.datasets import Dataset
@@ -51,12 +52,12 @@ def make_data_step(
     Returns:
       `data_step(state, images, labels, indices) -> (state, metrics)`: `images` and `labels` are the
       whole training set, `indices [agents, batch]` int32 with -1 for padding. Augmentation of agent
-      i at step t is keyed by fold_in(fold_in(key, t), i).
+      i is keyed by the step and by i.
     """
 
     def data_step(state, images, labels, indices):
         images, labels, mask = batches.gather(images, labels, indices)
-        step_key = jax.random.fold_in(state.key, state.step)
+        step_key = streams.step_key(state.key, streams.Stream.AUGMENTATION, state.step)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
             step_key, jnp.arange(indices.shape[0])
         )
@@ -106,6 +107,7 @@ def fit(
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     shape = jax.ShapeDtypeStruct((len(partition.indices), batch_size), jnp.int32)
     began = time.perf_counter()
+    state = training.with_network_memory(data_step, state, images, labels, shape)
     compiled = jax.jit(data_step, donate_argnums=0).lower(state, images, labels, shape).compile()
     seconds_compile = time.perf_counter() - began
 
@@ -148,40 +150,38 @@ def fit(
 
 def epoch_means(history: list[StepMetrics]) -> Row:
     """Means over an epoch: cross-entropy and accuracy a sample, L_mv and L_dv a step and agent."""
-    losses = {
-        name: np.stack([getattr(m, name) for m in history]).astype(np.float64)
-        for name in ("cross_entropy", "model_variant", "data_variant")
-    }
-    samples = np.stack([m.samples for m in history])
-    correct = np.stack([m.correct for m in history])
-    total = max(1, samples.sum())
+    read = lambda name: np.stack([getattr(m, name) for m in history]).astype(np.float64)
+    samples, correct = read("samples"), read("correct")
+    total = max(1.0, samples.sum())
+    # A step in which an agent had no samples left says nothing about its features.
+    busy = samples > 0
+    mean = lambda values: float(values[busy].mean()) if busy.any() else float("nan")
     return {
         "lr": float(history[-1].lr),
-        "cross_entropy": float((losses["cross_entropy"] * samples).sum() / total),
+        "cross_entropy": float((read("cross_entropy") * samples).sum() / total),
         "train_accuracy": float(correct.sum() / total),
-        "model_variant_loss": float(losses["model_variant"].mean()),
-        "data_variant_loss": float(losses["data_variant"].mean()),
+        "model_variant_loss": mean(read("model_variant")),
+        "data_variant_loss": mean(read("data_variant")),
     }
 
 
 def _explain_divergence(history: list[StepMetrics], step: int) -> str | None:
     """One line on why the last step's losses or gradients are not finite; None if they are."""
     last = history[-1]
+    bad = ~(np.isfinite(last.cross_entropy) & np.isfinite(last.gradient_norm))
+    if not bad.any():
+        return None
+    agent = int(np.argmax(bad))
     terms = {
         "cross-entropy": last.cross_entropy,
         "model-variant loss": last.model_variant,
         "data-variant loss": last.data_variant,
         "gradient norm": last.gradient_norm,
     }
-    # Losses that are not computed are NaN for every agent from the first step on.
-    computed = {k: v for k, v in terms.items() if not np.isnan(v).all() or k == "cross-entropy"}
-    bad = ~np.all([np.isfinite(v) for v in computed.values()], axis=0)
-    if not bad.any():
-        return None
-    agent = int(np.argmax(bad))
-    sizes = ", ".join(f"{k} {float(v[agent]):.4g}" for k, v in computed.items())
+    sizes = ", ".join(f"{name} {float(value[agent]):.4g}" for name, value in terms.items())
     before = history[-2] if len(history) > 1 else last
-    grew = np.nanmax(before.model_variant, initial=0) > 10 * np.nanmax(before.cross_entropy)
+    # Comparisons with NaN, which stands for "not computed", are False.
+    grew = bool((before.model_variant > 10 * before.cross_entropy).any())
     cause = (
         "the model-variant loss ran away from the cross-entropy: lower lambda_m, clip gradients "
         "or use a network with normalisation"

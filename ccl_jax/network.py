@@ -17,13 +17,14 @@ All arrays are stacked: they lead with the agents axis. Values made for or heard
 `[agents, degree, ...]`, in the order of the topology's tables, and 0 where a table is padded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ccl_jax.compression import Compressor, feedback
 from ccl_jax.topology import Edges, Topology
 
 PyTree = Any
@@ -47,43 +48,108 @@ class Traffic(NamedTuple):
 
 
 class Network:
-    """A topology placed on the device.
+    """A topology placed on the device, and how it is used.
 
     Args:
       topology: The graph and its mixing weights.
+      local_steps: Agents talk in every `local_steps`-th step only, and work alone in between.
+      gossip_steps: How often `mix` mixes in a step; a graph over time moves on each time.
+      compressor: Compresses what `mix` sends (as CHOCO-SGD, Koloskova et al., arXiv:1902.00340:
+        neighbours keep a copy xh of each x and are sent the compressed difference) and, with error
+        feedback, what `reply` sends where its caller allows it. None sends exact values.
+
+    Raises:
+      ValueError: A count below 1.
     """
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        local_steps: int = 1,
+        gossip_steps: int = 1,
+        compressor: Compressor | None = None,
+    ) -> None:
+        for name, value in (("local_steps", local_steps), ("gossip_steps", gossip_steps)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         self.topology = topology
-        self._weights = jnp.asarray(topology.weights, jnp.float32)
-        self._incoming = jax.tree.map(jnp.asarray, topology.incoming)
-        self._outgoing = jax.tree.map(jnp.asarray, topology.outgoing)
+        self.local_steps = local_steps
+        self.gossip_steps = gossip_steps
+        self.compressor = compressor
+        weights = jnp.asarray(topology.weights, jnp.float32)
+        incoming, outgoing = jax.tree.map(jnp.asarray, (topology.incoming, topology.outgoing))
+        self._tables = Tables(weights, incoming, outgoing)
 
-    def round(self, step: jax.Array | int) -> "Round":
-        """The communication of step `step`; a graph over time repeats after its last round."""
-        r = jnp.asarray(step, jnp.int32) % self.topology.rounds
-        weights, incoming, outgoing = jax.tree.map(
-            lambda table: table[r], (self._weights, self._incoming, self._outgoing)
-        )
-        return Round(weights, incoming, outgoing)
+    def round(self, step: jax.Array | int, memory: PyTree = ()) -> "Round":
+        """The communication of one step.
+
+        Args:
+          step: Steps done so far; a graph over time repeats after its last round.
+          memory: What the round of the step before returned from `Round.memory`; () at first.
+        """
+        step = jnp.asarray(step, jnp.int32)
+        active = step % self.local_steps == 0
+        first = step // self.local_steps * self.gossip_steps
+        hops = [
+            self._at((first + hop) % self.topology.rounds, active)
+            for hop in range(self.gossip_steps)
+        ]
+        return Round(hops, active, step == 0, self.compressor, memory)
+
+    def _at(self, r: jax.Array, active: jax.Array) -> "Tables":
+        weights, incoming, outgoing = jax.tree.map(lambda table: table[r], self._tables)
+        if self.local_steps > 1:
+            weights = jnp.where(active, weights, jnp.eye(weights.shape[0]))
+            incoming = incoming._replace(mask=incoming.mask & active)
+            outgoing = outgoing._replace(mask=outgoing.mask & active)
+        return Tables(weights, incoming, outgoing)
+
+
+class Tables(NamedTuple):
+    """One round's graph on the device (`Network` keeps all rounds, with an axis in front).
+
+    Attributes:
+      weights: `[agents, agents]` float32.
+      incoming: `Edges` with `[agents, degree]` tables.
+      outgoing: `Edges` with `[agents, out_degree]` tables.
+    """
+
+    weights: jax.Array
+    incoming: Edges
+    outgoing: Edges
 
 
 class Round:
-    """One round of communication; made by `Network.round`, used inside one step.
+    """The communication of one step; made by `Network.round`, used inside that step.
 
     Attributes:
-      weights: `[agents, agents]` the mixing matrix W of this round.
+      weights: `[agents, agents]` the mixing matrix W (of the first mix, if there are several).
       incoming: `Edges` with `[agents, degree]` tables: who is heard.
       outgoing: `Edges` with `[agents, out_degree]` tables: who listens.
+      active: Scalar bool, False in a step in which the agents work alone.
     """
 
-    def __init__(self, weights: jax.Array, incoming: Edges, outgoing: Edges) -> None:
-        self.weights = weights
-        self.incoming = incoming
-        self.outgoing = outgoing
+    def __init__(
+        self,
+        hops: Sequence[Tables],
+        active: jax.Array,
+        first: jax.Array,
+        compressor: Compressor | None,
+        memory: PyTree,
+    ) -> None:
+        self.weights, self.incoming, self.outgoing = hops[0]
+        self.active = active
+        self._hops = hops
+        self._first = first
+        self._compressor = compressor
+        # Memories are used and renewed in the order of the calls, which is the same in every step.
+        self._old_memory = list(memory)
+        self._new_memory: list[PyTree] = []
         self._exchanges: list[tuple[int, jax.Array]] = []
-        # The arrays sent so far, kept alive so that identity means equality.
-        self._sent: list[jax.Array] = []
+        # The arrays sent so far, with what their receivers know of them. Keeping them alive makes
+        # identity mean equality.
+        self._sent: dict[int, tuple[jax.Array, jax.Array]] = {}
 
     @property
     def agents(self) -> int:
@@ -104,10 +170,33 @@ class Round:
         repeats = jnp.maximum(same.sum(axis=2), 1).astype(jnp.float32)
         return jnp.where(mask, self.weights[own, peers] / repeats, 0.0)
 
+    @property
+    def own_weights(self) -> jax.Array:
+        """`[agents]` float32: w_ii."""
+        return jnp.diagonal(self.weights)
+
     def mix(self, tree: PyTree) -> PyTree:
-        """Gossip: `[Wx]_i = sum_j W[i, j] x_j` for every leaf `[agents, ...]` of `tree`."""
-        self._send(tree, self.outgoing.mask)
-        return _mix(self.weights, tree)
+        """Gossip: `[Wx]_i = sum_j W[i, j] x_j` for every leaf `[agents, ...]` of `tree`.
+
+        With compression x + (W - I) xh, where xh is what neighbours know of x. That keeps the mean.
+        """
+        for hop in self._hops:
+            tree = self._mix_once(hop, tree)
+        return tree
+
+    def _mix_once(self, hop: Tables, tree: PyTree) -> PyTree:
+        if self._compressor is None:
+            self._send(tree, hop.outgoing.mask)
+            return _mix(hop.weights, tree)
+        # All agents start alike, so at first everyone knows everything.
+        known = where(self._first, tree, self._recall(tree))
+        news = self._compressor(jax.tree.map(jnp.subtract, tree, known), lead=1)
+        heard = jax.tree.map(jnp.add, known, news)
+        known = where(self.active, heard, known)
+        self._new_memory.append(known)
+        size = self._compressor.message_bytes(tree, lead=1)
+        self._send(tree, hop.outgoing.mask, size=size, known=known)
+        return jax.tree.map(lambda x, w, h: x + (w - h), tree, _mix(hop.weights, known), known)
 
     def gather(self, tree: PyTree) -> PyTree:
         """Each agent's neighbours' values.
@@ -121,19 +210,27 @@ class Round:
         self._send(tree, self.outgoing.mask)
         return _take(tree, self.incoming.peers, None, self.incoming.mask)
 
-    def reply(self, tree: PyTree) -> PyTree:
+    def reply(
+        self, tree: PyTree, *, compress: bool = False, message_bytes: int | None = None
+    ) -> PyTree:
         """Returns values to the neighbours they were made for.
 
         Args:
           tree: Leaves `[agents, degree, ...]`: entry (i, d) was made by agent i for the neighbour
             that it hears at place d of its table.
+          compress: Whether the network's compression, if any, may be used on these values.
+          message_bytes: Size of one message, where the caller has compressed it.
 
         Returns:
           Leaves `[agents, out_degree, ...]`: entry (j, o) was made for j by its o-th listener;
           0 where there is none. In an undirected graph out_degree is degree and the order is that
           of `gather`.
         """
-        self._send(tree, self.incoming.mask, lead=2)
+        if compress and self._compressor is not None:
+            tree, error = feedback(self._compressor, tree, self._recall(tree), lead=2)
+            self._new_memory.append(error)
+            message_bytes = self._compressor.message_bytes(tree, lead=2)
+        self._send(tree, self.incoming.mask, lead=2, size=message_bytes)
         return _take(tree, self.outgoing.peers, self.outgoing.slots, self.outgoing.mask)
 
     def cross(
@@ -147,7 +244,8 @@ class Round:
         """Applies each neighbour's model to each agent's own data.
 
         In the protocol agent i receives x_j and computes fn(x_j, data_i). The simulation gets the
-        same numbers by letting model j visit its listeners' data, so that no model is copied.
+        same numbers by letting model j visit its listeners' data, so that no model is copied. With
+        compression, neighbours know and use their copy xh_j of what was mixed.
 
         Args:
           fn: `fn(model, data)` for one model and one agent's data.
@@ -161,22 +259,43 @@ class Round:
           of i's neighbour d and the data of i; 0 where there is no neighbour.
         """
         self._send(models if message is None else message, self.outgoing.mask)
+        models = jax.tree.map(lambda x: self._sent.get(id(x), (x, x))[1], models)
         visited = _take(data, self.outgoing.peers, None, self.outgoing.mask)
         values = jax.vmap(jax.vmap(fn, in_axes=(None, 0)))(models, visited)
         return _take(values, self.incoming.peers, self.incoming.slots, self.incoming.mask)
 
-    def average(self, tree: PyTree) -> PyTree:
-        """The exact mean over all agents, given to each; counted as a ring all-reduce."""
+    def average(
+        self, tree: PyTree, *, when: jax.Array | bool = True, hub: jax.Array | None = None
+    ) -> PyTree:
+        """The exact mean over all agents, given to each.
+
+        Counted as a ring all-reduce; with a hub, as everyone's message to it and its answers.
+
+        Args:
+          tree: Leaves `[agents, ...]`.
+          when: Scalar bool; where False (or when the agents work alone) the tree stays as it is.
+          hub: Number of the agent in the middle of a star.
+        """
         size = _message_bytes(tree, lead=1)
-        share = 2 * size * (self.agents - 1) // self.agents
-        self._exchanges.append((share, jnp.ones(self.agents, jnp.int32)))
-        return jax.tree.map(
+        messages = jnp.ones(self.agents, jnp.int32)
+        if hub is None:
+            size = 2 * size * (self.agents - 1) // self.agents
+        else:
+            messages = jnp.where(jnp.arange(self.agents) == hub, self.agents - 1, messages)
+        when = self.active & jnp.asarray(when)
+        self._exchanges.append((size, jnp.where(when, messages, 0)))
+        mean = jax.tree.map(
             lambda x: jnp.broadcast_to(x.mean(axis=0, keepdims=True), x.shape), tree
         )
+        return where(when, mean, tree)
 
     def unmetered(self) -> "Round":
-        """The same round with a traffic count of its own: for measurements that nobody sends."""
-        return Round(self.weights, self.incoming, self.outgoing)
+        """This round, exact and with a traffic count of its own: for measurements nobody sends."""
+        return Round(self._hops, self.active, self._first, None, ())
+
+    def memory(self) -> PyTree:
+        """What the next step's round has to be given; () without compression."""
+        return tuple(self._new_memory)
 
     def traffic(self) -> Traffic:
         """What has been sent in this round so far."""
@@ -185,22 +304,50 @@ class Round:
         sizes, messages = zip(*self._exchanges, strict=True)
         return Traffic(jnp.asarray(sizes, jnp.int32), jnp.stack(messages))
 
-    def _send(self, tree: PyTree, mask: jax.Array, lead: int = 1) -> None:
-        new = [x for x in jax.tree.leaves(tree) if not any(x is old for old in self._sent)]
-        self._sent += new
+    def _send(
+        self,
+        tree: PyTree,
+        mask: jax.Array,
+        lead: int = 1,
+        size: int | None = None,
+        known: PyTree | None = None,
+    ) -> None:
+        """Counts a message along every edge of `mask`, unless all of it has been sent before."""
+        leaves = jax.tree.leaves(tree)
+        received = leaves if known is None else jax.tree.leaves(known)
+        new = [x for x in leaves if id(x) not in self._sent]
+        for x, xh in zip(leaves, received, strict=True):
+            self._sent.setdefault(id(x), (x, xh))
         if new:
-            self._exchanges.append((_message_bytes(new, lead), mask.sum(axis=1, dtype=jnp.int32)))
+            size = _message_bytes(new, lead) if size is None else size
+            self._exchanges.append((size, mask.sum(axis=1, dtype=jnp.int32)))
+
+    def _recall(self, tree: PyTree) -> PyTree:
+        """The memory of this call from the step before; zeros where there is none yet."""
+        place = len(self._new_memory)
+        if place < len(self._old_memory):
+            return self._old_memory[place]
+        return jax.tree.map(jnp.zeros_like, tree)
+
+
+def where(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
+    """x where the scalar condition holds, else y, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
 @jax.jit
 def _mix(weights: jax.Array, tree: PyTree) -> PyTree:
-    # Full precision: GPUs and TPUs would otherwise round the weights to fewer bits.
-    return jax.tree.map(
-        lambda x: jnp.einsum(
-            "ij,j...->i...", weights.astype(x.dtype), x, precision=jax.lax.Precision.HIGHEST
-        ),
-        tree,
-    )
+    # Full precision, summed in float32: GPUs and TPUs would otherwise round weights to fewer bits.
+    def mix(x: jax.Array) -> jax.Array:
+        mixed = jnp.einsum(
+            "ij,j...->i...",
+            weights,
+            x.astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return mixed.astype(x.dtype)
+
+    return jax.tree.map(mix, tree)
 
 
 def _take(tree: PyTree, peers: jax.Array, slots: jax.Array | None, mask: jax.Array) -> PyTree:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import optax
 
 from ccl_jax.names import look_up
@@ -9,7 +10,8 @@ from ccl_jax.names import look_up
 
 def step_decay(lr: float, steps: int) -> optax.Schedule:
     """The published one: divided by 10 after 50 % and again after 75 % of the run."""
-    return optax.piecewise_constant_schedule(lr, {steps // 2: 0.1, steps * 3 // 4: 0.1})
+    drops = {max(1, steps // 2): 0.1} | {max(2, steps * 3 // 4): 0.1}
+    return optax.piecewise_constant_schedule(lr, drops)
 
 
 def cosine(lr: float, steps: int) -> optax.Schedule:
@@ -47,7 +49,10 @@ def make(name: str, lr: float, steps: int, warmup_steps: int = 0) -> optax.Sched
     if not 0 <= warmup_steps <= steps:
         raise ValueError(f"warm-up is {warmup_steps} steps; it must be 0 to {steps}, the whole run")
     schedule = build(lr, steps)
-    if warmup_steps == 0:
-        return schedule
-    warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
-    return lambda step: schedule(step) * warmup(step)
+    warmup = optax.linear_schedule(0.0, 1.0, warmup_steps) if warmup_steps else lambda step: 1.0
+
+    def by_step(step):
+        step = jnp.asarray(step, jnp.float32)  # optax mixes steps and rates in one expression
+        return jnp.asarray(schedule(step) * warmup(step), jnp.float32)
+
+    return by_step

@@ -1,12 +1,13 @@
-"""Random streams of the host side: one seed, a separate stream for every purpose.
+"""Random streams: one seed, a separate stream for every purpose.
 
-Streams come from NumPy's `SeedSequence` spawn keys, so two purposes never share random numbers, and
-adding a use to one stream does not shift another. What is drawn inside the jitted step uses
-`jax.random` keys instead.
+On the host, streams come from NumPy's `SeedSequence` spawn keys; inside the jitted step, from
+`jax.random` keys folded with the purpose first. So two purposes never share random numbers, and adding
+a use to one does not shift another.
 """
 
 import enum
 
+import jax
 import numpy as np
 
 
@@ -15,6 +16,8 @@ class Stream(enum.IntEnum):
 
     PARTITION = 1
     BATCHES = 2
+    AUGMENTATION = 3
+    FAULTS = 4
 
 
 def generator(stream: Stream, seed: int, *path: int) -> np.random.Generator:
@@ -37,3 +40,14 @@ def check_seed(seed: int) -> None:
     """Raises ValueError unless 0 <= seed < 2**32, the range that all generators here accept."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be 0 to 2**32 - 1, got {seed}: choose another seed.")
+
+
+def step_key(key: jax.Array, stream: Stream, step: jax.Array) -> jax.Array:
+    """The key of one purpose in one step.
+
+    Args:
+      key: The run's key.
+      stream: What the numbers are for.
+      step: Scalar int32.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, int(stream)), step)

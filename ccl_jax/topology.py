@@ -43,7 +43,8 @@ class Topology:
       name: What to call it in results.
       weights: `[rounds, agents, agents]` float64 mixing matrices W.
       incoming: Edges over which each agent receives; `incoming.peers` is the neighbour table N_i.
-      outgoing: The same edges seen from the sender. In an undirected graph both are equal.
+      outgoing: The same edges seen from the sender. In an undirected graph both are equal, as
+        tables list peers in increasing order.
       stochastic: Whether the rows of W sum to 1 (averaging) or its columns (push-sum).
 
     Raises:
@@ -173,7 +174,10 @@ def from_neighbors(
     present = (neighbors >= 0) & (neighbors != own)
     if mask is not None:
         present &= np.asarray(mask, bool).reshape(neighbors.shape)
-    peers = np.where(present, neighbors, own)
+    # Tables are sorted, padding last: in an undirected graph both directions then read alike.
+    order = np.argsort(np.where(present, neighbors, agents), axis=2, kind="stable")
+    present = np.take_along_axis(present, order, axis=2)
+    peers = np.where(present, np.take_along_axis(neighbors, order, axis=2), own)
     # Nobody listens to anybody: keep one (empty) slot, so that tables never have an axis of size 0.
     if degree == 0:
         peers, present = own_column(rounds, agents), np.zeros((rounds, agents, 1), bool)

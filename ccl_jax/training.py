@@ -32,13 +32,15 @@ class TrainState(NamedTuple):
       params: What agents send at the next step, leaves `[agents, ...]`.
       model_state: Other model collections (batch statistics), leaves `[agents, ...]`; {} without.
       algorithm: State of the algorithm.
-      key: The run's random key; step t uses fold_in(key, t).
+      network: Memory of the network (`Round.memory`); () without compression.
+      key: The run's random key; `streams.step_key` derives the key of a purpose and step.
     """
 
     step: jax.Array
     params: PyTree
     model_state: PyTree
     algorithm: PyTree
+    network: PyTree
     key: jax.Array
 
 
@@ -94,7 +96,7 @@ class StepMetrics(NamedTuple):
       data_variant: `[agents]` L_dv; NaN where it was not computed.
       samples: `[agents]` int32, samples in the batch without padding.
       correct: `[agents]` int32, of which were classified rightly.
-      gradient_norm: `[agents]` l2 norm of the loss's gradient, before clipping.
+      gradient_norm: `[agents]` l2 norm of the gradient that the method uses, before clipping.
       lr: Scalar learning rate.
       traffic: What was sent.
     """
@@ -112,7 +114,7 @@ class StepMetrics(NamedTuple):
 def init_state(
     model: nn.Module,
     algorithm: Algorithm,
-    agents: int,
+    network: Network,
     image_shape: tuple[int, ...],
     key: jax.Array,
 ) -> TrainState:
@@ -121,7 +123,7 @@ def init_state(
     Args:
       model: Returns (features, logits).
       algorithm: The method.
-      agents: N.
+      network: What it talks through.
       image_shape: `(H, W, C)`.
       key: `jax.random.key` of the run.
     """
@@ -129,10 +131,24 @@ def init_state(
     @jax.jit  # One compilation instead of one for every small operation.
     def build(key):
         init_key, run_key = jax.random.split(key)
+        agents = network.topology.agents
         params, model_state = stack(models.init(model, init_key, image_shape), agents)
-        return TrainState(jnp.int32(0), params, model_state, algorithm.init(params), run_key)
+        algorithm_state = algorithm.init(params, network.round(0))
+        return TrainState(jnp.int32(0), params, model_state, algorithm_state, (), run_key)
 
     return build(key)
+
+
+def with_network_memory(step: Callable[..., Any], state: TrainState, *batch: Any) -> TrainState:
+    """Gives a first state the memory that the network will keep, so that every step is alike.
+
+    Args:
+      step: `step(state, *batch) -> (state, metrics)`; it is traced, not run.
+      state: A first state, without memory.
+      *batch: Its other arguments, or their shapes.
+    """
+    shapes = jax.eval_shape(lambda *args: step(*args)[0].network, state, *batch)
+    return state._replace(network=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
 
 def stack(tree: PyTree, agents: int) -> PyTree:
@@ -169,13 +185,13 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         lr = jnp.asarray(schedule(state.step), jnp.float32)
-        talk = network.round(state.step)
+        talk = network.round(state.step, state.network)
         sent = (state.params, state.model_state)
 
         eval_params, algorithm_state = algorithm.communicate(
             state.params, state.algorithm, talk, lr
         )
-        received = (algorithm.models(state.params, algorithm_state), state.model_state)
+        received = (algorithm.models(state.params, state.algorithm), state.model_state)
         exchange = functools.partial(
             cross_features.exchange,
             features_fn=features_fn,
@@ -187,22 +203,33 @@ def make_step(
         cross = None
         if objective.uses_cross_features:
             cross = exchange(talk, data_variant=objective.lambda_d > 0)
-        if objective.measure:  # All of it, but nothing more is sent.
-            cross = exchange(talk.unmetered(), data_variant=True)
+        if objective.measure and (cross is None or cross.sums is None):
+            # Nothing more is sent, and what training uses stays as it is.
+            measured = exchange(talk.unmetered(), data_variant=True)
+            cross = measured if cross is None else measured._replace(neighbors=cross.neighbors)
         (_, (losses, correct, model_state)), grads = gradients(
             eval_params, state.model_state, batch, cross
         )
-        norms = jax.vmap(optax.tree.norm)(grads)
-        if objective.clip_norm is not None:
-            grads = clip_per_agent(grads, norms, objective.clip_norm)
         if algorithm.combine is not None:
             foreign = talk.cross(plain_gradient, received, batch, message=sent)
             grads, algorithm_state = algorithm.combine(grads, foreign, algorithm_state, talk)
+        norms = jax.vmap(optax.tree.norm)(grads)
+        if objective.clip_norm is not None:
+            grads = clip_per_agent(grads, norms, objective.clip_norm)
         params, algorithm_state = algorithm.update(grads, eval_params, algorithm_state, talk, lr)
 
         samples = batch.mask.sum(axis=1, dtype=jnp.int32)
+        # Nothing seen, nothing learned: an empty batch leaves batch statistics alone.
+        model_state = jax.tree.map(
+            lambda new, old: jnp.where(samples.reshape(-1, *[1] * (new.ndim - 1)) > 0, new, old),
+            model_state,
+            state.model_state,
+        )
         metrics = StepMetrics(*losses, samples, correct, norms, lr, talk.traffic())
-        return TrainState(state.step + 1, params, model_state, algorithm_state, state.key), metrics
+        state = TrainState(
+            state.step + 1, params, model_state, algorithm_state, talk.memory(), state.key
+        )
+        return state, metrics
 
     return step
 

@@ -53,6 +53,11 @@ class Config:
         "ring", NETWORK, "graph: see `python -m experiments.topologies` for all names"
     )
     weights: str = setting("uniform", NETWORK, "mixing weights: uniform, metropolis, lazy ...")
+    compression: str = setting(
+        "none", NETWORK, "compress messages, with memory: none, sign, int8, top-k:FRACTION"
+    )
+    local_steps: int = setting(1, NETWORK, "steps from one exchange to the next")
+    gossip_steps: int = setting(1, NETWORK, "how often models are mixed in one step")
 
     algorithm: str = setting(
         "qg-dsgdm-n", METHOD, "base method: dsgd, dsgdm, dsgdm-n, qg-dsgdm, qg-dsgdm-n ..."
@@ -110,6 +115,8 @@ class Config:
             ("warmup_epochs", 0),
             ("classes_per_agent", 1),
             ("shards_per_agent", 1),
+            ("local_steps", 1),
+            ("gossip_steps", 1),
         ):
             _check(self, name, getattr(self, name) >= low, f"at least {low}")
         for name in ("alpha", "lr", "clip_norm"):

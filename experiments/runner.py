@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ccl_jax import algorithms, graphs, loop, models, plots, schedules, training
+from ccl_jax import algorithms, compression, graphs, loop, models, plots, schedules, training
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.evaluation import Evaluator
 from ccl_jax.metrics import RunDirectory
@@ -49,7 +49,21 @@ def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Run:
     directory = RunDirectory(config.workdir or new_workdir(config))
     directory.check_free()
     algorithm = algorithms.make(config.algorithm, **config.hyperparameters())
-    topology = graphs.make(config.topology, config.agents, weights=config.weights, seed=config.seed)
+    method = algorithms.lookup(config.algorithm)
+    topology = graphs.make(
+        config.topology,
+        config.agents,
+        weights=config.weights,
+        stochastic=method.stochastic,
+        seed=config.seed,
+    )
+    method.check(topology, **config.hyperparameters())
+    network = Network(
+        topology,
+        local_steps=config.local_steps,
+        gossip_steps=config.gossip_steps,
+        compressor=compression.make(config.compression),
+    )
     dataset = dataset or datasets.load(config.dataset, config.data_dir)
     objective = training.Objective(
         num_classes=dataset.num_classes,
@@ -80,7 +94,7 @@ def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Run:
         directory,
         dataset,
         split,
-        Network(topology),
+        network,
         algorithm,
         model,
         objective,
@@ -111,7 +125,7 @@ def execute(run: Run) -> dict[str, Any]:
     state = training.init_state(
         run.model,
         run.algorithm,
-        config.agents,
+        run.network,
         run.dataset.image_shape,
         jax.random.key(config.seed),
     )

@@ -20,8 +20,9 @@ def build(agents, objective, name="qg-dsgdm-n", graph=None, lr=LR, **hyper):
     hyper = {"weight_decay": DECAY} | hyper
     algorithm = algorithms.make(name, **hyper)
     graph = graph if graph is not None else graphs.make("ring", agents)
-    step = training.make_step(MODEL, algorithm, Network(graph), objective, lambda t: lr)
-    state = training.init_state(MODEL, algorithm, agents, IMAGE, jax.random.key(0))
+    network = Network(graph)
+    step = training.make_step(MODEL, algorithm, network, objective, lambda t: lr)
+    state = training.init_state(MODEL, algorithm, network, IMAGE, jax.random.key(0))
     return jax.jit(step), state._replace(params=spread(state.params))
 
 
@@ -206,7 +207,7 @@ def test_one_compilation_a_run_with_a_changing_rate_and_padding():
         training.make_step(MODEL, algorithm, network, Objective(CLASSES, 0.1, 0.1), schedule),
         donate_argnums=0,
     )
-    state = training.init_state(MODEL, algorithm, 4, IMAGE, jax.random.key(0))
+    state = training.init_state(MODEL, algorithm, network, IMAGE, jax.random.key(0))
     for t in range(4):
         state, _ = step(state, batch(4, seed=t, padded=t))
     assert traces == 1

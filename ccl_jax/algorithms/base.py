@@ -10,7 +10,12 @@ agents axis. One training step calls them in this order:
 
 `params` is what agents send to each other. For most methods it is the model after the local step, to
 be mixed when the next step begins; "adapt, then combine" is the same recursion seen half a step
-earlier. All talking goes through `network` (`ccl_jax.network.Round`), which counts the bytes.
+earlier. So the first exchange of a run is of equal models, and a method published as "mix in step t
+with W_t" mixes that result here at the start of step t + 1. Evaluation sees `params`, the models before
+they are mixed.
+
+Every leaf of the state is a scalar or leads with the agents axis. All talking goes through `network`
+(`ccl_jax.network.Round`), which counts the bytes.
 """
 
 import dataclasses
@@ -23,6 +28,8 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax.names import look_up
+from ccl_jax.network import Round
+from ccl_jax.topology import Stochastic, Topology
 
 PyTree = Any
 
@@ -31,7 +38,8 @@ class Algorithm(NamedTuple):
     """A decentralized optimization method.
 
     Attributes:
-      init: `init(params) -> state`; state is a pytree of arrays.
+      init: `init(params, network) -> state`; state is a pytree of arrays. `network` is any round
+        and tells the degree, for states that keep something for every neighbour.
       communicate: `communicate(params, state, network, lr) -> (eval_params, state)`: the exchange
         before the gradient. `eval_params` is where the gradient is taken.
       update: `update(grads, eval_params, state, network, lr) -> (params, state)`: the local step.
@@ -49,6 +57,11 @@ class Algorithm(NamedTuple):
     models: Callable[[PyTree, PyTree], PyTree] = lambda params, state: params
 
 
+# A check of the graph, `check(topology, hyperparameters)`, raises ValueError where the method does not
+# work, and says what to do instead.
+Check = Callable[[Topology, dict[str, Any]], None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A named entry of the registry.
@@ -59,7 +72,9 @@ class Method:
       fixed: Hyper-parameters that the name stands for and that cannot be changed.
       summary: One line.
       reference: Where it was published.
-      graph: What it needs of the graph: "any", "doubly stochastic", "tree" ...
+      graph: What it needs of the graph, in words.
+      checks: The same as code.
+      stochastic: Whether its mixing matrices have rows ("row") or columns that sum to 1.
     """
 
     name: str
@@ -68,19 +83,38 @@ class Method:
     summary: str
     reference: str
     graph: str
+    checks: tuple[Check, ...]
+    stochastic: Stochastic
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The hyper-parameters a user may set, with their defaults."""
-        parameters = inspect.signature(self.build).parameters
-        return {k: p.default for k, p in parameters.items() if k not in self.fixed}
+        parameters = inspect.signature(self.build).parameters.values()
+        named = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        return {p.name: p.default for p in named if p.name not in self.fixed}
+
+    def check(self, topology: Topology, **hyperparameters: Any) -> None:
+        """Makes sure that the method works on a graph.
+
+        Raises:
+          ValueError: It does not; the message says why and what to take instead.
+        """
+        for check in self.checks:
+            check(topology, self.hyperparameters | self.fixed | hyperparameters)
 
 
 REGISTRY: dict[str, Method] = {}
 
 
 def register(
-    name: str, *, summary: str, reference: str, graph: str = "any", **fixed: Any
+    name: str,
+    *,
+    summary: str,
+    reference: str,
+    graph: str = "any",
+    check: tuple[Check, ...] = (),
+    stochastic: Stochastic = "row",
+    **fixed: Any,
 ) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
     """Decorator that enters a builder into the registry, possibly under several names.
 
@@ -88,12 +122,14 @@ def register(
       name: The method's name in tables and on the command line.
       summary: One line that says what it does.
       reference: Citation.
-      graph: What it needs of the graph.
+      graph: What it needs of the graph, in words.
+      check: The same as code.
+      stochastic: "row", or "column" for push-sum.
       **fixed: Hyper-parameters that this name fixes.
     """
 
     def enter(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
-        REGISTRY[name] = Method(name, build, fixed, summary, reference, graph)
+        REGISTRY[name] = Method(name, build, fixed, summary, reference, graph, check, stochastic)
         return build
 
     return enter
@@ -110,8 +146,11 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
       ValueError: Unknown name or hyper-parameter.
     """
     method = lookup(name)
+    takes_any = any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(method.build).parameters.values()
+    )
     unknown = sorted(set(hyperparameters) - set(method.hyperparameters))
-    if unknown:
+    if unknown and not takes_any:
         raise ValueError(
             f"{name} has no hyper-parameter {', '.join(unknown)}; it takes "
             f"{', '.join(method.hyperparameters) or 'none'}"
@@ -133,6 +172,47 @@ def lookup(name: str) -> Method:
     return look_up("algorithm", name, REGISTRY)
 
 
+# Checks that several methods share.
+
+
+def static(topology: Topology, hyperparameters: dict[str, Any]) -> None:
+    """Refuses graphs over time."""
+    _need(topology.rounds == 1, topology, "a graph that does not change", "ring or torus")
+
+
+def undirected(topology: Topology, hyperparameters: dict[str, Any]) -> None:
+    """Refuses graphs in which someone hears another that does not hear it."""
+    _need(not topology.directed, topology, "an undirected graph", "ring or torus")
+
+
+def doubly_stochastic(topology: Topology, hyperparameters: dict[str, Any]) -> None:
+    """Refuses matrices whose columns do not sum to 1."""
+    advice = "metropolis weights or a regular graph"
+    _need(topology.doubly_stochastic, topology, "a doubly stochastic mixing matrix", advice)
+
+
+def tree(topology: Topology, hyperparameters: dict[str, Any]) -> None:
+    """Refuses graphs with a cycle."""
+    edges = int(topology.adjacency.sum(axis=(1, 2)).max())
+    is_tree = not topology.directed and edges == 2 * (topology.agents - 1)
+    _need(is_tree and topology.connected, topology, "a tree", "chain or star")
+
+
+def star(topology: Topology, hyperparameters: dict[str, Any]) -> None:
+    """Refuses graphs that are not one hub and its leaves."""
+    degrees = sorted(topology.adjacency[0].sum(axis=1))
+    hub = [1] * (topology.agents - 1) + [topology.agents - 1]
+    _need(topology.agents < 3 or degrees == hub, topology, "a star", "star")
+
+
+def _need(fits: bool, topology: Topology, what: str, instead: str) -> None:
+    if not fits:
+        raise ValueError(
+            f"the method needs {what}, and {topology.name} with {topology.agents} agents is none; "
+            f"take {instead}, or another method"
+        )
+
+
 # Arithmetic that many methods share. Trees are stacked; `a` and `lr` are scalars.
 
 
@@ -146,7 +226,24 @@ def subtract(x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(jnp.subtract, x, y)
 
 
-def gossip(network: Any, params: PyTree, gossip_rate: float) -> tuple[PyTree, PyTree]:
+def zeros(tree: PyTree) -> PyTree:
+    """Zeros like every leaf."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def copy(tree: PyTree) -> PyTree:
+    """Buffers of their own: the step gives its buffers away, and each only once."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Returns `value`, or raises ValueError if it is not among `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be {' or '.join(allowed)}")
+    return value
+
+
+def gossip(network: Round, params: PyTree, gossip_rate: float) -> tuple[PyTree, PyTree]:
     """x + r with r = gamma * (W - I) x.
 
     Returns:
@@ -170,7 +267,7 @@ def sgd_direction(
     """PyTorch's SGD without the learning rate: u = g + lam x; m <- beta m + u; d = u + beta m or m."""
     steps = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     steps += [optax.trace(momentum, nesterov)] if momentum else []
-    return per_agent(optax.chain(*steps))
+    return per_agent(optax.chain(*steps) if steps else optax.identity())
 
 
 def safe_previous(lr_previous: jax.Array, lr: jax.Array) -> jax.Array:

@@ -9,8 +9,9 @@ arXiv:1811.10792.
     x_i <- xt_i - eta d_i
 
 The gradient is taken at the mixed point, as the authors of CCL do. With gamma = 1 this is "adapt,
-then combine" (local step, then mix) seen half a step later, so both are the same recursion. Momentum
-stays local.
+then combine" (local step, then mix) seen half a step later, so both are the same recursion. With
+gradient_at="unmixed" it is "combine, then adapt": the gradient is at x_i, the step starts from xt_i,
+and the exchange can overlap with the gradient. Momentum stays local.
 """
 
 from typing import NamedTuple
@@ -23,30 +24,43 @@ from ccl_jax.algorithms import base
 class DsgdState(NamedTuple):
     """Attributes:
     local: State of the local optimizer, one an agent.
+    mixed: xt, where the step starts; only kept when the gradient is taken elsewhere.
     """
 
     local: optax.OptState
+    mixed: base.PyTree = ()
 
 
 def local_steps(
-    direction: optax.GradientTransformation, gossip_rate: float = 1.0
+    direction: optax.GradientTransformation,
+    gossip_rate: float = 1.0,
+    gradient_at: str = "mixed",
 ) -> base.Algorithm:
-    """Gossip, then a step of any local optimizer.
+    """Gossip, and a step of any local optimizer.
 
     Args:
       direction: Transform of stacked gradients to stacked directions d, without learning rate.
       gossip_rate: gamma in (0, 1].
+      gradient_at: "mixed" or "unmixed".
+
+    Raises:
+      ValueError: `gradient_at` is neither.
     """
+    unmixed = base.choice("gradient_at", gradient_at, ("mixed", "unmixed")) == "unmixed"
+
+    def init(params, network):
+        return DsgdState(direction.init(params), base.copy(params) if unmixed else ())
 
     def communicate(params, state, network, lr):
         mixed, _ = base.gossip(network, params, gossip_rate)
-        return mixed, state
+        return (params, state._replace(mixed=mixed)) if unmixed else (mixed, state)
 
     def update(grads, eval_params, state, network, lr):
         d, local = direction.update(grads, state.local, eval_params)
-        return base.axpy(-lr, d, eval_params), DsgdState(local)
+        start = state.mixed if unmixed else eval_params
+        return base.axpy(-lr, d, start), state._replace(local=local)
 
-    return base.Algorithm(lambda params: DsgdState(direction.init(params)), communicate, update)
+    return base.Algorithm(init, communicate, update)
 
 
 _REFERENCE = "Lian et al., NeurIPS 2017, arXiv:1705.09056"
@@ -77,6 +91,7 @@ def dsgd(
     nesterov: bool = True,
     weight_decay: float = 1e-4,
     gossip_rate: float = 1.0,
+    gradient_at: str = "mixed",
 ) -> base.Algorithm:
     """Decentralized SGD.
 
@@ -85,9 +100,11 @@ def dsgd(
       nesterov: Nesterov's form of it.
       weight_decay: lam, added to the gradient.
       gossip_rate: gamma in (0, 1]; the authors use 1 on rings, 0.9 on Dyck and torus.
+      gradient_at: "mixed" (as CCL) or "unmixed" (combine, then adapt).
 
     Example:
       >>> algorithm = dsgd(momentum=0.9, nesterov=True)
       >>> state = algorithm.init(params)
     """
-    return local_steps(base.sgd_direction(momentum, nesterov, weight_decay), gossip_rate)
+    direction = base.sgd_direction(momentum, nesterov, weight_decay)
+    return local_steps(direction, gossip_rate, gradient_at)

@@ -66,8 +66,8 @@ def displacement(
       gossip_rate: gamma in (0, 1].
     """
 
-    def init(params):
-        return DisplacementState(jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
+    def init(params, network):
+        return DisplacementState(base.zeros(params), jnp.float32(0))
 
     def communicate(params, state, network, lr):
         mixed, r = base.gossip(network, params, gossip_rate)
@@ -125,11 +125,8 @@ def ema(
       ema_factor: f in (0, 1].
     """
 
-    def init(params):
-        # A copy: the parameters are donated to the step, and a buffer can be donated only once.
-        return EmaState(
-            jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.copy, params), jnp.float32(0)
-        )
+    def init(params, network):
+        return EmaState(base.zeros(params), base.copy(params), jnp.float32(0))
 
     def communicate(params, state, network, lr):
         mixed, _ = base.gossip(network, params, gossip_rate)

@@ -77,11 +77,13 @@ def gather(
       indices: `[..., batch]` int32, `PADDING` where there is no sample.
 
     Returns:
-      images `[..., batch, H, W, C]` uint8, labels `[..., batch]` int32, both 0 at padding, and mask
-      `[..., batch]` bool, False at padding.
+      images `[..., batch, H, W, C]` uint8, at padding the batch's own once more; labels
+      `[..., batch]` int32, 0 at padding; mask `[..., batch]` bool, False at padding.
     """
     mask = indices != PADDING
-    # mode="fill" takes negative indices to count from the end, so padding moves past the end.
-    where = jnp.where(mask, indices, jnp.int32(len(labels)))
-    fetch = lambda array: array.at[where].get(mode="fill", fill_value=0)
-    return fetch(images), fetch(labels), mask
+    # Padding shows the batch's own samples again (they stand first), so that batch statistics are
+    # those of real images; an empty batch shows sample 0.
+    held = mask.sum(axis=-1, keepdims=True, dtype=jnp.int32)
+    again = jnp.arange(indices.shape[-1], dtype=jnp.int32) % jnp.maximum(held, 1)
+    shown = jnp.maximum(jnp.take_along_axis(indices, again, axis=-1), 0)
+    return images[shown], jnp.where(mask, labels[shown], 0), mask

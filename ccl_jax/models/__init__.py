@@ -4,9 +4,10 @@
     params, model_state = init(model, jax.random.key(0), (32, 32, 3))
     features, logits = apply_eval(model, params, model_state, images)
 
-features [batch, F] are the input of the last linear layer, `head`; logits are [batch, classes]; both
-are float32 whatever the compute type. Any flax.linen module with such a result works in the models'
-place; it need not know `train`. Training code vmaps these functions over a leading agents axis.
+features [batch, F] are the input of the last linear layer, `head`; logits are [batch, classes];
+both are float32 whatever the compute type. Any flax.linen module with such a result works in the
+models' place; it need not know `train`. Training code vmaps these functions over a leading agents
+axis.
 """
 
 import difflib

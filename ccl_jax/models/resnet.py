@@ -5,9 +5,9 @@ channels; ResNet-20 has 272,474 parameters for 10 classes and F = 64. ImageNet: 
 stride 2 and max pooling, four stages; F = 512, or 2048 for ResNet-50.
 
 As in the published runs: where the shape changes the shortcut is a 1x1 convolution and its
-normalisation, and with EvoNorm, itself an activation, nothing follows the residual sum. Convolutions
-have no bias. They start normal with variance 2 / fan_out and the last layer as PyTorch's, as the
-recorded initial parameters of the published code show.
+normalisation, and with EvoNorm, itself an activation, nothing follows the residual sum.
+Convolutions have no bias. They start normal with variance 2 / fan_out and the last layer as
+PyTorch's, as the recorded initial parameters of the published code show.
 """
 
 from collections.abc import Callable

@@ -12,9 +12,10 @@ from ccl_jax.models.resnet import cifar_resnet, imagenet_resnet
 
 # name: (image shape, F, parameters with 10 classes and the published norm). LeNet-5, ResNet-20 and
 # -18, MobileNet-V2 and VGG-11: counted in the authors' models. ResNet-34 and -50: torchvision's
-# 21,797,672 and 25,557,032 with 1000 classes, less 990 rows of the last layer (513 and 2,049 numbers
-# each). ResNet-8: ResNet-20 less two blocks of each stage, 2 * (18 * 256 + 64) + 2 * (18 * 1024 + 128)
-# + 2 * (18 * 4096 + 256) = 194,432. digits-cnn: 160 + 32 + 9,280 + 128 + 650.
+# 21,797,672 and 25,557,032 with 1000 classes, less 990 rows of the last layer (513 and 2,049
+# numbers each). ResNet-8: ResNet-20 less two blocks of each stage,
+# 2 * (18 * 256 + 64) + 2 * (18 * 1024 + 128) + 2 * (18 * 4096 + 256) = 194,432.
+# digits-cnn: 160 + 32 + 9,280 + 128 + 650.
 SIZES = {
     "digits-cnn": ((8, 8, 1), 64, 10_250),
     "lenet5": ((28, 28, 1), 84, 61_706),
@@ -26,6 +27,10 @@ SIZES = {
     "resnet50": ((224, 224, 3), 2048, 23_528_522),
     "vgg11": ((32, 32, 3), 128, 579_786),
 }
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def count(tree) -> int:
@@ -57,8 +62,16 @@ def test_sizes(name):
     assert params["head"]["kernel"].shape == (width, 10)
 
 
-@pytest.mark.parametrize("norm", models.NORMS)
-@pytest.mark.parametrize("name", ["digits-cnn", "lenet5", "mobilenetv2", "resnet8", "vgg11"])
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        ("digits-cnn", "none"),
+        ("lenet5", "evonorm"),
+        ("mobilenetv2", None),
+        ("resnet8", "batch"),
+        ("vgg11", "group"),
+    ],
+)
 def test_half_precision_computes_but_does_not_return(name, norm):
     model = models.make(name, 10, norm=norm, dtype=jnp.bfloat16)
     params, _, (features, logits) = shapes_of(model, SIZES[name][0])
@@ -66,20 +79,20 @@ def test_half_precision_computes_but_does_not_return(name, norm):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
-def test_half_precision_is_close_to_full():
+def test_half_precision_is_close_to_full(quick_init):
     full, half = (models.make("digits-cnn", 10, dtype=d) for d in (jnp.float32, jnp.bfloat16))
-    params, _ = models.init(full, jax.random.key(0), (8, 8, 1))
-    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    params, _ = quick_init(full, (8, 8, 1))
+    images = normal(4, 8, 8, 1)
     _, expected = jax.jit(lambda: models.apply_eval(full, params, {}, images))()
     _, logits = jax.jit(lambda: models.apply_eval(half, params, {}, images))()
     np.testing.assert_allclose(logits, expected, atol=0.02)
     assert not np.array_equal(logits, expected)
 
 
-def test_features_are_the_input_of_the_head():
+def test_features_are_the_input_of_the_head(quick_init):
     model = models.make("lenet5", 10)
-    params, _ = models.init(model, jax.random.key(0), (28, 28, 1))
-    images = jax.random.normal(jax.random.key(1), (4, 28, 28, 1))
+    params, _ = quick_init(model, (28, 28, 1))
+    images = normal(4, 28, 28, 1)
     features, logits = jax.jit(lambda: models.apply_eval(model, params, {}, images))()
     head = params["head"]
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], logits, atol=1e-6)
@@ -92,14 +105,15 @@ def test_other_image_sizes(name):
     assert logits.shape == (3, 100)
 
 
-def test_agents_axis():
+def test_agents_axis(quick_init):
     """Two agents with their own parameters and images, stacked: the same as one after the other."""
     model = models.make("digits-cnn", 10, norm="batch")
-    keys = jax.random.split(jax.random.key(0), 2)
-    params, state = jax.vmap(lambda key: models.init(model, key, (8, 8, 1)))(keys)
-    images = jax.random.normal(jax.random.key(1), (2, 5, 8, 8, 1))
-    apply = jax.jit(lambda *args: models.apply_train(model, *args))
-    (features, logits), new_state = jax.vmap(apply)(params, state, images)
+    one = quick_init(model, (8, 8, 1))
+    params, state = jax.tree.map(lambda leaf: np.stack([leaf, 0.5 * leaf]), one)
+    images = normal(2, 5, 8, 8, 1)
+    apply = lambda *args: models.apply_train(model, *args)
+    (features, logits), new_state = jax.jit(jax.vmap(apply))(params, state, images)
+    apply = jax.jit(apply)
     for agent in range(2):
         own = jax.tree.map(lambda leaf: leaf[agent], (params, state, images))  # noqa: B023
         (f, z), s = apply(*own)
@@ -112,9 +126,9 @@ def test_agents_axis():
         )
 
 
-def test_linear_and_lenet_start_as_in_pytorch():
+def test_lenet_starts_as_in_pytorch(quick_init):
     """Uniform in +-1/sqrt(fan_in), the standard deviation 1/sqrt(3 fan_in); biases too."""
-    params, _ = models.init(models.make("lenet5", 10), jax.random.key(0), (28, 28, 1))
+    params, _ = quick_init(models.make("lenet5", 10), (28, 28, 1))
     for module, fan_in in [("conv2", 150), ("fc1", 400), ("fc2", 120), ("head", 84)]:
         kernel, bias = params[module]["kernel"], params[module]["bias"]
         assert np.abs(kernel).max() <= fan_in**-0.5 * 1.0001
@@ -122,8 +136,8 @@ def test_linear_and_lenet_start_as_in_pytorch():
         assert 0.5 * fan_in**-0.5 < np.abs(bias).max() <= fan_in**-0.5
 
 
-def test_resnet_starts_normal_in_fan_out():
-    params, _ = models.init(models.make("resnet8", 10), jax.random.key(0), (32, 32, 3))
+def test_resnet_starts_normal_in_fan_out(quick_init):
+    params, _ = quick_init(models.make("resnet8", 10), (32, 32, 3))
     for kernel, fan_out in [
         (params["layer3_0"]["conv1"]["kernel"], 9 * 64),
         (params["layer3_0"]["shortcut_conv"]["kernel"], 64),
@@ -134,17 +148,18 @@ def test_resnet_starts_normal_in_fan_out():
         assert np.mean(standard**4) == pytest.approx(3, abs=0.4)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (1, 5, 7, 2), (3, 2, 2, 1), (1, 3, 4, 1)])
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (1, 5, 7, 2)])
 def test_max_pool_equals_window_reduction(shape):
-    x = jax.random.normal(jax.random.key(0), shape)
+    x = normal(*shape)
+    slices = jax.jit(max_pool_2x2)
     window = lambda x: jax.lax.reduce_window(
         x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
     )
-    np.testing.assert_array_equal(max_pool_2x2(x), window(x))
-    weights = jax.random.normal(jax.random.key(1), window(x).shape)
+    np.testing.assert_array_equal(slices(x), window(x))
+    weights = normal(*window(x).shape, seed=1)
     ours, theirs = (
-        jax.grad(lambda x, pool=pool: jnp.sum(pool(x) * weights))(x)
-        for pool in (max_pool_2x2, window)
+        jax.jit(jax.grad(lambda x, pool=pool: jnp.sum(pool(x) * weights)))(x)
+        for pool in (slices, window)
     )
     np.testing.assert_array_equal(ours, theirs)
 
@@ -158,10 +173,10 @@ class Plain(nn.Module):
         return features, nn.Dense(3)(features)
 
 
-def test_own_module_without_train():
+def test_own_module_without_train(quick_init):
     model = Plain()
-    params, state = models.init(model, jax.random.key(0), (4, 4, 1))
-    images = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
+    params, state = quick_init(model, (4, 4, 1))
+    images = normal(2, 4, 4, 1)
     (features, logits), new_state = models.apply_train(model, params, state, images)
     assert features.shape == (2, 7)
     assert new_state == state == {}

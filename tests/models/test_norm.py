@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.test_util import check_grads
 
 from ccl_jax import models
@@ -29,11 +30,11 @@ def images(*shape, mean=0.0, seed=0):
 
 
 # 12 and 6 channels are not divisible by 8: the greatest common divisors are 4 and 2.
-@pytest.mark.parametrize(("channels", "groups"), [(16, 8), (8, 8), (12, 4), (6, 2), (1, 1)])
+@pytest.mark.parametrize(("channels", "groups"), [(16, 8), (12, 4), (6, 2)])
 def test_evonorm_equals_the_slow_reference(channels, groups):
     x = images(3, 5, 4, channels)
     scale, shift = images(channels, seed=1), images(channels, seed=2)
-    y = EvoNormS0().apply({"params": {"scale": scale, "bias": shift}}, x)
+    y = jax.jit(EvoNormS0().apply)({"params": {"scale": scale, "bias": shift}}, x)
     np.testing.assert_allclose(y, slow_evonorm(x, groups, scale, shift), rtol=2e-5, atol=2e-5)
 
 
@@ -57,13 +58,21 @@ def test_evonorm_gradient():
     x = jnp.where(jnp.abs(jnp.abs(x) - 3) < 0.1, 2.0, x)
     params = {"scale": jnp.asarray(images(4, seed=1)), "bias": jnp.asarray(images(4, seed=2))}
     apply = lambda params, x: EvoNormS0(groups=2).apply({"params": params}, x)
-    check_grads(apply, (params, x), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+    check_grads(jax.jit(apply), (params, x), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+class Normalised(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        return norm(self.kind, train=True, dtype=jnp.float32, name="norm1")(x)
 
 
 def test_group_norm_has_two_groups():
     x = images(2, 4, 4, 6)
-    layer = norm("group", train=True, dtype=jnp.float32, name="norm1")
-    y, _ = layer.init_with_output(jax.random.key(0), x)
+    y, variables = Normalised("group").init_with_output(jax.random.key(0), x)
+    assert set(variables["params"]["norm1"]) == {"scale", "bias"}
     halves = x.reshape(2, 16, 2, 3)
     centred = halves - halves.mean(axis=(1, 3), keepdims=True)
     expected = centred / np.sqrt(halves.var(axis=(1, 3), keepdims=True) + 1e-5)
@@ -77,11 +86,12 @@ def test_activation():
         np.testing.assert_array_equal(activation(kind)(x), [0.0, 2.0])
 
 
-def test_batch_norm_records_in_training_and_uses_in_evaluation():
+def test_batch_norm_records_in_training_and_uses_in_evaluation(quick_init):
     model = models.make("digits-cnn", 10, norm="batch")
-    params, state = models.init(model, jax.random.key(0), (8, 8, 1))
+    params, state = quick_init(model, (8, 8, 1))
     x = images(16, 8, 8, 1)
-    (_, logits), new_state = models.apply_train(model, params, state, x)
+    evaluate = jax.jit(lambda state, x: models.apply_eval(model, params, state, x))
+    (_, logits), new_state = jax.jit(lambda: models.apply_train(model, params, state, x))()
 
     kernel, bias = params["conv1"]["kernel"], params["conv1"]["bias"]
     out = jax.lax.conv_general_dilated(
@@ -92,22 +102,24 @@ def test_batch_norm_records_in_training_and_uses_in_evaluation():
         new_state["batch_stats"]["norm1"]["mean"], 0.1 * batch_mean, rtol=1e-4, atol=1e-6
     )
 
-    _, before = models.apply_eval(model, params, state, x)
-    _, after = models.apply_eval(model, params, new_state, x)
+    _, before = evaluate(state, x)
+    _, after = evaluate(new_state, x)
     assert not np.allclose(before, after, atol=1e-3)
     assert not np.allclose(logits, after, atol=1e-3)
     # In evaluation one image's result does not depend on the others.
-    _, alone = models.apply_eval(model, params, new_state, x[:1])
+    _, alone = evaluate(new_state, x[:1])
     np.testing.assert_allclose(alone[0], after[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["evonorm", "group", "none"])
 def test_other_norms_have_no_state(kind):
     model = models.make("digits-cnn", 10, norm=kind)
-    params, state = models.init(model, jax.random.key(0), (8, 8, 1))
-    assert state == {}
-    _, new_state = models.apply_train(model, params, state, images(2, 8, 8, 1))
-    assert new_state == {}
+
+    def run(x):
+        params, state = models.init(model, jax.random.key(0), (8, 8, 1))
+        return state, models.apply_train(model, params, state, x)[1]
+
+    assert jax.eval_shape(run, images(2, 8, 8, 1)) == ({}, {})
 
 
 def test_unknown_norm():

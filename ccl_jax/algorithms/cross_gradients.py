@@ -1,0 +1,72 @@
+"""What the cross-gradient methods (NGC, CGA) share: lifting a base method, and error feedback.
+
+Agent i has its own gradient o_i, the gradients M_ij of its neighbours' models x_j on its own data
+(model-variant; computed at i), and, after sending those back, the gradients G_ij of its own model on
+its neighbours' data (data-variant). A method merges them into one gradient for a base method.
+
+With compression every gradient is sent as s = sign(z) mean|z| a tensor, z = gradient + e, and the
+error e <- z - s stays with the agent that computed it: one memory for the own gradient and one for
+each neighbour (Karimireddy et al., arXiv:1901.09847).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ccl_jax import compression
+from ccl_jax.algorithms import base
+
+
+class CrossGradientState(NamedTuple):
+    """Attributes:
+    inner: State of the base method.
+    own_error: e of the own gradient, like params; () without compression.
+    cross_error: e of the cross-gradients, leaves `[agents, degree, ...]`; () without.
+    """
+
+    inner: base.PyTree
+    own_error: base.PyTree = ()
+    cross_error: base.PyTree = ()
+
+
+def lift(
+    inner: base.Algorithm,
+    merge: Callable[[base.PyTree, base.PyTree, base.Round], base.PyTree],
+    compress: bool,
+) -> base.Algorithm:
+    """A method whose gradient is made of own and cross-gradients.
+
+    Args:
+      inner: The base method that takes the merged gradient.
+      merge: `merge(own, cross, network) -> gradient`.
+      compress: Sign compression with error feedback of all gradients.
+    """
+
+    def init(params, network):
+        state = CrossGradientState(inner.init(params, network))
+        if not compress:
+            return state
+        per_edge = lambda x: jnp.zeros((x.shape[0], network.mask.shape[1], *x.shape[1:]), x.dtype)
+        return state._replace(
+            own_error=base.zeros(params), cross_error=jax.tree.map(per_edge, params)
+        )
+
+    def communicate(params, state, network, lr):
+        eval_params, inner_state = inner.communicate(params, state.inner, network, lr)
+        return eval_params, state._replace(inner=inner_state)
+
+    def combine(grads, cross, state, network):
+        if compress:
+            grads, own_error = compression.feedback(compression.SIGN, grads, state.own_error, 1)
+            cross, cross_error = compression.feedback(compression.SIGN, cross, state.cross_error, 2)
+            state = state._replace(own_error=own_error, cross_error=cross_error)
+        return merge(grads, cross, network), state
+
+    def update(grads, eval_params, state, network, lr):
+        params, inner_state = inner.update(grads, eval_params, state.inner, network, lr)
+        return params, state._replace(inner=inner_state)
+
+    models = lambda params, state: inner.models(params, state.inner)
+    return base.Algorithm(init, communicate, update, combine, models)

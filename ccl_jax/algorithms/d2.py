@@ -1,0 +1,157 @@
+"""D2 and exact diffusion: gossip SGD without the bias that differing data cause.
+
+D2: Tang et al., "D2: Decentralized Training over Decentralized Data", ICML 2018, arXiv:1803.07068.
+Exact diffusion: Yuan et al., IEEE TSP 2019, arXiv:1702.05122.
+
+With u_t = g(x_t) + lam x_t and the convention x_{-1} = x_0, u_{-1} = 0:
+
+  published:   x_{t+1} = W [ 2 x_t - x_{t-1} - eta_t (u_t - u_{t-1}) ]
+  lr-safe:     x_{t+1} = W [ x_t - eta_t ( (x_{t-1} - x_t) / eta_{t-1} + u_t - u_{t-1} ) ]
+  correction:  r_t = -eta_t d_t with any local momentum;  x_{t+1} = W (x_t + r_t + k_t);
+               k_{t+1} = x_{t+1} - x_t - r_t;  k_0 = 0
+
+The published form assumes a constant learning rate: at a drop it keeps the old rate's correction.
+All three agree when the rate is constant and there is no momentum. Exact diffusion puts (I + W) / 2 in
+place of W, which is a gossip rate of 1/2.
+
+The recursion is stable only while every eigenvalue of the matrix in use is above -1/3. An even ring
+with uniform weights has exactly -1/3; tori and the Dyck graph are below.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ccl_jax.algorithms import base
+from ccl_jax.topology import Topology
+
+
+class D2State(NamedTuple):
+    """Attributes:
+    previous: x_{t-1}, like params.
+    gradient: u_{t-1}, like params.
+    lr: eta_{t-1}, scalar; 0 before the first step.
+    """
+
+    previous: base.PyTree
+    gradient: base.PyTree
+    lr: jax.Array
+
+
+class CorrectionState(NamedTuple):
+    """Attributes:
+    correction: k, like params.
+    local: State of the local optimizer.
+    """
+
+    correction: base.PyTree
+    local: optax.OptState
+
+
+def check_stable(topology: Topology, hyperparameters: dict[str, Any]) -> None:
+    """Refuses graphs on which the recursion does not converge.
+
+    Raises:
+      ValueError: The smallest eigenvalue of the matrix in use is -1/3 or less.
+    """
+    gamma = hyperparameters["gossip_rate"]
+    smallest = 1 - gamma + gamma * topology.smallest_eigenvalue
+    if smallest <= -1 / 3 + 1e-6:
+        raise ValueError(
+            f"D2 does not converge on {topology.name} with {topology.agents} agents: the smallest "
+            f"eigenvalue of its mixing matrix is {smallest:.3f} and must be above -1/3; take "
+            "exact-diffusion, lazy weights or gossip_rate 0.5"
+        )
+
+
+@base.register(
+    "d2",
+    summary="variance reduction over agents, safe when the learning rate changes",
+    reference="Tang et al., ICML 2018, arXiv:1803.07068",
+    graph="static, undirected, doubly stochastic, smallest eigenvalue > -1/3",
+    check=(base.static, base.undirected, base.doubly_stochastic, check_stable),
+)
+def d2(
+    *,
+    form: str = "lr-safe",
+    momentum: float = 0.0,
+    nesterov: bool = True,
+    weight_decay: float = 1e-4,
+    gossip_rate: float = 1.0,
+) -> base.Algorithm:
+    """D2.
+
+    Args:
+      form: "lr-safe", "published" or "correction".
+      momentum: beta of the local momentum; only the correction form has one.
+      nesterov: Nesterov's form of it.
+      weight_decay: lam, added to the gradient.
+      gossip_rate: gamma in (0, 1].
+
+    Raises:
+      ValueError: An unknown form, or momentum in a form that has none.
+    """
+    if base.choice("form", form, ("lr-safe", "published", "correction")) == "correction":
+        return _corrected(momentum, nesterov, weight_decay, gossip_rate)
+    if momentum:
+        raise ValueError(f"D2 in its {form} form has no momentum; take form=correction for one")
+
+    def init(params, network):
+        return D2State(base.copy(params), base.zeros(params), jnp.float32(0))
+
+    def communicate(params, state, network, lr):
+        mixed, _ = base.gossip(network, params, gossip_rate)
+        return mixed, state
+
+    def update(grads, eval_params, state, network, lr):
+        u = base.axpy(weight_decay, eval_params, grads)
+        ratio = lr / base.safe_previous(state.lr, lr) if form == "lr-safe" else 1.0
+        moved = base.subtract(eval_params, state.previous)
+        x = base.axpy(ratio, moved, eval_params)
+        params = base.axpy(-lr, base.subtract(u, state.gradient), x)
+        return params, D2State(eval_params, u, lr)
+
+    return base.Algorithm(init, communicate, update)
+
+
+@base.register(
+    "exact-diffusion",
+    summary="D2 with (I + W) / 2, for any undirected graph",
+    reference="Yuan et al., IEEE TSP 2019, arXiv:1702.05122",
+    graph="static, undirected, doubly stochastic",
+    check=(base.static, base.undirected, base.doubly_stochastic),
+)
+def exact_diffusion(
+    *, momentum: float = 0.0, nesterov: bool = True, weight_decay: float = 1e-4
+) -> base.Algorithm:
+    """Exact diffusion, in the correction form.
+
+    Args:
+      momentum: beta of the local momentum.
+      nesterov: Nesterov's form of it.
+      weight_decay: lam, added to the gradient.
+    """
+    return _corrected(momentum, nesterov, weight_decay, gossip_rate=0.5)
+
+
+def _corrected(
+    momentum: float, nesterov: bool, weight_decay: float, gossip_rate: float
+) -> base.Algorithm:
+    direction = base.sgd_direction(momentum, nesterov, weight_decay)
+
+    def init(params, network):
+        return CorrectionState(base.zeros(params), direction.init(params))
+
+    def communicate(params, state, network, lr):
+        # params = x_t + r_t + k_t, so k_{t+1} = x_{t+1} - x_t - r_t = k_t + (x_{t+1} - params).
+        mixed, moved = base.gossip(network, params, gossip_rate)
+        return mixed, state._replace(correction=jax.tree.map(jnp.add, state.correction, moved))
+
+    def update(grads, eval_params, state, network, lr):
+        d, local = direction.update(grads, state.local, eval_params)
+        corrected = jax.tree.map(jnp.add, eval_params, state.correction)
+        return base.axpy(-lr, d, corrected), CorrectionState(state.correction, local)
+
+    return base.Algorithm(init, communicate, update)

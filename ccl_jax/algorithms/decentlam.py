@@ -1,0 +1,61 @@
+"""DecentLaM: momentum on the decentralized gradient, which removes the bias momentum adds.
+
+Yuan et al., "DecentLaM: Decentralized Momentum SGD for Large-Batch Deep Training", ICCV 2021,
+arXiv:2104.11981.
+
+    u = g(x) + lam x;   gt = (x - W (x - eta u)) / eta;   m <- beta m + gt;   x <- x - eta m
+
+What is sent is x - eta u, one exchange a step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ccl_jax.algorithms import base
+
+
+class DecentLaMState(NamedTuple):
+    """Attributes:
+    momentum: m, like params.
+    model: x, like params.
+    lr: eta of the step whose half step is under way, scalar; 0 before the first.
+    """
+
+    momentum: base.PyTree
+    model: base.PyTree
+    lr: jax.Array
+
+
+@base.register(
+    "decentlam",
+    summary="momentum of the decentralized gradient",
+    reference="Yuan et al., ICCV 2021, arXiv:2104.11981",
+    graph="doubly stochastic",
+    check=(base.doubly_stochastic,),
+)
+def decentlam(*, momentum: float = 0.9, weight_decay: float = 1e-3) -> base.Algorithm:
+    """DecentLaM.
+
+    Args:
+      momentum: beta in [0, 1).
+      weight_decay: lam, added to the gradient; the recorded code fixes 1e-3.
+    """
+
+    def init(params, network):
+        return DecentLaMState(base.zeros(params), base.copy(params), jnp.float32(0))
+
+    def communicate(params, state, network, lr):
+        eta = base.safe_previous(state.lr, lr)
+        # Before the first step there is no gradient yet: params is x, and gt is the gossip alone.
+        gt = jax.tree.map(lambda x, mixed: (x - mixed) / eta, state.model, network.mix(params))
+        m = base.axpy(momentum, state.momentum, gt)
+        x = base.axpy(-eta, m, state.model)
+        return x, DecentLaMState(m, x, lr)
+
+    def update(grads, eval_params, state, network, lr):
+        u = base.axpy(weight_decay, eval_params, grads)
+        return base.axpy(-lr, u, eval_params), state
+
+    return base.Algorithm(init, communicate, update, models=lambda params, state: state.model)

@@ -1,0 +1,130 @@
+"""Global update tracking: GUT, and QG-GUTm with momentum.
+
+Aketi, Hashemi & Roy, "Global Update Tracking: A Decentralized Learning Algorithm for Heterogeneous
+Data", NeurIPS 2023, arXiv:2305.04792. As its published code runs, with h_t = [(W - I) x_t]:
+
+    delta_t = g(x_t + gamma h_t) - h_t / eta_prev;   q_t = W (x_t - x_{t-1})
+    y_t = delta_t - (mu / eta_prev) (q_t + b h_{t-1}) - mu delta_{t-1}
+    d = momentum(y_t);   x_{t+1} = x_t + (gamma - gamma^2) h_t - eta_t d
+
+b = 1 without momentum, 1 + beta, or 1 + beta + beta^2 with Nesterov. All terms at t < 0 are zero.
+The paper sends the difference x_t - x_{t-1}, from which a neighbour keeps its copy of x_t; here x_t
+itself is sent, which is the same number of bytes, and W x_t - W x_{t-1} is q_t on a static graph.
+With mu = 0 it is that code's own displacement form of quasi-global momentum: the gossip enters momentum
+beside the gradient and not, as in `quasi_global.displacement`, before the momentum decays.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ccl_jax.algorithms import base
+
+_REFERENCE = "Aketi et al., NeurIPS 2023, arXiv:2305.04792"
+
+
+class GutState(NamedTuple):
+    """Attributes:
+    mixed: W x_t after `communicate`, like params.
+    mixed_moved: q_t, like params.
+    base: x_t, where the step starts.
+    gossip: h_{t-1}, like params.
+    delta: delta_{t-1}, like params.
+    local: State of the momentum.
+    lr: eta_prev, scalar; 0 before the first step.
+    """
+
+    mixed: base.PyTree
+    mixed_moved: base.PyTree
+    base: base.PyTree
+    gossip: base.PyTree
+    delta: base.PyTree
+    local: optax.OptState
+    lr: jax.Array
+
+
+@base.register(
+    "gut",
+    summary="global update tracking without momentum",
+    reference=_REFERENCE,
+    graph="static, row stochastic",
+    check=(base.static,),
+    momentum=0.0,
+    nesterov=False,
+)
+def gut(
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    gossip_rate: float = 1.0,
+    tracking_scale: float = 0.9,
+) -> base.Algorithm:
+    """GUT. The published code has no weight decay.
+
+    Args:
+      momentum: beta in [0, 1).
+      nesterov: Nesterov's form of it.
+      gossip_rate: gamma in (0, 1].
+      tracking_scale: mu; published: 0.9 without momentum, 0.005 to 0.08 with it.
+    """
+    direction = base.sgd_direction(momentum, nesterov)
+    b = 1 + momentum + (momentum**2 if nesterov else 0.0)
+    leftover = gossip_rate - gossip_rate**2
+
+    def init(params, network):
+        return GutState(
+            mixed=base.copy(params),
+            mixed_moved=base.zeros(params),
+            base=base.copy(params),
+            gossip=base.zeros(params),
+            delta=base.zeros(params),
+            local=direction.init(params),
+            lr=jnp.float32(0),
+        )
+
+    def communicate(params, state, network, lr):
+        mixed = network.mix(params)
+        moved = base.subtract(mixed, state.mixed)
+        h = base.subtract(mixed, params)
+        state = state._replace(mixed=mixed, mixed_moved=moved, base=params)
+        return base.axpy(gossip_rate, h, params), state
+
+    def update(grads, eval_params, state, network, lr):
+        eta = base.safe_previous(state.lr, lr)
+        h = base.subtract(state.mixed, state.base)
+        delta = base.axpy(-1 / eta, h, grads)
+
+        def track(delta, q, h_old, delta_old):
+            return delta - tracking_scale * ((q + b * h_old) / eta + delta_old)
+
+        y = jax.tree.map(track, delta, state.mixed_moved, state.gossip, state.delta)
+        d, local = direction.update(y, state.local, eval_params)
+        params = base.axpy(-lr, d, base.axpy(leftover, h, state.base))
+        return params, state._replace(gossip=h, delta=delta, local=local, lr=lr)
+
+    return base.Algorithm(init, communicate, update)
+
+
+@base.register(
+    "qg-gutm",
+    summary="global update tracking with quasi-global Nesterov momentum",
+    reference=_REFERENCE,
+    graph="static, row stochastic",
+    check=(base.static,),
+)
+def qg_gutm(
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    gossip_rate: float = 1.0,
+    tracking_scale: float = 0.06,
+) -> base.Algorithm:
+    """QG-GUTm; arguments as `gut`."""
+    return gut(
+        momentum=momentum,
+        nesterov=nesterov,
+        gossip_rate=gossip_rate,
+        tracking_scale=tracking_scale,
+    )

@@ -1,0 +1,87 @@
+"""Decentralized Adam, AdamW and any other optax optimizer as the local step.
+
+    d_i = optimizer(g_i(xt_i));   x_i <- xt_i - eta d_i
+
+around the gossip of `dsgd`. Decentralized Adam is the baseline of Lin et al., ICML 2021,
+arXiv:2102.04761; AdamW decouples the weight decay (Loshchilov & Hutter, arXiv:1711.05101).
+"""
+
+import inspect
+from typing import Any
+
+import jax
+import optax
+
+from ccl_jax.algorithms import base, dsgd
+
+
+@base.register(
+    "adam",
+    summary="decentralized Adam, weight decay in the gradient",
+    reference="Kingma & Ba, arXiv:1412.6980; decentralized: Lin et al., arXiv:2102.04761",
+    decoupled=False,
+)
+@base.register(
+    "adamw",
+    summary="decentralized AdamW, decoupled weight decay",
+    reference="Loshchilov & Hutter, arXiv:1711.05101",
+    decoupled=True,
+)
+def adam(
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    gossip_rate: float = 1.0,
+    decoupled: bool = False,
+) -> base.Algorithm:
+    """Adam with local moments.
+
+    Args:
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      eps: Added to the root of the second moment.
+      weight_decay: lam.
+      gossip_rate: gamma in (0, 1].
+      decoupled: Weight decay beside the moments (AdamW) and not inside the gradient.
+    """
+    moments = optax.scale_by_adam(b1, b2, eps)
+    decay = optax.add_decayed_weights(weight_decay)
+    steps = (moments, decay) if decoupled else (decay, moments)
+    return dsgd.local_steps(base.per_agent(optax.chain(*steps)), gossip_rate)
+
+
+@base.register(
+    "optax",
+    summary="any optax optimizer as the local step: hyper-parameter optimizer=NAME",
+    reference="DeepMind, optax",
+)
+def from_optax(
+    *, optimizer: str = "lion", gossip_rate: float = 1.0, **options: Any
+) -> base.Algorithm:
+    """Any optimizer of optax, by its name.
+
+    Args:
+      optimizer: Name of a function of optax that takes a learning rate: "lion", "adagrad" ...
+      gossip_rate: gamma in (0, 1].
+      **options: Its other arguments.
+
+    Raises:
+      ValueError: optax has no such optimizer, or it does not take the options.
+    """
+    build = getattr(optax, optimizer, None)
+    parameters = inspect.signature(build).parameters if inspect.isfunction(build) else {}
+    if "learning_rate" not in parameters:
+        raise ValueError(f"optax has no optimizer {optimizer!r}; try lion, adagrad, lamb, rmsprop")
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise ValueError(f"optax.{optimizer} does not take {', '.join(unknown)}")
+    # With a rate of 1 its updates are the negative directions.
+    updates = base.per_agent(build(learning_rate=1.0, **options))
+
+    def direction(grads, state, params):
+        step, state = updates.update(grads, state, params)
+        return jax.tree.map(lambda x: -x, step), state
+
+    return dsgd.local_steps(optax.GradientTransformation(updates.init, direction), gossip_rate)

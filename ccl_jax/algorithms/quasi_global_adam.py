@@ -1,0 +1,92 @@
+"""QG-Adam: Adam whose second moment follows the displacement of the mixed model.
+
+Lin et al., ICML 2021, arXiv:2102.04761, the variant that the published code runs:
+
+    u = g_i(xt_i) + lam xt_i;   p <- b1 p + (1 - b1) u;   v = b2 q + (1 - b2) u^2  (v is not kept)
+    x_i <- xt_i - eta / (1 - b1^t) p / (sqrt(v / (1 - b2^t)) + eps)
+    D = xt_i,prev - xt_i;   n = D / (||D|| + eps), one norm an agent;   q <- b2 q + (1 - b2) n^2
+
+The first moment p stays local. (The paper's text makes it quasi-global too.)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ccl_jax.algorithms import base
+from ccl_jax.network import where
+
+
+class QGAdamState(NamedTuple):
+    """Attributes:
+    first: p, like params.
+    second: q, like params.
+    previous: xt of the step before, like params.
+    step: t, scalar int32.
+    """
+
+    first: base.PyTree
+    second: base.PyTree
+    previous: base.PyTree
+    step: jax.Array
+
+
+@base.register(
+    "qg-adam",
+    summary="Adam with a quasi-global second moment",
+    reference="Lin et al., ICML 2021, arXiv:2102.04761",
+)
+def quasi_global_adam(
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    gossip_rate: float = 1.0,
+) -> base.Algorithm:
+    """QG-Adam.
+
+    Args:
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      eps: Added to roots and norms.
+      weight_decay: lam, added to the gradient.
+      gossip_rate: gamma in (0, 1].
+    """
+
+    def init(params, network):
+        return QGAdamState(base.zeros(params), base.zeros(params), base.copy(params), jnp.int32(0))
+
+    def moment(decay, old, new):
+        return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+
+    def square(tree):
+        return jax.tree.map(jnp.square, tree)
+
+    def communicate(params, state, network, lr):
+        mixed, _ = base.gossip(network, params, gossip_rate)
+        moved = base.subtract(state.previous, mixed)
+        norms = jax.vmap(optax.tree.norm)(moved) + eps
+        direction = jax.vmap(lambda tree, norm: jax.tree.map(lambda x: x / norm, tree))(
+            moved, norms
+        )
+        # Agents that start alike have not moved yet; normalising would make roundoff a signal.
+        second = where(state.step > 0, moment(b2, state.second, square(direction)), state.second)
+        return mixed, state._replace(second=second, previous=mixed)
+
+    def update(grads, eval_params, state, network, lr):
+        u = base.axpy(weight_decay, eval_params, grads)
+        t = (state.step + 1).astype(jnp.float32)
+        first = moment(b1, state.first, u)
+        v = moment(b2, state.second, square(u))
+
+        def advance(x, p, v):
+            root = jnp.sqrt(v / (1 - b2**t)) + eps
+            return x - lr / (1 - b1**t) * p / root
+
+        params = jax.tree.map(advance, eval_params, first, v)
+        return params, state._replace(first=first, step=state.step + 1)
+
+    return base.Algorithm(init, communicate, update)

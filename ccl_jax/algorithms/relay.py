@@ -1,0 +1,103 @@
+"""RelaySGD: sums of models relayed along a tree, so that every agent hears of every other.
+
+Vogels et al., "RelaySum for Decentralized Deep Learning on Heterogeneous Data", NeurIPS 2021,
+arXiv:2110.04175; "relaysum-model" in its code.
+
+With z_i the model after the local step (local momentum), every edge carries a running sum and a count:
+
+    S_{i->j} = z_i + sum over neighbours k != j of S^prev_{k->i};   C_{i->j} = 1 + sum of C^prev_{k->i}
+    s_i = z_i + sum_j S_{j->i};   n_i = 1 + sum_j C_{j->i}
+    x_i = (s_i + (N - n_i) x_0) / N  (fill "start")   or   s_i / n_i  (fill "counts")
+
+A model at distance D arrives D - 1 steps late; until then it is missing, and either the common start
+x_0 stands in for it or the average is over what has arrived.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ccl_jax.algorithms import base
+from ccl_jax.network import where
+
+
+class RelayState(NamedTuple):
+    """Attributes:
+    sums: S_{j->i} as received, leaves `[agents, degree, ...]`.
+    counts: C_{j->i} as received, `[agents, degree]`.
+    start: x_0, like params.
+    local: State of the local momentum.
+    """
+
+    sums: base.PyTree
+    counts: jax.Array
+    start: base.PyTree
+    local: optax.OptState
+
+
+@base.register(
+    "relaysgd",
+    summary="models relayed along a tree and averaged over all agents",
+    reference="Vogels et al., NeurIPS 2021, arXiv:2110.04175",
+    graph="tree (chain, star ...), static",
+    check=(base.static, base.tree),
+)
+def relaysgd(
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 1e-4,
+    fill: str = "start",
+) -> base.Algorithm:
+    """RelaySGD in its model form.
+
+    Args:
+      momentum: beta of the local momentum.
+      nesterov: Nesterov's form of it.
+      weight_decay: lam, added to the gradient.
+      fill: What stands in for models that have not arrived: "start" or "counts".
+
+    Raises:
+      ValueError: Another `fill`.
+    """
+    by_count = base.choice("fill", fill, ("start", "counts")) == "counts"
+    direction = base.sgd_direction(momentum, nesterov, weight_decay)
+
+    def init(params, network):
+        per_edge = lambda x: jnp.zeros((x.shape[0], network.mask.shape[1], *x.shape[1:]), x.dtype)
+        return RelayState(
+            jax.tree.map(per_edge, params),
+            jnp.zeros(network.mask.shape, jnp.float32),
+            base.copy(params),
+            direction.init(params),
+        )
+
+    def communicate(params, state, network, lr):
+        own = jnp.ones(network.mask.shape[0], jnp.float32)
+        heard = (state.sums, state.counts)
+        everything = _add_neighbors((params, own), heard)
+        all_but_one = jax.tree.map(lambda total, s: total[:, None] - s, everything, heard)
+        heard = where(network.active, network.reply(all_but_one), heard)
+
+        s, n = _add_neighbors((params, own), heard)
+
+        def average(s, x0):
+            count = n.reshape(-1, *[1] * (s.ndim - 1))
+            if by_count:
+                return s / count
+            return (s + (network.agents - count) * x0) / network.agents
+
+        x = where(network.active, jax.tree.map(average, s, state.start), params)
+        return x, state._replace(sums=heard[0], counts=heard[1])
+
+    def update(grads, eval_params, state, network, lr):
+        d, local = direction.update(grads, state.local, eval_params)
+        return base.axpy(-lr, d, eval_params), state._replace(local=local)
+
+    return base.Algorithm(init, communicate, update)
+
+
+def _add_neighbors(own: base.PyTree, heard: base.PyTree) -> base.PyTree:
+    return jax.tree.map(lambda z, s: z + s.sum(axis=1), own, heard)
