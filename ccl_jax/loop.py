@@ -15,9 +15,9 @@ import numpy as np
 
 from ccl_jax import streams, training
 from ccl_jax.cross_features import Batch
-from ccl_jax.data import augment, batches
+from ccl_jax.data import augment
 from ccl_jax.data.datasets import Dataset
-from ccl_jax.data.partition import Partition
+from ccl_jax.data.feeds import Feed
 from ccl_jax.evaluation import Evaluation
 from ccl_jax.training import StepMetrics, TrainState
 
@@ -44,23 +44,21 @@ class Timing(NamedTuple):
 
 def make_data_step(
     step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]],
+    feed: Feed,
     dataset: Dataset,
     augmentation: augment.Augmentation,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """Puts gathering, augmenting and normalising in front of a step.
+    """Puts fetching, augmenting and normalising in front of a step.
 
     Returns:
-      `data_step(state, images, labels, indices) -> (state, metrics)`: `images` and `labels` are the
-      whole training set, `indices [agents, batch]` int32 with -1 for padding. Augmentation of agent
-      i is keyed by the step and by i.
+      `data_step(state, constants, item) -> (state, metrics)` with the constants and an item of the
+      feed. Augmentation of agent i is keyed by the step and by i.
     """
 
-    def data_step(state, images, labels, indices):
-        images, labels, mask = batches.gather(images, labels, indices)
+    def data_step(state, constants, item):
+        images, labels, mask = feed.fetch(constants, item)
         step_key = streams.step_key(state.key, streams.Stream.AUGMENTATION, state.step)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-            step_key, jnp.arange(indices.shape[0])
-        )
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(feed.agents))
         # Raw pixels are augmented, so that what a crop pads is black.
         images = jax.vmap(augmentation)(keys, images.astype(jnp.float32))
         images = augment.normalize(images, dataset.mean, dataset.std, dataset.scale)
@@ -72,12 +70,9 @@ def make_data_step(
 def fit(
     state: TrainState,
     data_step: Callable[..., tuple[TrainState, StepMetrics]],
-    dataset: Dataset,
-    partition: Partition,
+    feed: Feed,
     *,
-    batch_size: int,
     epochs: int,
-    seed: int,
     evaluate: Callable[[TrainState], Evaluation],
     eval_every: int = 1,
     on_epoch: Callable[[Row], None] = lambda row: None,
@@ -88,11 +83,8 @@ def fit(
     Args:
       state: The start; its buffers are given away.
       data_step: Made by `make_data_step`; compiled here, once.
-      dataset: Where samples come from.
-      partition: Who holds which.
-      batch_size: Samples an agent a step.
+      feed: Where batches come from.
       epochs: Passes over the data.
-      seed: Seed of the order of samples.
       evaluate: Evaluates a state; called after every `eval_every`-th epoch and the last.
       eval_every: Epochs between evaluations.
       on_epoch: Is given each epoch's row of metrics.
@@ -104,24 +96,22 @@ def fit(
     Raises:
       Diverged: A loss is not finite. The row of the unfinished epoch has been given to `on_epoch`.
     """
-    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    shape = jax.ShapeDtypeStruct((len(partition.indices), batch_size), jnp.int32)
     began = time.perf_counter()
-    state = training.with_network_memory(data_step, state, images, labels, shape)
-    compiled = jax.jit(data_step, donate_argnums=0).lower(state, images, labels, shape).compile()
+    state = training.with_network_memory(data_step, state, feed.constants, feed.item)
+    compiled = (
+        jax.jit(data_step, donate_argnums=0).lower(state, feed.constants, feed.item).compile()
+    )
     seconds_compile = time.perf_counter() - began
 
     seconds_training = seconds_evaluation = 0.0
     steps = 0
-    bytes_sent = np.zeros(len(partition.indices), np.int64)
+    bytes_sent = np.zeros(feed.agents, np.int64)
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
         history: list[StepMetrics] = []
-        order = jnp.asarray(batches.epoch_indices(partition, batch_size, epoch, seed))
-
         diverged = None
-        for indices in order:
-            state, metrics = compiled(state, images, labels, indices)
+        for item in feed.epoch(epoch):
+            state, metrics = compiled(state, feed.constants, item)
             history.append(jax.device_get(metrics))
             steps += 1
             bytes_sent += history[-1].traffic.bytes_sent()

@@ -128,7 +128,6 @@ def init_state(
       key: `jax.random.key` of the run.
     """
 
-    @jax.jit  # One compilation instead of one for every small operation.
     def build(key):
         init_key, run_key = jax.random.split(key)
         agents = network.topology.agents
@@ -136,7 +135,11 @@ def init_state(
         algorithm_state = algorithm.init(params, network.round(0))
         return TrainState(jnp.int32(0), params, model_state, algorithm_state, (), run_key)
 
-    return build(key)
+    # One compilation instead of one for every small operation; on a CPU, random numbers that are
+    # drawn once are not worth optimising.
+    cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if cpu else None
+    return jax.jit(build, compiler_options=options)(key)
 
 
 def with_network_memory(step: Callable[..., Any], state: TrainState, *batch: Any) -> TrainState:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ccl_jax import algorithms, compression, graphs, loop, models, plots, schedules, training
 from ccl_jax.data import augment, batches, datasets, partition
+from ccl_jax.data.feeds import InMemory
 from ccl_jax.evaluation import Evaluator
 from ccl_jax.metrics import RunDirectory
 from ccl_jax.network import Network
@@ -131,6 +132,7 @@ def execute(run: Run) -> dict[str, Any]:
     )
     parameters = sum(x[0].size for x in jax.tree.leaves(state.params))
     step = training.make_step(run.model, run.algorithm, run.network, run.objective, run.schedule)
+    feed = InMemory(run.dataset, run.partition, config.batch_size, config.seed)
     evaluator = Evaluator(run.model, run.dataset)
 
     def evaluate(state: training.TrainState):
@@ -150,12 +152,9 @@ def execute(run: Run) -> dict[str, Any]:
 
         state, timing = loop.fit(
             state,
-            loop.make_data_step(step, run.dataset, run.augmentation),
-            run.dataset,
-            run.partition,
-            batch_size=config.batch_size,
+            loop.make_data_step(step, feed, run.dataset, run.augmentation),
+            feed,
             epochs=config.epochs,
-            seed=config.seed,
             evaluate=evaluate,
             eval_every=config.eval_every,
             on_epoch=on_epoch,

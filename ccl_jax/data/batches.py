@@ -84,6 +84,7 @@ def gather(
     # Padding shows the batch's own samples again (they stand first), so that batch statistics are
     # those of real images; an empty batch shows sample 0.
     held = mask.sum(axis=-1, keepdims=True, dtype=jnp.int32)
-    again = jnp.arange(indices.shape[-1], dtype=jnp.int32) % jnp.maximum(held, 1)
+    place = jax.lax.broadcasted_iota(jnp.int32, indices.shape, indices.ndim - 1)
+    again = place % jnp.maximum(held, 1)
     shown = jnp.maximum(jnp.take_along_axis(indices, again, axis=-1), 0)
     return images[shown], jnp.where(mask, labels[shown], 0), mask

@@ -1,0 +1,69 @@
+"""Feeds: how the samples of an epoch reach the training step.
+
+A feed has an item for every step (what is moved to the device in that step) and turns it into a batch
+inside the jitted step. A set that fits in memory lives on the device as a whole, and its items are
+indices.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccl_jax.data import batches
+from ccl_jax.data.datasets import Dataset
+from ccl_jax.data.partition import Partition
+
+PyTree = Any
+
+
+class Feed(Protocol):
+    """What the training loop needs of a source of samples.
+
+    Attributes:
+      agents: Number of agents.
+      steps: Steps of one epoch.
+      constants: Arrays on the device that every step is given.
+      item: Shapes of one item, `jax.ShapeDtypeStruct` leaves.
+    """
+
+    agents: int
+    steps: int
+    constants: PyTree
+    item: PyTree
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[PyTree]:
+        """The items of an epoch from its step `start` on; the same for the same seed and epoch."""
+        ...
+
+    def fetch(self, constants: PyTree, item: PyTree) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Inside the step: images `[agents, batch, H, W, C]` uint8, labels and mask."""
+        ...
+
+
+class InMemory:
+    """A whole training set on the device; items are indices into it.
+
+    Args:
+      dataset: The set.
+      partition: Who holds which of its samples.
+      batch_size: Samples an agent a step.
+      seed: Seed of the order of samples.
+    """
+
+    def __init__(self, dataset: Dataset, partition: Partition, batch_size: int, seed: int) -> None:
+        self.agents = partition.agents
+        self.steps = batches.steps_per_epoch(partition, batch_size)
+        self.constants = (jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+        self.item = jax.ShapeDtypeStruct((self.agents, batch_size), jnp.int32)
+        self._order = lambda epoch: batches.epoch_indices(partition, batch_size, epoch, seed)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        """`[agents, batch]` int32 indices for each step; see `Feed.epoch`."""
+        yield from self._order(epoch)[start:]
+
+    def fetch(self, constants: PyTree, item: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Gathers by index; see `Feed.fetch`."""
+        return batches.gather(*constants, item)
