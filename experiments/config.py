@@ -129,6 +129,10 @@ class Config:
         _check(self, "gossip_rate", gamma is None or 0 < gamma <= 1, "in (0, 1]")
         _check(self, "seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
 
+    def replace(self, **changes: Any) -> "Config":
+        """A Config that differs in some settings."""
+        return dataclasses.replace(self, **changes)
+
     def hyperparameters(self) -> dict[str, Any]:
         """Those of the method that were given: momentum, weight_decay, gossip_rate and `hparam`.
 

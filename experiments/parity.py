@@ -1,6 +1,6 @@
 """Replays a recorded run of the authors' own code and reports how far ours is from it.
 
-    python -m experiments.parity --trace=tests/data/ring5_lenet5_qg_ccl.npz
+    python -m experiments.parity --trace=tests/data/trajectories/ring5_lenet5_qg_ccl.npz
 
 prints one JSON line and exits 0 when losses agree to 2e-5 (absolute) and norms to 1e-5 (relative),
 1 when they do not, 2 when the file cannot be replayed. A trace is an .npz with `config` (JSON: arch,
@@ -12,7 +12,6 @@ runs of optimizers on quadratics (with entries `A` and `c`) are replayed by
 
 import json
 import sys
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,16 +19,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from flax import traverse_util
 
 from ccl_jax import algorithms, models, topology, training
 from ccl_jax.cross_features import Batch
 from ccl_jax.evaluation import consensus_distance
+from ccl_jax.metrics import plain
 from ccl_jax.models import convert
 from ccl_jax.network import Network
+from ccl_jax.training import TrainState
 from experiments import cli, parity_algorithms
 
 LOSS_TOLERANCE = 2e-5  # absolute, over the three losses
 NORM_TOLERANCE = 1e-5  # relative
+
+# What a configuration must say, in types of JSON.
+_NUMBER = (int, float)
+_CONFIG = {
+    "arch": str,
+    "gossip_rate": _NUMBER,
+    "lr": list,
+    "momentum": _NUMBER,
+    "nesterov": (bool, int),
+    "weight_decay": _NUMBER,
+    "quasi_global": (bool, int),
+    "lambda_m": _NUMBER,
+    "lambda_d": _NUMBER,
+}
+
+# The arrays, with their axes.
+_ARRAYS = {
+    "images": ("steps", "agents", "batch", "height", "width", "channels"),
+    "labels": ("steps", "agents", "batch"),
+    "neighbors": ("agents", "degree"),
+    "losses": ("steps", "agents", "terms"),
+    "param_norm": ("steps", "agents"),
+    "consensus_distance": ("steps",),
+    "momentum_norm": ("agents",),
+}
+_OPTIONAL = ("momentum_norm",)
+_INTEGERS = ("labels", "neighbors")
 
 # Names of normalisations in recordings that are called otherwise here.
 _NORMS = {"groupnorm": "group", "batchnorm": "batch", "bn": "batch", "gn": "group"}
@@ -52,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("no recording given; name one with --trace=FILE")
         trace = load(values["trace"].value)
         result = parity_algorithms.replay(trace) if "A" in trace else replay(trace)
-        print(json.dumps(result))
+        print(json.dumps(plain(result)))
         passed = result["passed"]
 
     return cli.guard(body) or (0 if passed else 1)
@@ -69,7 +98,7 @@ def load(path: str) -> dict[str, np.ndarray]:
             trace = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; --trace takes a recorded .npz file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except Exception as error:  # A damaged archive fails in as many ways as it has parts.
         raise ValueError(f"{path} is not a readable .npz recording: {error}") from None
     if "config" not in trace:
         raise ValueError(f"{path} has no entry 'config'; it is not a recording of a run")
@@ -87,19 +116,18 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
       max_momentum_norm_error (relative) and max_param_error (absolute) where recorded, passed.
 
     Raises:
-      ValueError: An entry is missing.
+      ValueError: An entry is missing or does not fit the others.
     """
-    required = ("images", "labels", "neighbors", "losses", "param_norm", "consensus_distance")
-    missing = [name for name in required if name not in trace]
-    if missing:
-        raise ValueError(f"the recording lacks {', '.join(missing)}; it cannot be replayed")
-    config = json.loads(str(trace["config"]))
-    agents = trace["neighbors"].shape[0]
-    step, state = _build(config, trace, agents)
+    config = _check(trace)
+    step, state = _build(config, trace)
 
     losses, norms, distances = [], [], []
     for images, labels in zip(trace["images"], trace["labels"], strict=True):
-        batch = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(labels.shape, bool))
+        batch = Batch(
+            jnp.asarray(images, jnp.float32),
+            jnp.asarray(labels, jnp.int32),
+            jnp.ones(labels.shape, bool),
+        )
         state, metrics = step(state, batch)
         losses.append([metrics.cross_entropy, metrics.model_variant, metrics.data_variant])
         norms.append(_norms(state.params))
@@ -114,9 +142,8 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
         result["max_momentum_norm_error"] = _relative(
             _norms(_momentum(state.algorithm)), trace["momentum_norm"]
         )
-    final = {k.removeprefix("final."): v for k, v in trace.items() if k.startswith("final.")}
-    if final:
-        wanted = convert.from_torch(_model_name(config), final, leading=1)
+    if any(name.startswith("final.") for name in trace):
+        wanted = _parameters(trace, "final", _model_name(config), state.params, leading=1)
         errors = jax.tree.map(lambda x, y: np.abs(x - y).max(), state.params, wanted)
         result["max_param_error"] = float(max(jax.tree.leaves(errors)))
     result["passed"] = bool(
@@ -127,14 +154,59 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return result
 
 
-def _build(config: Mapping[str, Any], trace: Mapping[str, np.ndarray], agents: int) -> tuple:
+def _check(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Makes sure that all that a replay reads is there and fits; returns the configuration."""
+    missing = [name for name in ("config", *_ARRAYS) if name not in (*trace, *_OPTIONAL)]
+    if missing:
+        raise ValueError(f"the recording lacks {', '.join(missing)}; it cannot be replayed")
+    sizes = {"terms": 3}
+    for name in (name for name in _ARRAYS if name in trace):
+        axes, array = _ARRAYS[name], trace[name]
+        kinds = "iu" if name in _INTEGERS else "iuf"
+        fits = array.ndim == len(axes) and array.size > 0 and array.dtype.kind in kinds
+        if not fits or any(sizes.setdefault(*at) != at[1] for at in zip(axes, array.shape)):
+            wanted = ", ".join(f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in axes)
+            raise ValueError(
+                f"the recording's {name} is {array.dtype} {array.shape}; it must be "
+                f"{'integers' if name in _INTEGERS else 'numbers'} [{wanted}]"
+            )
+    try:
+        config = json.loads(str(trace["config"]))
+        wrong = [name for name, kind in _CONFIG.items() if not isinstance(config[name], kind)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"the recording's config is damaged or lacks an entry ({error}); it must be a JSON "
+            f"object with {', '.join(_CONFIG)}"
+        ) from None
+    if wrong:
+        raise ValueError(
+            f"the recording's config has {wrong[0]} = {config[wrong[0]]!r}, which is of the wrong "
+            "type; it cannot be replayed"
+        )
+    rates = config["lr"]
+    if len(rates) != sizes["steps"] or not all(isinstance(rate, _NUMBER) for rate in rates):
+        raise ValueError(
+            f"the recording's config has {len(rates)} values of lr; it must have one number for "
+            f"each of the {sizes['steps']} steps"
+        )
+    return config
+
+
+def _build(config: Mapping[str, Any], trace: Mapping[str, np.ndarray]) -> tuple:
     """The jitted step and the first state."""
     name = _model_name(config)
-    init = {k.removeprefix("init."): v for k, v in trace.items() if k.startswith("init.")}
-    params = convert.from_torch(name, init)
-    num_classes = params["head"]["bias"].shape[0]
+    labels = trace["labels"]
+    last_bias = [v for k, v in trace.items() if k.startswith("init.") and k.endswith(".bias")][-1:]
+    num_classes = last_bias[0].size if last_bias else 0
+    if not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"the recording's labels go from {labels.min()} to {labels.max()} and its last bias "
+            f"has {num_classes} values; labels must be 0 to classes - 1"
+        )
     norm = config.get("norm")
     model = models.make(name, num_classes, norm=_NORMS.get(norm, norm))
+    shapes, _ = models.shapes(model, trace["images"].shape[3:])
+    params = _parameters(trace, "init", name, shapes)
     algorithm = algorithms.make(
         ("qg-dsgdm" if config["quasi_global"] else "dsgdm") + ("-n" if config["nesterov"] else ""),
         momentum=config["momentum"],
@@ -152,14 +224,38 @@ def _build(config: Mapping[str, Any], trace: Mapping[str, np.ndarray], agents: i
     network = Network(graph)
     lr = jnp.asarray(config["lr"], jnp.float32)
     step = training.make_step(model, algorithm, network, objective, lambda t: lr[t])
-    state = training.init_state(
-        model, algorithm, network, trace["images"].shape[3:], jax.random.key(0)
+
+    @jax.jit
+    def start(params):
+        model_state = models.init(model, jax.random.key(0), trace["images"].shape[3:])[1]
+        params, model_state = training.stack((params, model_state), graph.agents)
+        algorithm_state = algorithm.init(params, network.round(0))
+        return TrainState(jnp.int32(0), params, model_state, algorithm_state, (), jax.random.key(0))
+
+    return jax.jit(step), start(params)
+
+
+def _parameters(
+    trace: Mapping[str, np.ndarray], prefix: str, model: str, like: Any, leading: int = 0
+) -> Any:
+    """The recorded parameters `<prefix>.<name>` as a tree like `like`."""
+    start = f"{prefix}."
+    arrays = {k.removeprefix(start): v for k, v in trace.items() if k.startswith(start)}
+    try:
+        params = convert.from_torch(model, arrays, leading=leading)
+    except ValueError as error:
+        raise ValueError(f"the recording's {prefix} parameters do not fit: {error}") from None
+    found, wanted = (
+        {path: np.shape(x) for path, x in traverse_util.flatten_dict(tree, sep="/").items()}
+        for tree in (params, like)
     )
-    stacked = jax.jit(training.stack, static_argnums=1)(params, agents)
-    state = state._replace(
-        params=stacked, algorithm=jax.jit(lambda x: algorithm.init(x, network.round(0)))(stacked)
-    )
-    return jax.jit(step), state
+    if found != wanted:
+        path = min(path for path, _ in set(found.items()) ^ set(wanted.items()))
+        raise ValueError(
+            f"the recording's {prefix} parameters do not fit {model}: {path} is "
+            f"{found.get(path, 'missing')}, expected {wanted.get(path, 'none')}"
+        )
+    return params
 
 
 def _model_name(config: Mapping[str, Any]) -> str:

@@ -27,7 +27,17 @@ from ccl_jax.models.resnet import cifar_resnet, imagenet_resnet
 from ccl_jax.models.small_cnn import SmallCNN
 from ccl_jax.models.vgg import VGG11
 
-__all__ = ["MODELS", "NORMS", "apply_eval", "apply_train", "from_torch", "init", "make", "to_torch"]
+__all__ = [
+    "MODELS",
+    "NORMS",
+    "apply_eval",
+    "apply_train",
+    "from_torch",
+    "init",
+    "make",
+    "shapes",
+    "to_torch",
+]
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "digits-cnn": SmallCNN,
@@ -96,6 +106,29 @@ def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) ->
     )
     variables = dict(draw(key))
     return variables.pop("params"), variables
+
+
+def shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict, dict]:
+    """Works out what `init` would return, and so whether the model can read such images at all.
+
+    Args:
+        model: a flax module as described above.
+        image_shape: (H, W, C).
+
+    Returns:
+        params and model_state with shapes and types (`jax.ShapeDtypeStruct`) in place of arrays.
+
+    Raises:
+        ValueError: the images are too small for the model, or it cannot read them for another reason.
+    """
+    try:
+        return jax.eval_shape(lambda key: init(model, key, image_shape), jax.random.key(0))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        size = " x ".join(map(str, image_shape))
+        raise ValueError(
+            f"{type(model).__name__} cannot read images of {size} ({error}); take a model made for "
+            "this size, or larger images"
+        ) from error
 
 
 def apply_train(
