@@ -15,8 +15,8 @@ import optax
 from flax import linen as nn
 
 from ccl_jax import models
-from ccl_jax.data import augment
-from ccl_jax.data.datasets import Dataset
+from ccl_jax.data import augment, batches, streaming
+from ccl_jax.data.dataset import Dataset, StreamedDataset
 
 PyTree = Any
 
@@ -65,32 +65,47 @@ def consensus_distance(params: PyTree) -> jax.Array:
 
 
 class Evaluator:
-    """Evaluates models on a dataset's test set, which it keeps on the device.
+    """Evaluates models on a dataset's test set.
+
+    A set in memory is kept on the device; of a streamed one each batch is decoded once an evaluation
+    and shown to all models. Test images that cannot be read are left out, as in training.
 
     Args:
       model: Returns (features, logits) for one agent.
       dataset: Where the test images come from.
       batch_size: Images a forward pass.
+      workers: Threads that decode a streamed set.
+      max_unreadable: Test images of a streamed set that may be unreadable.
     """
 
-    def __init__(self, model: nn.Module, dataset: Dataset, batch_size: int = 500) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset | StreamedDataset,
+        batch_size: int = 500,
+        *,
+        workers: int = 16,
+        max_unreadable: int = 10,
+    ) -> None:
         size = len(dataset.test_labels)
         batch_size = min(batch_size, size)
-        batches = -(-size // batch_size)
-        padding = batches * batch_size - size
-
-        def in_batches(x: np.ndarray) -> jax.Array:
-            padded = np.concatenate([x, np.zeros((padding, *x.shape[1:]), x.dtype)])
-            return jnp.asarray(padded.reshape(batches, batch_size, *x.shape[1:]))
-
-        self._size = size
-        self._test = (
-            in_batches(dataset.test_images),
-            in_batches(dataset.test_labels),
-            in_batches(np.ones(size, bool)),
-        )
+        indices = np.full(-(-size // batch_size) * batch_size, batches.PADDING)
+        indices[:size] = np.arange(size)
+        indices = indices.reshape(-1, batch_size)
+        if isinstance(dataset, StreamedDataset):
+            skipped = streaming.Skipped(max_unreadable)
+            # One batch at a time: [1, batch, ...].
+            self._chunks = lambda: streaming.decode_ahead(
+                dataset.test, indices[:, None], dataset.stored_side, skipped, workers=workers
+            )
+        else:
+            # The whole set at once: [batches, batch, ...].
+            images, labels = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
+            whole = jax.jit(batches.gather)(images, labels, jnp.asarray(indices, jnp.int32))
+            self._chunks = lambda: [whole]
 
         def batch_sums(params, model_state, images, labels, mask):
+            images = augment.centre_crop(images, dataset.image_shape[:2])
             images = augment.normalize(images, dataset.mean, dataset.std, dataset.scale)
             _, logits = models.apply_eval(model, params, model_state, images)
             loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -98,8 +113,8 @@ class Evaluator:
             return hit.sum(dtype=jnp.int32), jnp.where(mask, loss, 0.0).sum()
 
         @jax.jit
-        def one_model(params, model_state, test):
-            hits, losses = jax.lax.map(lambda b: batch_sums(params, model_state, *b), test)
+        def one_model(params, model_state, chunk):
+            hits, losses = jax.lax.map(lambda b: batch_sums(params, model_state, *b), chunk)
             return hits.sum(), losses.sum()
 
         self._one_model = one_model
@@ -114,12 +129,15 @@ class Evaluator:
         stacked = (params, model_state)
         agents = jax.tree.leaves(params)[0].shape[0]
         # One agent after another: no per-agent kernels, which XLA's CPU convolution is slow at.
-        sums = [
-            self._one_model(*jax.tree.map(lambda x, i=i: x[i], stacked), self._test)
-            for i in range(agents)
-        ]
-        sums.append(self._one_model(*consensus(stacked), self._test))
-        hits, losses = np.asarray(jax.device_get(sums), np.float64).T / self._size
+        candidates = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(agents)]
+        candidates.append(consensus(stacked))
+        sums, size = np.zeros((agents + 1, 2)), 0
+        for chunk in self._chunks():
+            chunk = jax.device_put(chunk)
+            # All are under way before the first result is waited for.
+            sums += np.asarray(jax.device_get([self._one_model(*c, chunk) for c in candidates]))
+            size += int(chunk[2].sum())
+        hits, losses = sums.T / size
         return Evaluation(
             hits[:-1],
             losses[:-1],

@@ -8,7 +8,6 @@
 themselves are built in `ccl_jax.graphs_static` and `ccl_jax.graphs_over_time`.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import networkx as nx
 import numpy as np
 
 from ccl_jax import graphs_over_time, graphs_static, topology
+from ccl_jax.names import look_up
 from ccl_jax.topology import Stochastic, Topology
 
 
@@ -109,7 +109,7 @@ _ENTRIES = (
           _directed_file, lambda text: {"path": text}),
     # Graphs over time.
     Graph("one-peer-exponential", "directed: in round t agent i hears i - 2^t, t modulo log2 N",
-          lambda agents: graphs_over_time.peer_exponential(agents)),
+          lambda agents: graphs_over_time.peer_exponential(agents, peers=1)),
     Graph("p-peer-exponential:PEERS", "directed: p peers a round at distances j (p+1)^t, j = 1..p",
           graphs_over_time.peer_exponential, _fields(peers=int), "p-peer-exponential:3"),
     Graph("random-matching[:ROUNDS]", "random pairs, new in each round",
@@ -274,7 +274,7 @@ def _edge_counts(name: str, agents: int, seed: int, **options: Any) -> np.ndarra
     if agents < 1:
         raise ValueError(f"{agents} agents are too few; give 1 or more")
     key, colon, text = name.partition(":")
-    entry = GRAPHS[_known("topology", key, GRAPHS)]
+    entry = look_up("topology", key, GRAPHS)
     how = f"write {entry.usage}" + (f", such as {entry.example}" if entry.example else "")
     if colon and not entry.parse:
         raise ValueError(f"topology {key} takes no options, got {name!r}; {how}")
@@ -306,21 +306,13 @@ def _topology(name: str, counts: np.ndarray, weights: str, stochastic: Stochasti
         raise ValueError(f"stochastic is {stochastic!r}; it must be 'row' or 'column'")
     counts = counts[None] if counts.ndim == 2 else counts
     _check_connected(name, counts)
-    matrices = WEIGHTS[_known("weights", weights, WEIGHTS)](counts, stochastic)
+    matrices = look_up("weights", weights, WEIGHTS)(counts, stochastic)
     rounds, agents, _ = counts.shape
     neighbors = np.full((rounds, agents, counts.sum(axis=2).max()), -1)
     for r, i in np.ndindex(rounds, agents):
         heard = np.repeat(np.arange(agents), counts[r, i])
         neighbors[r, i, : len(heard)] = heard
     return topology.from_neighbors(name, neighbors, weights=matrices, stochastic=stochastic)
-
-
-def _known(kind: str, name: str, names: dict[str, Any]) -> str:
-    """The name, if it is one; otherwise an error with the nearest one."""
-    if name in names:
-        return name
-    (near,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
-    raise ValueError(f"unknown {kind} {name!r}; did you mean {near}? Known: {', '.join(names)}")
 
 
 def _check_connected(name: str, counts: np.ndarray) -> None:

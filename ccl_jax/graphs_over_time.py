@@ -22,7 +22,7 @@ ROUNDS = 64
 Build = Callable[[str, int, int], np.ndarray]
 
 
-def peer_exponential(agents: int, peers: int = 1) -> np.ndarray:
+def peer_exponential(agents: int, peers: int) -> np.ndarray:
     """In round t agent i hears i - j (p+1)^(t mod L) for j = 1..p: directed, p peers a round.
 
     L is the number of powers of p + 1 below the number of agents. Where that number is a power of

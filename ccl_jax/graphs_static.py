@@ -133,7 +133,10 @@ def hypercube(agents: int) -> np.ndarray:
             f"{2 ** (agents.bit_length() - 1)} or {2 ** agents.bit_length()} agents, or another "
             "graph such as torus"
         )
-    return edge_counts(nx.hypercube_graph(agents.bit_length() - 1))
+    counts = np.zeros((agents, agents), np.int64)
+    for k in range(agents.bit_length() - 1):
+        counts[np.arange(agents), np.arange(agents) ^ 2**k] = 1
+    return counts
 
 
 def exponential(agents: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The training loop: epochs of steps on data that live on the device.
 
 The loop owns time (compilation, training and evaluation are measured apart), the metrics of an
-epoch, and the stop at a loss that is no longer finite. It writes nothing itself: rows go to a
-callback, as does progress.
+epoch, and what happens at a loss that is no longer finite. It starts wherever a `Progress` says, and
+writes nothing itself: rows, states and progress go to callbacks.
 """
 
 import time
@@ -19,9 +19,11 @@ from ccl_jax.data import augment
 from ccl_jax.data.datasets import Dataset
 from ccl_jax.data.feeds import Feed
 from ccl_jax.evaluation import Evaluation
+from ccl_jax.parallel import Plan
+from ccl_jax.progress import Progress, Row
 from ccl_jax.training import StepMetrics, TrainState
 
-Row = dict[str, Any]
+Step = Callable[..., tuple[TrainState, StepMetrics]]
 
 
 class Diverged(ArithmeticError):
@@ -47,7 +49,7 @@ def make_data_step(
     feed: Feed,
     dataset: Dataset,
     augmentation: augment.Augmentation,
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
+) -> Step:
     """Puts fetching, augmenting and normalising in front of a step.
 
     Returns:
@@ -67,16 +69,40 @@ def make_data_step(
     return data_step
 
 
+def skip_non_finite(step: Step) -> Step:
+    """A step that is not taken where a loss, gradient or new parameter is not finite.
+
+    Everything but the number of steps then stays as it was. What was sent was sent.
+    """
+
+    def skipping(state: TrainState, *batch: Any) -> tuple[TrainState, StepMetrics]:
+        new, metrics = step(state, *batch)
+        numbers = (metrics.cross_entropy, metrics.gradient_norm, new.params)
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(numbers)]).all()
+        keep = lambda new, old: jnp.where(finite, new, old)
+        kept = jax.tree.map(keep, new._replace(key=()), state._replace(key=()))
+        # The next batch and its randomness go on; `taken` tells the loop.
+        return kept._replace(step=new.step, key=state.key), metrics._replace(
+            gradient_norm=jnp.where(finite, metrics.gradient_norm, jnp.nan)
+        )
+
+    return skipping
+
+
 def fit(
     state: TrainState,
-    data_step: Callable[..., tuple[TrainState, StepMetrics]],
+    data_step: Step,
     feed: Feed,
     *,
     epochs: int,
     evaluate: Callable[[TrainState], Evaluation],
     eval_every: int = 1,
+    plan: Plan | None = None,
+    start: Progress = Progress(),  # noqa: B008 (immutable)
+    skip_divergence: bool = False,
     on_epoch: Callable[[Row], None] = lambda row: None,
     on_step: Callable[[int], None] = lambda step: None,
+    on_progress: Callable[[TrainState, Progress], None] = lambda state, progress: None,
 ) -> tuple[TrainState, Timing]:
     """Trains.
 
@@ -87,100 +113,87 @@ def fit(
       epochs: Passes over the data.
       evaluate: Evaluates a state; called after every `eval_every`-th epoch and the last.
       eval_every: Epochs between evaluations.
+      plan: Where the agents are; default: all on one device.
+      start: Where `state` is; that of a checkpoint goes on from there.
+      skip_divergence: Do not take a step in which a number is not finite, instead of raising.
       on_epoch: Is given each epoch's row of metrics.
       on_step: Is told the number of steps done.
+      on_progress: Is given state and progress between steps and after epochs, each of which is a
+        point from which a run can go on. It may raise to end the run. The state's buffers are only
+        valid during the call.
 
     Returns:
       The last state, and where the time went.
 
     Raises:
       Diverged: A loss is not finite. The row of the unfinished epoch has been given to `on_epoch`.
+        With `skip_divergence`, if that was so in every step of an epoch.
     """
     began = time.perf_counter()
-    state = training.with_network_memory(data_step, state, feed.constants, feed.item)
-    compiled = (
-        jax.jit(data_step, donate_argnums=0).lower(state, feed.constants, feed.item).compile()
-    )
+    if skip_divergence:
+        data_step = skip_non_finite(data_step)
+    if start.step == 0:
+        state = training.with_network_memory(data_step, state, feed.constants, feed.item)
+    plan = plan or Plan()
+    state, constants = plan.put(state), plan.replicate(feed.constants)
+    compiled = jax.jit(data_step, donate_argnums=0).lower(state, constants, feed.item).compile()
     seconds_compile = time.perf_counter() - began
 
-    seconds_training = seconds_evaluation = 0.0
-    steps = 0
-    bytes_sent = np.zeros(feed.agents, np.int64)
-    for epoch in range(1, epochs + 1):
+    done = start
+    while done.epoch <= epochs:
         began = time.perf_counter()
-        history: list[StepMetrics] = []
-        diverged = None
-        for item in feed.epoch(epoch):
-            state, metrics = compiled(state, feed.constants, item)
-            history.append(jax.device_get(metrics))
-            steps += 1
-            bytes_sent += history[-1].traffic.bytes_sent()
-            diverged = _explain_divergence(history, steps)
-            if diverged:
-                break
-            on_step(steps)
-        seconds_training += time.perf_counter() - began
+        for item in feed.epoch(done.epoch, done.position):
+            state, metrics = compiled(state, constants, item)
+            metrics = jax.device_get(metrics)
+            problem = _explain_divergence(metrics, done)
+            now = time.perf_counter()
+            skipped = problem is not None and skip_divergence
+            done = done.after_step(metrics, now - began, taken=not skipped)
+            began = now
+            if problem and (not skipped or done.totals.skipped == feed.steps):
+                on_epoch(done.row() | {"diverged": problem})
+                raise Diverged(problem)
+            on_step(done.step)
+            if done.position < feed.steps:
+                on_progress(state, done)
+                began = time.perf_counter()
 
-        row = {"epoch": epoch, "step": steps, **epoch_means(history)}
-        row |= {
-            "bytes_sent_per_agent": _whole(bytes_sent.mean()),
-            "bytes_sent_per_agent_max": int(bytes_sent.max()),
-            "seconds_training": seconds_training,
-        }
-        if diverged:
-            on_epoch(row | {"diverged": diverged})
-            raise Diverged(diverged)
-        if epoch % eval_every == 0 or epoch == epochs:
+        row, seconds_evaluation = done.row(), 0.0
+        if done.epoch % eval_every == 0 or done.epoch == epochs:
             began = time.perf_counter()
             row |= evaluate(state).summary()
-            seconds_evaluation += time.perf_counter() - began
+            seconds_evaluation = time.perf_counter() - began
         on_epoch(row)
-    return state, Timing(seconds_compile, seconds_training, seconds_evaluation, steps)
+        done = done.next_epoch(row, seconds_evaluation)
+        on_progress(state, done)
+    return state, Timing(seconds_compile, done.seconds_training, done.seconds_evaluation, done.step)
 
 
-def epoch_means(history: list[StepMetrics]) -> Row:
-    """Means over an epoch: cross-entropy and accuracy a sample, L_mv and L_dv a step and agent."""
-    read = lambda name: np.stack([getattr(m, name) for m in history]).astype(np.float64)
-    samples, correct = read("samples"), read("correct")
-    total = max(1.0, samples.sum())
-    # A step in which an agent had no samples left says nothing about its features.
-    busy = samples > 0
-    mean = lambda values: float(values[busy].mean()) if busy.any() else float("nan")
-    return {
-        "lr": float(history[-1].lr),
-        "cross_entropy": float((read("cross_entropy") * samples).sum() / total),
-        "train_accuracy": float(correct.sum() / total),
-        "model_variant_loss": mean(read("model_variant")),
-        "data_variant_loss": mean(read("data_variant")),
-    }
+def _explain_divergence(metrics: StepMetrics, done: Progress) -> str | None:
+    """One line on why a step's losses or gradients are not finite; None if they are.
 
-
-def _explain_divergence(history: list[StepMetrics], step: int) -> str | None:
-    """One line on why the last step's losses or gradients are not finite; None if they are."""
-    last = history[-1]
-    bad = ~(np.isfinite(last.cross_entropy) & np.isfinite(last.gradient_norm))
+    Args:
+      metrics: Of the step, on the host.
+      done: The progress before it.
+    """
+    bad = ~(np.isfinite(metrics.cross_entropy) & np.isfinite(metrics.gradient_norm))
     if not bad.any():
         return None
     agent = int(np.argmax(bad))
     terms = {
-        "cross-entropy": last.cross_entropy,
-        "model-variant loss": last.model_variant,
-        "data-variant loss": last.data_variant,
-        "gradient norm": last.gradient_norm,
+        "cross-entropy": metrics.cross_entropy,
+        "model-variant loss": metrics.model_variant,
+        "data-variant loss": metrics.data_variant,
+        "gradient norm": metrics.gradient_norm,
     }
     sizes = ", ".join(f"{name} {float(value[agent]):.4g}" for name, value in terms.items())
-    before = history[-2] if len(history) > 1 else last
-    # Comparisons with NaN, which stands for "not computed", are False.
-    grew = bool((before.model_variant > 10 * before.cross_entropy).any())
     cause = (
         "the model-variant loss ran away from the cross-entropy: lower lambda_m, clip gradients "
         "or use a network with normalisation"
-        if grew
+        if done.totals.runaway
         else "the learning rate is too high for this model and data: lower lr or clip gradients"
     )
-    return f"the loss is no longer finite at step {step}, agent {agent} ({sizes}); likely {cause}"
-
-
-def _whole(value: float) -> int | float:
-    """An int where the number is whole, as bytes mostly are."""
-    return int(value) if float(value).is_integer() else float(value)
+    return (
+        f"the loss is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); "
+        f"likely {cause}"
+    )

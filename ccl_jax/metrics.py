@@ -1,16 +1,27 @@
-"""A run directory: config.json, metrics.jsonl (one object a row), summary.json, figures/.
+"""A run directory: config.json, metrics.jsonl (one object a row), summary.json, figures/, checkpoints/.
 
 Files are written whole under another name and then renamed, so that what is there is complete; the
 metrics file grows by whole lines. Numbers that are not finite are written as null, which every JSON
 reader accepts.
 """
 
+import contextlib
+import fcntl
+import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Mapping
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+
+# Packages whose version can change a result.
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
 class RunDirectory:
@@ -30,6 +41,47 @@ class RunDirectory:
         folder.mkdir(exist_ok=True)
         return folder
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.path / "checkpoints"
+
+    def summary(self) -> dict[str, Any] | None:
+        """What summary.json says; None if the run has not ended."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def made_with(self) -> dict[str, Any]:
+        """What config.json says that the run was started with."""
+        return json.loads((self.path / "config.json").read_text()).get("made_with", {})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes out of the directory, which is made if need be.
+
+        The lock goes with the process, however that ends.
+
+        Raises:
+          ValueError: Another run lives here, or the directory cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(
+                f"{self.path} cannot be written to ({error.strerror}); choose another work "
+                "directory"
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"another run is at work in {self.path}; wait for it to end, or choose another "
+                    "work directory"
+                ) from None
+            yield
+
     def check_free(self) -> None:
         """Makes sure that a run can start here.
 
@@ -38,14 +90,49 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file; a run needs a directory of its own")
-        if (self.path / "config.json").exists():
+        # A comparison keeps its runs one level below.
+        for config in (*self.path.glob("config.json"), *self.path.glob("*/config.json")):
             raise ValueError(
-                f"{self.path} already holds a run (config.json is there); choose another work "
-                "directory or remove that one"
+                f"{self.path} already holds a run ({config} is there); choose another work "
+                "directory, or add --resume to go on with that one"
             )
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise ValueError(f"{parent} cannot be written to; choose another work directory")
+
+    def check_same(self, config: Mapping[str, Any], may_differ: Iterable[str] = ()) -> None:
+        """Makes sure that the run that is here can go on with these settings.
+
+        Args:
+          config: The settings.
+          may_differ: Those that do not change the result.
+
+        Raises:
+          ValueError: There is no run here, or one of other settings; the message lists them.
+        """
+        try:
+            text = (self.path / "config.json").read_text()
+        except OSError:
+            raise ValueError(
+                f"{self.path} holds no run that could go on (no config.json); leave out --resume "
+                "to start one"
+            ) from None
+        try:
+            there = dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise ValueError(f"{self.path}/config.json is damaged; it is no JSON object") from None
+        names = [name for name in config if name not in set(may_differ)]
+        wanted = plain({name: config[name] for name in names})
+        different = [
+            f"{name} was {there.get(name)!r}, now {wanted[name]!r}"
+            for name in names
+            if there.get(name) != wanted[name]
+        ]
+        if different:
+            raise ValueError(
+                f"{self.path} holds a run of another configuration: {'; '.join(different)}; give "
+                "the same settings, or choose another work directory"
+            )
 
     def create(self, config: Mapping[str, Any]) -> None:
         """Makes the directory and writes config.json.
@@ -63,15 +150,52 @@ class RunDirectory:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(plain(row)) + "\n")
 
+    def replace_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Makes metrics.jsonl hold these rows and no others."""
+        self._write("metrics.jsonl", "".join(json.dumps(plain(row)) + "\n" for row in rows))
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl so far."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").open()]
+        return list(map(json.loads, (self.path / "metrics.jsonl").read_text().splitlines()))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a JSON file, whole or not at all."""
+        self._write(name, json.dumps(plain(value), indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
         partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(plain(value), indent=2) + "\n")
+        partial.write_text(text)
         partial.replace(self.path / name)
+
+
+def made_with() -> dict[str, Any]:
+    """What results are made with: versions, device, command line and git commit (None if unknown)."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": f"{devices[0].device_kind} x {len(devices)}",
+        "command": list(sys.argv),
+        "git_commit": git_commit(Path(__file__).parent.parent),
+    }
+
+
+def git_commit(checkout: Path) -> str | None:
+    """The commit of a checkout, with "-dirty" if files differ from it; None if it is none."""
+
+    def git(*command: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", checkout, *command], capture_output=True, text=True, timeout=10
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        # An installed package can lie below somebody else's checkout.
+        if Path(git("rev-parse", "--show-toplevel") or "/") != checkout.resolve():
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def plain(value: Any) -> Any:

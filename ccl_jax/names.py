@@ -20,7 +20,7 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     """
     if name in table:
         return table[name]
-    nearest = difflib.get_close_matches(name, table, n=1, cutoff=0.0)[0]
+    nearest = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"unknown {kind} {name!r}: did you mean {nearest!r}? Known: {', '.join(table)}."
     )

@@ -24,7 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ccl_jax import blocks, mixing
+from ccl_jax.blocks import Block
 from ccl_jax.compression import Compressor, feedback
+from ccl_jax.mixing import Tables
 from ccl_jax.topology import Edges, Topology
 
 PyTree = Any
@@ -57,9 +60,11 @@ class Network:
       compressor: Compresses what `mix` sends (as CHOCO-SGD, Koloskova et al., arXiv:1902.00340:
         neighbours keep a copy xh of each x and are sent the compressed difference) and, with error
         feedback, what `reply` sends where its caller allows it. None sends exact values.
+      devices: Number of equal blocks into which the agents are cut, one a device. With more than
+        one, rounds can be made inside of `ccl_jax.parallel`'s sharded step only.
 
     Raises:
-      ValueError: A count below 1.
+      ValueError: A count below 1, or devices that do not divide the agents.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Network:
         local_steps: int = 1,
         gossip_steps: int = 1,
         compressor: Compressor | None = None,
+        devices: int = 1,
     ) -> None:
         for name, value in (("local_steps", local_steps), ("gossip_steps", gossip_steps)):
             if value < 1:
@@ -77,9 +83,21 @@ class Network:
         self.local_steps = local_steps
         self.gossip_steps = gossip_steps
         self.compressor = compressor
-        weights = jnp.asarray(topology.weights, jnp.float32)
-        incoming, outgoing = jax.tree.map(jnp.asarray, (topology.incoming, topology.outgoing))
-        self._tables = Tables(weights, incoming, outgoing)
+        self.schedule = blocks.make_schedule(topology, devices)
+        weights = np.asarray(topology.weights, np.float32)
+        self._tables = (weights, topology.incoming, topology.outgoing)
+        self.sparse = mixing.sparse_is_cheaper(topology.degree, topology.agents)
+
+    def whole(self) -> "Network":
+        """The same network on one device; enough to learn shapes from."""
+        if self.schedule.devices == 1:
+            return self
+        return Network(
+            self.topology,
+            local_steps=self.local_steps,
+            gossip_steps=self.gossip_steps,
+            compressor=self.compressor,
+        )
 
     def round(self, step: jax.Array | int, memory: PyTree = ()) -> "Round":
         """The communication of one step.
@@ -91,55 +109,58 @@ class Network:
         step = jnp.asarray(step, jnp.int32)
         active = step % self.local_steps == 0
         first = step // self.local_steps * self.gossip_steps
+        block = Block(self.schedule)
         hops = [
-            self._at((first + hop) % self.topology.rounds, active)
+            self._at((first + hop) % self.topology.rounds, active, block)
             for hop in range(self.gossip_steps)
         ]
-        return Round(hops, active, step == 0, self.compressor, memory)
+        return Round(self, block, hops, active, step == 0, memory, self.compressor)
 
-    def _at(self, r: jax.Array, active: jax.Array) -> "Tables":
-        weights, incoming, outgoing = jax.tree.map(lambda table: table[r], self._tables)
+    def _at(self, r: jax.Array, active: jax.Array, block: Block) -> "Tables":
+        """Round r's graph as the agents of a block see it: who is where in what they collect."""
+        weights, incoming, outgoing = jax.tree.map(
+            lambda table: jnp.asarray(table)[r, block.ids], self._tables
+        )
         if self.local_steps > 1:
-            weights = jnp.where(active, weights, jnp.eye(weights.shape[0]))
+            own = block.ids[:, None] == jnp.arange(self.topology.agents)[None]
+            weights = jnp.where(active, weights, own.astype(weights.dtype))
             incoming = incoming._replace(mask=incoming.mask & active)
             outgoing = outgoing._replace(mask=outgoing.mask & active)
-        return Tables(weights, incoming, outgoing)
-
-
-class Tables(NamedTuple):
-    """One round's graph on the device (`Network` keeps all rounds, with an axis in front).
-
-    Attributes:
-      weights: `[agents, agents]` float32.
-      incoming: `Edges` with `[agents, degree]` tables.
-      outgoing: `Edges` with `[agents, out_degree]` tables.
-    """
-
-    weights: jax.Array
-    incoming: Edges
-    outgoing: Edges
+        return Tables(
+            jnp.where(block.valid[None], weights[:, block.members], 0.0),
+            jnp.take_along_axis(weights, block.ids[:, None], axis=1)[:, 0],
+            incoming._replace(peers=block.place[incoming.peers]),
+            outgoing._replace(peers=block.place[outgoing.peers]),
+        )
 
 
 class Round:
     """The communication of one step; made by `Network.round`, used inside that step.
 
+    All of it works on a block of agents; on one device that is everybody.
+
     Attributes:
-      weights: `[agents, agents]` the mixing matrix W (of the first mix, if there are several).
       incoming: `Edges` with `[agents, degree]` tables: who is heard.
       outgoing: `Edges` with `[agents, out_degree]` tables: who listens.
       active: Scalar bool, False in a step in which the agents work alone.
+      ids: `[agents]` int32, the numbers of the agents in this block.
     """
 
     def __init__(
         self,
+        network: Network,
+        block: Block,
         hops: Sequence[Tables],
         active: jax.Array,
         first: jax.Array,
-        compressor: Compressor | None,
         memory: PyTree,
+        compressor: Compressor | None,
     ) -> None:
-        self.weights, self.incoming, self.outgoing = hops[0]
+        self.incoming, self.outgoing = hops[0].incoming, hops[0].outgoing
         self.active = active
+        self.ids = block.ids
+        self._network = network
+        self._block = block
         self._hops = hops
         self._first = first
         self._compressor = compressor
@@ -153,8 +174,8 @@ class Round:
 
     @property
     def agents(self) -> int:
-        """Number of agents."""
-        return self.weights.shape[0]
+        """Number of all agents, N."""
+        return self._network.topology.agents
 
     @property
     def mask(self) -> jax.Array:
@@ -164,16 +185,12 @@ class Round:
     @property
     def neighbor_weights(self) -> jax.Array:
         """`[agents, degree]` float32: w_ij for each table entry (shared by entries that repeat)."""
-        own = jnp.arange(self.agents)[:, None]
-        peers, mask = self.incoming.peers, self.incoming.mask
-        same = (peers[:, :, None] == peers[:, None, :]) & mask[:, None, :]
-        repeats = jnp.maximum(same.sum(axis=2), 1).astype(jnp.float32)
-        return jnp.where(mask, self.weights[own, peers] / repeats, 0.0)
+        return self._hops[0].neighbor_weights
 
     @property
     def own_weights(self) -> jax.Array:
         """`[agents]` float32: w_ii."""
-        return jnp.diagonal(self.weights)
+        return self._hops[0].own_weights
 
     def mix(self, tree: PyTree) -> PyTree:
         """Gossip: `[Wx]_i = sum_j W[i, j] x_j` for every leaf `[agents, ...]` of `tree`.
@@ -187,7 +204,7 @@ class Round:
     def _mix_once(self, hop: Tables, tree: PyTree) -> PyTree:
         if self._compressor is None:
             self._send(tree, hop.outgoing.mask)
-            return _mix(hop.weights, tree)
+            return self._average_neighbors(hop, tree)
         # All agents start alike, so at first everyone knows everything.
         known = where(self._first, tree, self._recall(tree))
         news = self._compressor(jax.tree.map(jnp.subtract, tree, known), lead=1)
@@ -196,7 +213,14 @@ class Round:
         self._new_memory.append(known)
         size = self._compressor.message_bytes(tree, lead=1)
         self._send(tree, hop.outgoing.mask, size=size, known=known)
-        return jax.tree.map(lambda x, w, h: x + (w - h), tree, _mix(hop.weights, known), known)
+        mixed = self._average_neighbors(hop, known)
+        return jax.tree.map(lambda x, w, h: x + (w - h), tree, mixed, known)
+
+    def _average_neighbors(self, hop: Tables, tree: PyTree) -> PyTree:
+        collected = jax.tree.map(self._block.collect, tree)
+        if self._network.sparse:
+            return mixing.sparse(hop, tree, collected)
+        return mixing.dense(hop, collected)
 
     def gather(self, tree: PyTree) -> PyTree:
         """Each agent's neighbours' values.
@@ -208,7 +232,7 @@ class Round:
           Leaves `[agents, degree, ...]`, 0 where there is no neighbour.
         """
         self._send(tree, self.outgoing.mask)
-        return _take(tree, self.incoming.peers, None, self.incoming.mask)
+        return self._take(tree, self.incoming)
 
     def reply(
         self, tree: PyTree, *, compress: bool = False, message_bytes: int | None = None
@@ -231,7 +255,7 @@ class Round:
             self._new_memory.append(error)
             message_bytes = self._compressor.message_bytes(tree, lead=2)
         self._send(tree, self.incoming.mask, lead=2, size=message_bytes)
-        return _take(tree, self.outgoing.peers, self.outgoing.slots, self.outgoing.mask)
+        return self._take(tree, self.outgoing, at_slots=True)
 
     def cross(
         self,
@@ -260,38 +284,37 @@ class Round:
         """
         self._send(models if message is None else message, self.outgoing.mask)
         models = jax.tree.map(lambda x: self._sent.get(id(x), (x, x))[1], models)
-        visited = _take(data, self.outgoing.peers, None, self.outgoing.mask)
+        visited = self._take(data, self.outgoing)
         values = jax.vmap(jax.vmap(fn, in_axes=(None, 0)))(models, visited)
-        return _take(values, self.incoming.peers, self.incoming.slots, self.incoming.mask)
+        return self._take(values, self.incoming, at_slots=True)
 
     def average(
-        self, tree: PyTree, *, when: jax.Array | bool = True, hub: jax.Array | None = None
+        self, tree: PyTree, *, when: jax.Array | bool = True, over_hub: bool = False
     ) -> PyTree:
         """The exact mean over all agents, given to each.
 
-        Counted as a ring all-reduce; with a hub, as everyone's message to it and its answers.
+        Counted as a ring all-reduce; over a hub, as everyone's message to it and its answers.
 
         Args:
           tree: Leaves `[agents, ...]`.
           when: Scalar bool; where False (or when the agents work alone) the tree stays as it is.
-          hub: Number of the agent in the middle of a star.
+          over_hub: Whether the agent with most neighbours does the averaging for all.
         """
         size = _message_bytes(tree, lead=1)
-        messages = jnp.ones(self.agents, jnp.int32)
-        if hub is None:
-            size = 2 * size * (self.agents - 1) // self.agents
+        messages = jnp.ones(self.ids.shape, jnp.int32)
+        if over_hub:
+            hub = int(self._network.topology.adjacency[0].sum(axis=1).argmax())
+            messages = jnp.where(self.ids == hub, self.agents - 1, messages)
         else:
-            messages = jnp.where(jnp.arange(self.agents) == hub, self.agents - 1, messages)
+            size = 2 * size * (self.agents - 1) // self.agents
         when = self.active & jnp.asarray(when)
         self._exchanges.append((size, jnp.where(when, messages, 0)))
-        mean = jax.tree.map(
-            lambda x: jnp.broadcast_to(x.mean(axis=0, keepdims=True), x.shape), tree
-        )
+        mean = jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
         return where(when, mean, tree)
 
     def unmetered(self) -> "Round":
         """This round, exact and with a traffic count of its own: for measurements nobody sends."""
-        return Round(self._hops, self.active, self._first, None, ())
+        return Round(self._network, self._block, self._hops, self.active, self._first, (), None)
 
     def memory(self) -> PyTree:
         """What the next step's round has to be given; () without compression."""
@@ -300,7 +323,7 @@ class Round:
     def traffic(self) -> Traffic:
         """What has been sent in this round so far."""
         if not self._exchanges:
-            return Traffic(jnp.zeros(0, jnp.int32), jnp.zeros((0, self.agents), jnp.int32))
+            return Traffic(jnp.zeros(0, jnp.int32), jnp.zeros((0, *self.ids.shape), jnp.int32))
         sizes, messages = zip(*self._exchanges, strict=True)
         return Traffic(jnp.asarray(sizes, jnp.int32), jnp.stack(messages))
 
@@ -322,6 +345,17 @@ class Round:
             size = _message_bytes(new, lead) if size is None else size
             self._exchanges.append((size, mask.sum(axis=1, dtype=jnp.int32)))
 
+    def _take(self, tree: PyTree, edges: Edges, at_slots: bool = False) -> PyTree:
+        """The peers' values, or what they hold for this edge; 0 where there is no edge."""
+
+        def take(x: jax.Array) -> jax.Array:
+            x = self._block.collect(x)
+            value = x[edges.peers, edges.slots] if at_slots else x[edges.peers]
+            real = edges.mask.reshape(edges.mask.shape + (1,) * (value.ndim - edges.mask.ndim))
+            return jnp.where(real, value, jnp.zeros_like(value))
+
+        return jax.tree.map(take, tree)
+
     def _recall(self, tree: PyTree) -> PyTree:
         """The memory of this call from the step before; zeros where there is none yet."""
         place = len(self._new_memory)
@@ -333,32 +367,6 @@ class Round:
 def where(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
     """x where the scalar condition holds, else y, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
-
-
-@jax.jit
-def _mix(weights: jax.Array, tree: PyTree) -> PyTree:
-    # Full precision, summed in float32: GPUs and TPUs would otherwise round weights to fewer bits.
-    def mix(x: jax.Array) -> jax.Array:
-        mixed = jnp.einsum(
-            "ij,j...->i...",
-            weights,
-            x.astype(jnp.float32),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return mixed.astype(x.dtype)
-
-    return jax.tree.map(mix, tree)
-
-
-def _take(tree: PyTree, peers: jax.Array, slots: jax.Array | None, mask: jax.Array) -> PyTree:
-    """x[peers] or x[peers, slots] for every leaf, 0 where mask is False."""
-
-    def take(x: jax.Array) -> jax.Array:
-        value = x[peers] if slots is None else x[peers, slots]
-        real = mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim))
-        return jnp.where(real, value, jnp.zeros_like(value))
-
-    return jax.tree.map(take, tree)
 
 
 def _message_bytes(tree: PyTree, lead: int) -> int:

@@ -18,6 +18,7 @@ class Stream(enum.IntEnum):
     BATCHES = 2
     AUGMENTATION = 3
     FAULTS = 4
+    HETEROGENEITY = 5
 
 
 def generator(stream: Stream, seed: int, *path: int) -> np.random.Generator:

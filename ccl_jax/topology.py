@@ -181,6 +181,9 @@ def from_neighbors(
     # Nobody listens to anybody: keep one (empty) slot, so that tables never have an axis of size 0.
     if degree == 0:
         peers, present = own_column(rounds, agents), np.zeros((rounds, agents, 1), bool)
+    # Columns of nothing but padding go, as the senders' tables have none either.
+    used = max(1, int(present.sum(axis=2).max()))
+    peers, present = peers[:, :, :used], present[:, :, :used]
 
     incoming, outgoing = _link(peers, present)
     voices = np.zeros((rounds, agents, agents)) + np.eye(agents)

@@ -132,7 +132,7 @@ def init_state(
         init_key, run_key = jax.random.split(key)
         agents = network.topology.agents
         params, model_state = stack(models.init(model, init_key, image_shape), agents)
-        algorithm_state = algorithm.init(params, network.round(0))
+        algorithm_state = algorithm.init(params, network.whole().round(0))
         return TrainState(jnp.int32(0), params, model_state, algorithm_state, (), run_key)
 
     # One compilation instead of one for every small operation; on a CPU, random numbers that are
@@ -165,6 +165,8 @@ def make_step(
     network: Network,
     objective: Objective,
     schedule: optax.Schedule,
+    *,
+    gossip_batch_stats: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Builds one training step of all agents, a pure function to be jitted.
 
@@ -174,10 +176,19 @@ def make_step(
       network: What it talks through.
       objective: The loss.
       schedule: Learning rate by step.
+      gossip_batch_stats: Mix the running statistics of batch norm as the models are mixed, and count
+        them as traffic; otherwise each agent keeps its own.
 
     Returns:
       `step(state, batch) -> (state, metrics)`.
+
+    Raises:
+      ValueError: Statistics cannot be mixed because the weights do not average (push-sum).
     """
+    if gossip_batch_stats and network.topology.stochastic != "row":
+        raise ValueError(
+            "gossip_batch_stats needs weights whose rows sum to 1; with a push-sum method leave it out"
+        )
     features_fn = make_features_fn(model)
     loss_fn = make_loss_fn(model, objective)
     gradients = jax.vmap(jax.value_and_grad(loss_fn, has_aux=True))
@@ -194,6 +205,7 @@ def make_step(
         eval_params, algorithm_state = algorithm.communicate(
             state.params, state.algorithm, talk, lr
         )
+        own_stats = talk.mix(state.model_state) if gossip_batch_stats else state.model_state
         received = (algorithm.models(state.params, state.algorithm), state.model_state)
         exchange = functools.partial(
             cross_features.exchange,
@@ -210,9 +222,7 @@ def make_step(
             # Nothing more is sent, and what training uses stays as it is.
             measured = exchange(talk.unmetered(), data_variant=True)
             cross = measured if cross is None else measured._replace(neighbors=cross.neighbors)
-        (_, (losses, correct, model_state)), grads = gradients(
-            eval_params, state.model_state, batch, cross
-        )
+        (_, (losses, correct, model_state)), grads = gradients(eval_params, own_stats, batch, cross)
         if algorithm.combine is not None:
             foreign = talk.cross(plain_gradient, received, batch, message=sent)
             grads, algorithm_state = algorithm.combine(grads, foreign, algorithm_state, talk)
@@ -226,7 +236,7 @@ def make_step(
         model_state = jax.tree.map(
             lambda new, old: jnp.where(samples.reshape(-1, *[1] * (new.ndim - 1)) > 0, new, old),
             model_state,
-            state.model_state,
+            own_stats,
         )
         metrics = StepMetrics(*losses, samples, correct, norms, lr, talk.traffic())
         state = TrainState(

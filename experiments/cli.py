@@ -1,7 +1,8 @@
 """From command line to Config, and from exceptions to one clear line and an exit code.
 
-Exit codes: 0 done; 1 the run failed (a loss is no longer finite); 2 something asked for is wrong, and
-nothing was written; 130 interrupted.
+Exit codes: 0 done; 1 the run failed (a loss is no longer finite, or a file cannot be written); 2
+something asked for is wrong, and nothing was written; 130 stopped by SIGINT (Ctrl-C) and 143 by
+SIGTERM, saved if training had begun.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from ccl_jax.checkpoint import Stopped
 from ccl_jax.loop import Diverged
 from experiments.config import Config
 
@@ -57,8 +59,10 @@ def guard(body: Callable[[], None]) -> int:
         body()
     except (flags.Error, ValueError) as error:
         return _complain(error, 2)
-    except Diverged as error:
+    except (Diverged, OSError) as error:
         return _complain(error, 1)
+    except Stopped as stopped:
+        return _complain(stopped, 128 + stopped.signal)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     return 0

@@ -23,6 +23,19 @@ DATA, NETWORK, METHOD, TRAINING, OUTPUT = (
     "Output",
 )
 
+# Settings that do not change what a healthy run computes, so that a resumed run may be given others.
+MAY_DIFFER = frozenset(
+    [
+        "workdir",
+        "progress",
+        "resume",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep",
+        "on_divergence",
+    ]
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -47,6 +60,37 @@ class Config:
     )
     classes_per_agent: int = setting(2, DATA, "classes an agent holds, with --partition=classes")
     shards_per_agent: int = setting(2, DATA, "shards an agent holds, with --partition=shards")
+    quantity_alpha: float | None = setting(
+        None,
+        DATA,
+        "make the numbers of samples differ: agents keep parts drawn from a Dirichlet "
+        "distribution, > 0; small is heterogeneous",
+    )
+    feature_shift: tuple[str, ...] = setting(
+        (),
+        DATA,
+        "make images look different to each agent: rotation:S, colour:S, blur:S or noise:S with a "
+        "strength S, as rotation:0.5; may be repeated",
+    )
+    label_noise: str = setting(
+        "0", DATA, "part of each agent's labels that is wrong; 0:0.4 grows from agent 0 to the last"
+    )
+    domain: tuple[str, ...] = setting(
+        (),
+        DATA,
+        "another dataset, NAME or NAME:PATH, with the same number of classes, put beside the first; "
+        "each agent then holds samples of one; may be repeated",
+    )
+    image_size: int | None = setting(
+        None, DATA, "side in pixels of image files as the model sees them; default: the custom one"
+    )
+    verify_checksums: bool = setting(
+        False, DATA, "compare the dataset's files with the published checksums"
+    )
+    workers: int = setting(16, DATA, "threads that decode images, for sets that are streamed")
+    max_unreadable: int = setting(
+        10, DATA, "unreadable images of a streamed set that are skipped before the run fails"
+    )
 
     agents: int = setting(16, NETWORK, "number of agents")
     topology: str = setting(
@@ -87,6 +131,16 @@ class Config:
     norm: str | None = setting(
         None, TRAINING, "normalisation: none, evonorm, group, batch; default: the model's own"
     )
+    dtype: str = setting(
+        "float32",
+        TRAINING,
+        "compute type of the network: float32 or bfloat16; parameters and losses are float32",
+    )
+    gossip_batch_stats: bool = setting(
+        False,
+        TRAINING,
+        "mix the statistics of batch norm as parameters; default: each keeps its own",
+    )
     lr: float = setting(0.1, TRAINING, "learning rate at its highest")
     schedule: str = setting(
         "step", TRAINING, "learning-rate schedule: step (/10 at 50% and 75%), cosine, constant"
@@ -97,6 +151,13 @@ class Config:
     augment: str = setting("none", TRAINING, "augmentation: none, flip-crop, resized-crop-flip")
     seed: int = setting(0, TRAINING, "seed of everything random")
 
+    devices: int = setting(
+        0,
+        TRAINING,
+        "devices over which the agents are spread; 0 takes as many as divide the agents",
+    )
+    spmd: str = setting("shard_map", TRAINING, "how devices are driven: shard_map or pmap")
+
     workdir: str | None = setting(
         None, OUTPUT, "directory of this run's files; default: a new one under runs/"
     )
@@ -105,6 +166,22 @@ class Config:
         False, OUTPUT, "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)"
     )
     progress: bool = setting(True, OUTPUT, "show a progress bar")
+    resume: bool = setting(
+        False, OUTPUT, "go on with the run in --workdir, to the bit, from its last checkpoint"
+    )
+    checkpoint_every: int = setting(
+        0, OUTPUT, "save after every so many epochs; 0 for never (the end is always saved)"
+    )
+    checkpoint_minutes: float = setting(
+        5.0, OUTPUT, "save every so many minutes, also within an epoch; 0 for never"
+    )
+    keep: int = setting(2, OUTPUT, "newest checkpoints to keep, beside the best one")
+    on_divergence: str = setting(
+        "stop",
+        OUTPUT,
+        "when a number is no longer finite: stop, skip the step, or rollback (to the last "
+        "checkpoint with a tenth of the learning rate, up to 3 times)",
+    )
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -117,9 +194,14 @@ class Config:
             ("shards_per_agent", 1),
             ("local_steps", 1),
             ("gossip_steps", 1),
+            ("devices", 0),
+            ("checkpoint_every", 0),
+            ("keep", 1),
+            ("workers", 1),
+            ("max_unreadable", 0),
         ):
             _check(self, name, getattr(self, name) >= low, f"at least {low}")
-        for name in ("alpha", "lr", "clip_norm"):
+        for name in ("alpha", "quantity_alpha", "lr", "clip_norm"):
             _check(self, name, _positive(getattr(self, name)), "a number > 0")
         for name in ("lambda_m", "lambda_d", "weight_decay"):
             value = getattr(self, name)
@@ -127,6 +209,12 @@ class Config:
         momentum, gamma = self.momentum, self.gossip_rate
         _check(self, "momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
         _check(self, "gossip_rate", gamma is None or 0 < gamma <= 1, "in (0, 1]")
+        _check(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "a number >= 0")
+        reactions = ("stop", "skip", "rollback")
+        _check(self, "on_divergence", self.on_divergence in reactions, ", ".join(reactions))
+        _check(self, "resume", not self.resume or self.workdir is not None, "given with --workdir")
+        dtypes = ("float32", "bfloat16")
+        _check(self, "dtype", self.dtype in dtypes, " or ".join(dtypes))
         _check(self, "seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
 
     def replace(self, **changes: Any) -> "Config":
@@ -139,17 +227,16 @@ class Config:
         Raises:
           ValueError: An `hparam` is not NAME=VALUE.
         """
-        given = {
-            name: getattr(self, name)
-            for name in ("momentum", "weight_decay", "gossip_rate")
-            if getattr(self, name) is not None
-        }
+        flags = ("momentum", "weight_decay", "gossip_rate")
+        given = {name: getattr(self, name) for name in flags if getattr(self, name) is not None}
         for text in self.hparam:
             name, equals, value = text.partition("=")
             if not equals or not name:
                 raise ValueError(
                     f"hparam {text!r} is not of the form NAME=VALUE, as ema_factor=0.1"
                 )
+            if name in flags:
+                raise ValueError(f"hparam {text!r}: {name} has a flag of its own; write --{text}")
             given[name] = _literal(value)
         return given
 

@@ -8,7 +8,6 @@ compares DSGDm-N, QG-DSGDm-N and CCL on 8 agents in a ring whose data differ str
     python -m experiments.digits --algorithm=qg-dsgdm-n --lambda_m=0.1 --lambda_d=0.1
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -36,17 +35,22 @@ def main(config: Config, given: frozenset[str] = frozenset()) -> None:
 def compare(config: Config, given: frozenset[str]) -> None:
     """DSGDm-N, QG-DSGDm-N and CCL, one after another, on the same split and order of data."""
     workdir = Path(config.workdir or runner.new_workdir(config))
-    runner.RunDirectory(workdir).check_free()
+    if not config.resume:
+        runner.RunDirectory(workdir).check_free()
     ccl = {} if given & {"lambda_m", "lambda_d"} else {"lambda_m": 0.1, "lambda_d": 0.1}
     contestants = {
         "dsgdm-n": {"algorithm": "dsgdm-n", "lambda_m": 0.0, "lambda_d": 0.0},
         "qg-dsgdm-n": {"algorithm": "qg-dsgdm-n", "lambda_m": 0.0, "lambda_d": 0.0},
         "ccl": {"algorithm": "qg-dsgdm-n", **ccl},
     }
+    # A comparison that is resumed starts those of its runs that had not begun.
+    resume = {name: config.resume and (workdir / name).is_dir() for name in contestants}
+    if config.resume and not any(resume.values()):
+        raise ValueError(f"{workdir} holds no comparison; leave out --resume to start one")
     dataset = datasets.load(config.dataset, config.data_dir)
     runs = [
         runner.prepare(
-            dataclasses.replace(config, workdir=str(workdir / name), **settings), dataset
+            config.replace(workdir=str(workdir / name), resume=resume[name], **settings), dataset
         )
         for name, settings in contestants.items()
     ]

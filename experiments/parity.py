@@ -28,37 +28,32 @@ from ccl_jax.metrics import plain
 from ccl_jax.models import convert
 from ccl_jax.network import Network
 from ccl_jax.training import TrainState
-from experiments import cli, parity_algorithms
+from experiments import cli, parity_algorithms, recordings
+from experiments.recordings import NUMBER
 
 LOSS_TOLERANCE = 2e-5  # absolute, over the three losses
 NORM_TOLERANCE = 1e-5  # relative
 
-# What a configuration must say, in types of JSON.
-_NUMBER = (int, float)
+# What a recording must have: the configuration's entries, and the arrays with their axes.
 _CONFIG = {
     "arch": str,
-    "gossip_rate": _NUMBER,
+    "gossip_rate": NUMBER,
     "lr": list,
-    "momentum": _NUMBER,
+    "momentum": NUMBER,
     "nesterov": (bool, int),
-    "weight_decay": _NUMBER,
+    "weight_decay": NUMBER,
     "quasi_global": (bool, int),
-    "lambda_m": _NUMBER,
-    "lambda_d": _NUMBER,
+    "lambda_m": NUMBER,
+    "lambda_d": NUMBER,
 }
-
-# The arrays, with their axes.
 _ARRAYS = {
     "images": ("steps", "agents", "batch", "height", "width", "channels"),
     "labels": ("steps", "agents", "batch"),
     "neighbors": ("agents", "degree"),
-    "losses": ("steps", "agents", "terms"),
+    "losses": ("steps", "agents", 3),
     "param_norm": ("steps", "agents"),
     "consensus_distance": ("steps",),
-    "momentum_norm": ("agents",),
 }
-_OPTIONAL = ("momentum_norm",)
-_INTEGERS = ("labels", "neighbors")
 
 # Names of normalisations in recordings that are called otherwise here.
 _NORMS = {"groupnorm": "group", "batchnorm": "batch", "bn": "batch", "gn": "group"}
@@ -79,30 +74,12 @@ def main(argv: list[str] | None = None) -> int:
             return
         if values["trace"].value is None:
             raise ValueError("no recording given; name one with --trace=FILE")
-        trace = load(values["trace"].value)
+        trace = recordings.load(values["trace"].value)
         result = parity_algorithms.replay(trace) if "A" in trace else replay(trace)
         print(json.dumps(plain(result)))
         passed = result["passed"]
 
     return cli.guard(body) or (0 if passed else 1)
-
-
-def load(path: str) -> dict[str, np.ndarray]:
-    """Reads a recording; nothing in it is executed.
-
-    Raises:
-      ValueError: It is not there, damaged, or lacks a configuration.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            trace = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; --trace takes a recorded .npz file") from None
-    except Exception as error:  # A damaged archive fails in as many ways as it has parts.
-        raise ValueError(f"{path} is not a readable .npz recording: {error}") from None
-    if "config" not in trace:
-        raise ValueError(f"{path} has no entry 'config'; it is not a recording of a run")
-    return trace
 
 
 def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -120,6 +97,10 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     config = _check(trace)
     step, state = _build(config, trace)
+    final = None
+    if any(name.startswith("final.") for name in trace):
+        final = _parameters(trace, "final", _model_name(config), leading=1)
+        _check_fit("final", final, state.params)
 
     losses, norms, distances = [], [], []
     for images, labels in zip(trace["images"], trace["labels"], strict=True):
@@ -142,9 +123,8 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
         result["max_momentum_norm_error"] = _relative(
             _norms(_momentum(state.algorithm)), trace["momentum_norm"]
         )
-    if any(name.startswith("final.") for name in trace):
-        wanted = _parameters(trace, "final", _model_name(config), state.params, leading=1)
-        errors = jax.tree.map(lambda x, y: np.abs(x - y).max(), state.params, wanted)
+    if final is not None:
+        errors = jax.tree.map(lambda x, y: np.abs(x - y).max(), state.params, final)
         result["max_param_error"] = float(max(jax.tree.leaves(errors)))
     result["passed"] = bool(
         result["max_loss_error"] <= LOSS_TOLERANCE
@@ -156,38 +136,14 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _check(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Makes sure that all that a replay reads is there and fits; returns the configuration."""
-    missing = [name for name in ("config", *_ARRAYS) if name not in (*trace, *_OPTIONAL)]
-    if missing:
-        raise ValueError(f"the recording lacks {', '.join(missing)}; it cannot be replayed")
-    sizes = {"terms": 3}
-    for name in (name for name in _ARRAYS if name in trace):
-        axes, array = _ARRAYS[name], trace[name]
-        kinds = "iu" if name in _INTEGERS else "iuf"
-        fits = array.ndim == len(axes) and array.size > 0 and array.dtype.kind in kinds
-        if not fits or any(sizes.setdefault(*at) != at[1] for at in zip(axes, array.shape)):
-            wanted = ", ".join(f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in axes)
-            raise ValueError(
-                f"the recording's {name} is {array.dtype} {array.shape}; it must be "
-                f"{'integers' if name in _INTEGERS else 'numbers'} [{wanted}]"
-            )
-    try:
-        config = json.loads(str(trace["config"]))
-        wrong = [name for name, kind in _CONFIG.items() if not isinstance(config[name], kind)]
-    except (ValueError, TypeError, KeyError) as error:
+    optional = {"momentum_norm": ("agents",)} if "momentum_norm" in trace else {}
+    lengths = recordings.check_arrays(trace, _ARRAYS | optional, integers=("labels", "neighbors"))
+    config = recordings.read_config(trace, _CONFIG)
+    rates, steps = config["lr"], lengths["steps"]
+    if len(rates) != steps or not all(isinstance(rate, NUMBER) for rate in rates):
         raise ValueError(
-            f"the recording's config is damaged or lacks an entry ({error}); it must be a JSON "
-            f"object with {', '.join(_CONFIG)}"
-        ) from None
-    if wrong:
-        raise ValueError(
-            f"the recording's config has {wrong[0]} = {config[wrong[0]]!r}, which is of the wrong "
-            "type; it cannot be replayed"
-        )
-    rates = config["lr"]
-    if len(rates) != sizes["steps"] or not all(isinstance(rate, _NUMBER) for rate in rates):
-        raise ValueError(
-            f"the recording's config has {len(rates)} values of lr; it must have one number for "
-            f"each of the {sizes['steps']} steps"
+            f"the recording's config has lr = {rates}; it must be one number for each of the "
+            f"{steps} steps"
         )
     return config
 
@@ -195,30 +151,30 @@ def _check(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _build(config: Mapping[str, Any], trace: Mapping[str, np.ndarray]) -> tuple:
     """The jitted step and the first state."""
     name = _model_name(config)
+    params = _parameters(trace, "init", name)
+    num_classes = len(params.get("head", {}).get("bias", ()))
     labels = trace["labels"]
-    last_bias = [v for k, v in trace.items() if k.startswith("init.") and k.endswith(".bias")][-1:]
-    num_classes = last_bias[0].size if last_bias else 0
     if not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
-            f"the recording's labels go from {labels.min()} to {labels.max()} and its last bias "
-            f"has {num_classes} values; labels must be 0 to classes - 1"
+            f"the recording's labels go from {labels.min()} to {labels.max()} and the bias of its "
+            f"last layer has {num_classes} values; labels must be 0 to classes - 1"
         )
-    norm = config.get("norm")
+    norm = str(config["norm"]) if "norm" in config else None
     model = models.make(name, num_classes, norm=_NORMS.get(norm, norm))
-    shapes, _ = models.shapes(model, trace["images"].shape[3:])
-    params = _parameters(trace, "init", name, shapes)
+    image_shape = trace["images"].shape[3:]
+    _check_fit("init", params, models.shapes(model, image_shape)[0])
     algorithm = algorithms.make(
         ("qg-dsgdm" if config["quasi_global"] else "dsgdm") + ("-n" if config["nesterov"] else ""),
         momentum=config["momentum"],
         weight_decay=config["weight_decay"],
         gossip_rate=config["gossip_rate"],
     )
-    graph = topology.from_neighbors(config.get("topology", "recorded"), trace["neighbors"])
+    graph = topology.from_neighbors(str(config.get("topology", "recorded")), trace["neighbors"])
     objective = training.Objective(
         num_classes=num_classes,
         lambda_m=config["lambda_m"],
         lambda_d=config["lambda_d"],
-        distance=config.get("distance", "mse"),
+        distance=str(config.get("distance", "mse")),
         measure=True,
     )
     network = Network(graph)
@@ -227,7 +183,7 @@ def _build(config: Mapping[str, Any], trace: Mapping[str, np.ndarray]) -> tuple:
 
     @jax.jit
     def start(params):
-        model_state = models.init(model, jax.random.key(0), trace["images"].shape[3:])[1]
+        model_state = models.init(model, jax.random.key(0), image_shape)[1]
         params, model_state = training.stack((params, model_state), graph.agents)
         algorithm_state = algorithm.init(params, network.round(0))
         return TrainState(jnp.int32(0), params, model_state, algorithm_state, (), jax.random.key(0))
@@ -236,26 +192,28 @@ def _build(config: Mapping[str, Any], trace: Mapping[str, np.ndarray]) -> tuple:
 
 
 def _parameters(
-    trace: Mapping[str, np.ndarray], prefix: str, model: str, like: Any, leading: int = 0
-) -> Any:
-    """The recorded parameters `<prefix>.<name>` as a tree like `like`."""
+    trace: Mapping[str, np.ndarray], prefix: str, model: str, leading: int = 0
+) -> dict[str, Any]:
+    """The recorded parameters `<prefix>.<name>` as a tree."""
     start = f"{prefix}."
     arrays = {k.removeprefix(start): v for k, v in trace.items() if k.startswith(start)}
     try:
-        params = convert.from_torch(model, arrays, leading=leading)
+        return convert.from_torch(model, arrays, leading=leading)
     except ValueError as error:
-        raise ValueError(f"the recording's {prefix} parameters do not fit: {error}") from None
+        raise ValueError(f"the recording's {prefix} parameters cannot be read: {error}") from None
+
+
+def _check_fit(prefix: str, params: Any, like: Any) -> None:
     found, wanted = (
-        {path: np.shape(x) for path, x in traverse_util.flatten_dict(tree, sep="/").items()}
+        {path: x.shape for path, x in traverse_util.flatten_dict(tree, sep="/").items()}
         for tree in (params, like)
     )
     if found != wanted:
-        path = min(path for path, _ in set(found.items()) ^ set(wanted.items()))
+        path = min(path for path, _ in found.items() ^ wanted.items())
         raise ValueError(
-            f"the recording's {prefix} parameters do not fit {model}: {path} is "
+            f"the recording's {prefix} parameters do not fit the model: {path} is "
             f"{found.get(path, 'missing')}, expected {wanted.get(path, 'none')}"
         )
-    return params
 
 
 def _model_name(config: Mapping[str, Any]) -> str:

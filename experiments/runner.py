@@ -2,33 +2,56 @@
 
 import dataclasses
 import datetime
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ccl_jax import algorithms, compression, graphs, loop, models, plots, schedules, training
+from ccl_jax import (
+    algorithms,
+    compression,
+    graphs,
+    loop,
+    models,
+    parallel,
+    plots,
+    schedules,
+    training,
+)
+from ccl_jax.checkpoint import Autosave, Checkpoints
 from ccl_jax.data import augment, batches, datasets, partition
-from ccl_jax.data.feeds import InMemory
+from ccl_jax.data.feeds import Feed
 from ccl_jax.evaluation import Evaluator
-from ccl_jax.metrics import RunDirectory
+from ccl_jax.metrics import RunDirectory, made_with
 from ccl_jax.network import Network
-from experiments.config import Config
+from ccl_jax.progress import Progress, Row
+from ccl_jax.signals import stop_signals
+from experiments import data
+from experiments.config import MAY_DIFFER, Config
+
+# One virtual CPU device an agent is fastest, up to a number that is still quick to compile for.
+MOST_CPU_DEVICES = 64
+
+# How often --on_divergence=rollback goes back, each time with a tenth of the learning rate.
+ROLLBACKS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A Config with everything built and checked, ready to train. Nothing is written yet.
 
-    Attributes are what their types say; `partition` tells who holds which training samples.
+    Attributes are what their types say.
     """
 
     config: Config
     directory: RunDirectory
-    dataset: datasets.Dataset
-    partition: partition.Partition
+    data: data.Data
+    plan: parallel.Plan
     network: Network
     algorithm: algorithms.Algorithm
     model: Any
@@ -36,8 +59,20 @@ class Run:
     schedule: Any
     augmentation: augment.Augmentation
 
+    @property
+    def dataset(self) -> datasets.Dataset | datasets.StreamedDataset:
+        """Where images come from."""
+        return self.data.dataset
 
-def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Run:
+    @property
+    def partition(self) -> partition.Partition:
+        """Who holds which training samples."""
+        return self.data.partition
+
+
+def prepare(
+    config: Config, dataset: datasets.Dataset | datasets.StreamedDataset | None = None
+) -> Run:
     """Builds and checks all parts of a run, and writes nothing.
 
     Args:
@@ -48,7 +83,10 @@ def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Run:
       ValueError: Something in the settings, the data or the work directory does not fit.
     """
     directory = RunDirectory(config.workdir or new_workdir(config))
-    directory.check_free()
+    if config.resume:
+        directory.check_same(dataclasses.asdict(config), MAY_DIFFER)
+    else:
+        directory.check_free()
     algorithm = algorithms.make(config.algorithm, **config.hyperparameters())
     method = algorithms.lookup(config.algorithm)
     topology = graphs.make(
@@ -59,13 +97,17 @@ def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Run:
         seed=config.seed,
     )
     method.check(topology, **config.hyperparameters())
+    parallel.request_cpu_devices(config.devices or min(config.agents, MOST_CPU_DEVICES))
+    plan = parallel.Plan(config.devices or parallel.usable_devices(config.agents), config.spmd)
     network = Network(
         topology,
+        devices=plan.devices,
         local_steps=config.local_steps,
         gossip_steps=config.gossip_steps,
         compressor=compression.make(config.compression),
     )
-    dataset = dataset or datasets.load(config.dataset, config.data_dir)
+    loaded = data.load(config, dataset)
+    dataset = loaded.dataset
     objective = training.Objective(
         num_classes=dataset.num_classes,
         lambda_m=config.lambda_m,
@@ -74,45 +116,52 @@ def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Run:
         clip_norm=config.clip_norm,
         measure=config.measure_heterogeneity,
     )
-    model = models.make(config.model, dataset.num_classes, norm=config.norm)
-    split = partition.make(
-        config.partition,
-        dataset.train_labels,
-        config.agents,
-        alpha=config.alpha,
-        seed=config.seed,
-        # What the clean Dirichlet split guarantees: Flower's minimum, and one full batch.
-        min_samples=min(max(10, config.batch_size), len(dataset.train_labels) // config.agents),
-        classes_per_agent=config.classes_per_agent,
-        shards_per_agent=config.shards_per_agent,
+    model = models.make(
+        config.model, dataset.num_classes, norm=config.norm, dtype=jnp.dtype(config.dtype)
     )
-    steps = batches.steps_per_epoch(split, config.batch_size)
+    models.shapes(model, dataset.image_shape)  # Raises where images are too small for the model.
+    steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
     schedule = schedules.make(
         config.schedule, config.lr, steps * config.epochs, steps * config.warmup_epochs
     )
     return Run(
         config,
         directory,
-        dataset,
-        split,
+        loaded,
+        plan,
         network,
         algorithm,
         model,
         objective,
         schedule,
-        augment.make(config.augment),
+        augment.make(config.augment, dataset.image_shape[:2]),
     )
 
 
 def execute(run: Run) -> dict[str, Any]:
     """Trains, writes the run directory and returns the summary.
 
+    With `resume` in its config, the run that is there goes on; one that has ended is left alone.
+
     Raises:
       loop.Diverged: A loss is not finite; all metrics so far are on disk.
-      ValueError: The work directory cannot be used.
+      checkpoint.Stopped: SIGTERM or SIGINT came; the run is saved and can be resumed.
+      OSError: A file could not be written.
+      ValueError: The work directory cannot be used, or another run is using it.
     """
+    with run.directory.lock(), stop_signals() as stop:
+        if not run.config.resume:
+            run.directory.create(dataclasses.asdict(run.config) | {"made_with": made_with()})
+        elif (summary := run.directory.summary()) is not None:
+            _note(f"{run.directory.path} has ended already; this is its result")
+            return summary
+        else:
+            _warn_of_other_makers(run.directory)
+        return _train(run, stop)
+
+
+def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
     config, topology = run.config, run.network.topology
-    run.directory.create(dataclasses.asdict(config))
     counts = partition.class_counts(
         run.partition, run.dataset.train_labels, run.dataset.num_classes
     )
@@ -122,44 +171,64 @@ def execute(run: Run) -> dict[str, Any]:
         f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}",
         run.dataset.class_names,
     )
-
-    state = training.init_state(
-        run.model,
-        run.algorithm,
-        run.network,
-        run.dataset.image_shape,
-        jax.random.key(config.seed),
+    run.directory.write_json("partition.json", run.data.report)
+    feed = data.make_feed(run.data, config)
+    evaluator = Evaluator(
+        run.model, run.dataset, workers=config.workers, max_unreadable=config.max_unreadable
     )
-    parameters = sum(x[0].size for x in jax.tree.leaves(state.params))
-    step = training.make_step(run.model, run.algorithm, run.network, run.objective, run.schedule)
-    feed = InMemory(run.dataset, run.partition, config.batch_size, config.seed)
-    evaluator = Evaluator(run.model, run.dataset)
 
     def evaluate(state: training.TrainState):
+        state = run.plan.fetch(state._replace(key=()))
         return evaluator(run.algorithm.models(state.params, state.algorithm), state.model_state)
 
-    rows: list[loop.Row] = []
-    with progress_bar(run) as bar:
-
-        def on_epoch(row: loop.Row) -> None:
-            rows.append(row)
-            run.directory.log(row)
-            shown = {"loss": f"{row['cross_entropy']:.3f}"}
-            if "local_accuracy_mean" in row:
-                shown["local"] = f"{100 * row['local_accuracy_mean']:.1f}%"
-                shown["consensus"] = f"{100 * row['consensus_accuracy']:.1f}%"
-            bar.set_postfix(shown)
-
-        state, timing = loop.fit(
-            state,
-            loop.make_data_step(step, feed, run.dataset, run.augmentation),
-            feed,
-            epochs=config.epochs,
-            evaluate=evaluate,
-            eval_every=config.eval_every,
-            on_epoch=on_epoch,
-            on_step=lambda step: bar.update(),
+    rollbacks = None
+    with Checkpoints(run.directory.checkpoints, config.keep) as saved:
+        autosave = Autosave(
+            saved, config.epochs, config.checkpoint_every, config.checkpoint_minutes, stop
         )
+        while True:
+            state, start = _begin(run, feed, saved)
+            if rollbacks is not None:
+                start = start._replace(rollbacks=rollbacks)
+            run.directory.replace_metrics(start.rows)
+            rows: list[Row] = list(start.rows)
+            parameters = sum(x[0].size for x in jax.tree.leaves(state.params))
+            with progress_bar(run, start.step) as bar:
+
+                def on_epoch(row: Row, rows: list[Row] = rows, bar: tqdm = bar) -> None:
+                    row |= data.throughput(run.data, feed, row)
+                    rows.append(row)
+                    run.directory.log(row)
+                    shown = {"loss": f"{row['cross_entropy']:.3f}"}
+                    if "local_accuracy_mean" in row:
+                        shown["local"] = f"{100 * row['local_accuracy_mean']:.1f}%"
+                        shown["consensus"] = f"{100 * row['consensus_accuracy']:.1f}%"
+                    bar.set_postfix(shown)
+
+                try:
+                    state, timing = loop.fit(
+                        state,
+                        make_data_step(run, feed, start.rollbacks),
+                        feed,
+                        epochs=config.epochs,
+                        evaluate=evaluate,
+                        eval_every=config.eval_every,
+                        plan=run.plan,
+                        start=start,
+                        skip_divergence=config.on_divergence == "skip",
+                        on_epoch=on_epoch,
+                        on_step=lambda step, bar=bar: bar.update(),
+                        on_progress=autosave,
+                    )
+                    break
+                except loop.Diverged as error:
+                    rollbacks = start.rollbacks + 1
+                    if config.on_divergence != "rollback" or rollbacks > ROLLBACKS:
+                        raise
+                    _note(
+                        f"{error}; going back to the last checkpoint (of steps {saved.steps()}) or "
+                        f"the start, with {10**rollbacks} times less learning rate"
+                    )
 
     last = rows[-1]
     summary = {
@@ -183,15 +252,69 @@ def execute(run: Run) -> dict[str, Any]:
         "label_divergence": partition.label_divergence(counts),
         "samples_per_agent_min": int(counts.sum(axis=1).min()),
         "samples_per_agent_max": int(counts.sum(axis=1).max()),
+        "best_checkpoint": saved.best(),
         "seconds_compile": timing.seconds_compile,
         "seconds_training": timing.seconds_training,
         "seconds_evaluation": timing.seconds_evaluation,
         "steps_per_second": timing.steps / max(timing.seconds_training, 1e-9),
         "device": device_name(),
+        "made_with": made_with(),
     }
     plots.accuracy_curves({config.label: rows}, run.directory.figures / "accuracy.png")
     run.directory.write_json("summary.json", summary)
     return summary
+
+
+def make_data_step(run: Run, feed: Feed, rollbacks: int = 0) -> loop.Step:
+    """The whole step of a run, with a tenth of the learning rate for every rollback."""
+    schedule = run.schedule
+    if rollbacks:
+        schedule = lambda step: run.schedule(step) * 0.1**rollbacks
+    step = training.make_step(
+        run.model,
+        run.algorithm,
+        run.network,
+        run.objective,
+        schedule,
+        gossip_batch_stats=run.config.gossip_batch_stats,
+    )
+    return loop.make_data_step(run.plan.wrap(step), feed, run.dataset, run.augmentation)
+
+
+def _begin(run: Run, feed: Feed, saved: Checkpoints) -> tuple[training.TrainState, Progress]:
+    """The newest checkpoint that is whole, or the start where there is none yet."""
+    state = training.init_state(
+        run.model,
+        run.algorithm,
+        run.network,
+        run.dataset.image_shape,
+        jax.random.key(run.config.seed),
+    )
+    if saved.steps():
+        data_step = make_data_step(run, feed)
+        like = training.with_network_memory(data_step, state, feed.constants, feed.item)
+        state, progress = saved.restore(like)
+        _note(f"{run.directory.path} goes on after step {progress.step}")
+        return state, progress
+    if run.config.resume:
+        _note(f"{run.directory.path} has no checkpoint yet; it starts from the beginning")
+    return state, Progress()
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _warn_of_other_makers(directory: RunDirectory) -> None:
+    """A run that goes on with other versions or devices is not the same to the bit."""
+    before, now = directory.made_with(), made_with()
+    different = [
+        f"{name} {before.get(name)} -> {now[name]}"
+        for name in now
+        if name != "command" and before.get(name) != now[name]
+    ]
+    if different:
+        _note(f"warning: {directory.path} was started with others: {', '.join(different)}")
 
 
 def new_workdir(config: Config) -> str:
@@ -202,10 +325,16 @@ def new_workdir(config: Config) -> str:
     return str(name if not name.exists() else next(p for p in others if not p.exists()))
 
 
-def progress_bar(run: Run) -> tqdm:
-    """A bar over the steps of a run, on stderr."""
+def progress_bar(run: Run, done: int) -> tqdm:
+    """A bar over the steps of a run, on stderr; `done` of them are done."""
     steps = batches.steps_per_epoch(run.partition, run.config.batch_size) * run.config.epochs
-    return tqdm(total=steps, desc=run.config.label, unit="step", disable=not run.config.progress)
+    return tqdm(
+        total=steps,
+        initial=done,
+        desc=run.config.label,
+        unit="step",
+        disable=not run.config.progress,
+    )
 
 
 def device_name() -> str:

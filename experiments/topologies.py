@@ -3,60 +3,68 @@
     python -m experiments.topologies
     python -m experiments.topologies --agents=8 --topology=ring --topology=torus:2x4 --out=two.pdf
 
-Without --topology it shows every graph that has a name. Graphs that change from round to round show
-their first three rounds. Circles are agents; an arrow points from the sender to the receiver, a line
-stands for both directions.
+Without --topology it shows every graph that has a name, and of graphs that change from round to
+round the first three rounds. Circles are agents; an arrow points from the sender to the receiver, a
+line stands for both directions.
 """
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import networkx as nx
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ccl_jax import graphs, graphs_static
+from ccl_jax import graphs, graphs_static, plots
 from ccl_jax.topology import Topology
+from experiments import cli
 
 AGENTS = 16
+FORMATS = (".png", ".pdf", ".svg")
 ROUNDS_SHOWN = 3
 COLUMNS = 6
 PANEL_INCHES = 2.2
-INK, EDGE, NODE = "#1a202c", "#718096", "#2c5282"
+NODE, EDGE = plots.COLORS[0], plots.COLORS[-1]
 
 
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Adds the flags of this main."""
-    names = "\n".join(f"  {usage}: {summary}" for usage, summary in graphs.catalogue().items())
+def define_flags() -> flags.FlagValues:
+    """The flags of this main, in a set of their own."""
+    values = flags.FlagValues()
+    here = {"flag_values": values}
     flags.DEFINE_integer(
         "agents",
         None,
-        f"Number of agents; by default {AGENTS}, or what the graph needs.",
+        f"number of agents; default: {AGENTS}, or the number that the graph needs",
         lower_bound=1,
-        flag_values=values,
+        **here,
     )
-    flags.DEFINE_multi_string(
-        "topology",
-        None,
-        f"A graph to show; may be given several times. By default all. Known:\n{names}",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "weights", "uniform", list(graphs.WEIGHTS), "Mixing weights.", flag_values=values
-    )
+    flags.DEFINE_multi_string("topology", None, "a graph to show; default: all", **here)
+    flags.DEFINE_enum("weights", "uniform", list(graphs.WEIGHTS), "mixing weights", **here)
     flags.DEFINE_enum(
         "stochastic",
         "row",
         ["row", "column"],
-        "What sums to 1: rows (averaging) or columns (push-sum).",
-        flag_values=values,
+        "what sums to 1: rows (averaging) or columns (push-sum)",
+        **here,
     )
-    flags.DEFINE_integer("seed", 0, "Seed of random graphs.", flag_values=values)
-    flags.DEFINE_string(
-        "out", "topologies.png", "The figure: .png, .pdf or .svg.", flag_values=values
-    )
+    flags.DEFINE_integer("seed", 0, "seed of random graphs", **here)
+    flags.DEFINE_string("out", "topologies.png", "the figure: .png, .pdf or .svg", **here)
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", **here)
+    return values
+
+
+def help_text(values: flags.FlagValues) -> str:
+    """What this main does, its flags, and all names of graphs."""
+    options = {f"--{values[name].name}": " ".join(values[name].help.split()) for name in values}
+    lines = [__doc__.strip()]
+    for heading, entries in (("Flags", options), ("Graphs", graphs.catalogue())):
+        width = max(map(len, entries))
+        lines += ["", f"{heading}:"]
+        lines += [f"  {name:<{width}}  {text}" for name, text in entries.items()]
+    return "\n".join(lines)
 
 
 def table(topologies: Sequence[Topology]) -> str:
@@ -116,12 +124,10 @@ def positions(topology: Topology) -> np.ndarray:
         axes = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         axes *= (1 - 0.12 * np.arange(digits))[:, None]
         return np.array([[i >> k & 1 for k in range(digits)] for i in range(agents)]) @ axes
-    if kind in ("tree", "networkx", "file", "directed-file"):
-        graph = nx.from_numpy_array(topology.adjacency[0])
-        if kind == "tree":
-            places = nx.bfs_layout(graph, 0, align="horizontal")
-            return np.array([places[i] * (1, -1) for i in range(agents)])
-        places = nx.kamada_kawai_layout(graph, weight=None)
+    if kind == "tree":
+        return _tree(topology.adjacency[0])
+    if kind in ("networkx", "file", "directed-file"):
+        places = nx.kamada_kawai_layout(nx.from_numpy_array(topology.adjacency[0]), weight=None)
         return np.array([places[i] for i in range(agents)])
     return _circle(agents)
 
@@ -134,8 +140,11 @@ def draw(topologies: Sequence[Topology], path: str | pathlib.Path) -> None:
       path: The file; its ending gives the format. Folders are made.
 
     Raises:
-      ValueError: matplotlib does not know the format.
+      ValueError: The file cannot be written.
     """
+    path = pathlib.Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path} is no figure; give a name that ends in {', '.join(FORMATS)}")
     ordered = sorted(topologies, key=lambda topology: topology.rounds > 1)
     shown = [min(topology.rounds, ROUNDS_SHOWN) for topology in ordered]
     columns = min(COLUMNS, sum(shown))
@@ -154,9 +163,12 @@ def draw(topologies: Sequence[Topology], path: str | pathlib.Path) -> None:
     for topology, place, width in zip(ordered, places, shown, strict=True):
         for r in range(width):
             _draw_round(axes[place + r], topology, r)
-            axes[place + r].set_title(_title(topology, r), fontsize=7.5, color=INK, loc="center")
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200, facecolor="white")
+            axes[place + r].set_title(_title(topology, r), fontsize=7.5)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=200, facecolor="white")
+    except OSError as error:
+        raise ValueError(f"cannot write the figure {path}: {error.strerror}") from error
 
 
 def _title(topology: Topology, r: int) -> str:
@@ -182,14 +194,15 @@ def _draw_round(ax: Axes, topology: Topology, r: int) -> None:
     on_grid = topology.name.partition(":")[0] == "torus"
     wraps = [(i, j) for i, j in both if on_grid and np.ptp(places[[i, j]], axis=0).max() > 1.5]
     straight = [edge for edge in both if edge not in wraps]
-    style = {"ax": ax, "node_size": size, "edge_color": EDGE, "arrows": True}
-    width = 0.4 if len(straight) > 100 else 0.9
-    for edges, arrow, bend in ((straight, "-", 0.0), (wraps, "-", 0.22), (one_way, "-|>", 0.12)):
+    style = {"ax": ax, "edge_color": EDGE, "width": 0.4 if len(graph.edges) > 200 else 0.9}
+    nx.draw_networkx_edges(graph, places, straight, arrows=False, **style)
+    for edges, arrow, bend in ((wraps, "-", 0.22), (one_way, "-|>", 0.12)):
         nx.draw_networkx_edges(
             graph,
             places,
             edges,
-            width=width,
+            arrows=True,
+            node_size=size,
             arrowstyle=arrow,
             arrowsize=6,
             connectionstyle=f"arc3,rad={bend}",
@@ -202,7 +215,7 @@ def _draw_round(ax: Axes, topology: Topology, r: int) -> None:
         nx.draw_networkx_labels(
             graph, places, ax=ax, font_size=4.5 if size > 50 else 3.6, font_color="white"
         )
-    ax.set_aspect("equal")
+    ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.16)
 
 
@@ -212,6 +225,19 @@ def _circle(agents: int, turn: float = 0.0, span: float = 1.0) -> np.ndarray:
     start = (1 - span) / 2 if span < 1 else turn
     angles = 2 * np.pi * (start + span * np.arange(agents) / steps)
     return np.stack([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def _tree(adjacency: np.ndarray) -> np.ndarray:
+    """Places a tree with agent 0 at the top, every agent above the middle of its descendants."""
+    below = nx.bfs_tree(nx.from_numpy_array(adjacency), 0)
+    leaves = [i for i in nx.dfs_preorder_nodes(below, 0) if below.out_degree(i) == 0]
+    depths = nx.shortest_path_length(below, 0)
+    across = {}
+    for i in nx.dfs_postorder_nodes(below, 0):
+        under = [across[child] for child in below[i]]
+        across[i] = np.mean(under) if under else float(leaves.index(i))
+    wide, deep = max(len(leaves) - 1, 1), max(*depths.values(), 1)
+    return np.array([(across[i] / wide, -depths[i] / deep) for i in range(len(below))])
 
 
 def _all_topologies(agents: int | None, **settings) -> list[Topology]:
@@ -229,30 +255,36 @@ def _all_topologies(agents: int | None, **settings) -> list[Topology]:
     return made
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise ValueError(f"unknown argument {argv[1]!r}; all settings are flags such as --agents=8")
-    values = flags.FLAGS
-    settings = {key: values[key].value for key in ("weights", "stochastic", "seed")}
-    if values.topology:
-        chosen = [
-            graphs.make(name, values.agents or _own_agents(name) or AGENTS, **settings)
-            for name in values.topology
-        ]
-    else:
-        chosen = _all_topologies(values.agents, **settings)
-        if not chosen:
-            raise ValueError(f"no named graph fits {values.agents} agents with these weights")
-    draw(chosen, values.out)
-    print(table(chosen))
-    print(f"figure: {values.out}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws and prints what the command line asks for; returns the exit code."""
+
+    def body() -> None:
+        values = define_flags()
+        rest = values(list(sys.argv if argv is None else argv))[1:]
+        if rest:
+            raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+        if values["help"].value:
+            print(help_text(values))
+            return
+        agents, out = values["agents"].value, values["out"].value
+        settings = {key: values[key].value for key in ("weights", "stochastic", "seed")}
+        names = values["topology"].value
+        if names:
+            chosen = [graphs.make(name, _agents(name, agents), **settings) for name in names]
+        else:
+            chosen = _all_topologies(agents, **settings)
+        draw(chosen, out)
+        print(table(chosen))
+        print(f"figure: {out}")
+
+    return cli.guard(body)
 
 
-def _own_agents(name: str) -> int | None:
+def _agents(name: str, agents: int | None) -> int:
+    """The number asked for; without one the only number that fits the graph, or the default."""
     entry = graphs.GRAPHS.get(name.partition(":")[0])
-    return entry.agents if entry else None
+    return agents or (entry and entry.agents) or AGENTS
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    sys.exit(main())

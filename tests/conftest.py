@@ -17,6 +17,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Most of the time goes into compiling, and much of it into programs compiled before. A folder
+    # for each worker of pytest-xdist: jax does not lock them.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir(f"jax-{worker}")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     config.addinivalue_line("filterwarnings", "error")
     # Other people's warnings that we can do nothing about are named here, one by one.
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:tensorflow_datasets")
+    # A run that was killed while writing leaves a damaged entry, which is compiled anew.
+    config.addinivalue_line("filterwarnings", "default:Error reading persistent compilation cache")

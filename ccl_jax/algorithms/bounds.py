@@ -8,7 +8,6 @@ published method.
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import optax
 
 from ccl_jax.algorithms import base, dsgd
@@ -87,7 +86,6 @@ def federated_averaging(
     clients = dsgd.local_steps(base.sgd_direction(momentum, nesterov, weight_decay))
 
     def communicate(params, state, network, lr):
-        degrees = network.mask.sum(axis=1)
-        return network.average(params, hub=jnp.argmax(degrees)), state
+        return network.average(params, over_hub=True), state
 
     return clients._replace(communicate=communicate)

@@ -89,32 +89,71 @@ def cga(
     return cross_gradients.lift(inner, merge, compress)
 
 
-def solve(gram: jax.Array, linear: jax.Array, margin: float, sweeps: int = 200) -> jax.Array:
-    """argmin over v >= margin of 1/2 v^T gram v + linear^T v, by coordinate descent.
+def solve(gram: jax.Array, linear: jax.Array, margin: float) -> jax.Array:
+    """argmin over v >= margin of 1/2 v^T gram v + linear^T v, by an active-set method.
 
-    Every coordinate in turn goes to its best value, `sweeps` times. That never makes the objective
-    worse, needs no factorisation, and is right for singular matrices too, where v is not unique but
-    R^T v is.
+    Lawson & Hanson, "Solving Least Squares Problems", 1974, chapter 23, for u = v - margin >= 0: the
+    coordinate that helps most becomes free, the free ones go to their joint optimum, and those that
+    would leave the bound on the wrong side on the way are fixed again. A row that depends on free ones
+    never becomes free, so singular matrices need no care (v is not unique then, but R^T v is); where
+    all v stay at the margin, as they mostly do, nothing is solved at all.
 
     Args:
       gram: `[d, d]` symmetric, positive semidefinite.
       linear: `[d]`.
       margin: Lower bound of every coordinate.
-      sweeps: Passes over the coordinates.
 
     Returns:
       `[d]` v.
     """
     size = linear.shape[0]
     diagonal = jnp.diagonal(gram)
+    # In units in which every row has length 1; a zero row (padding, or a neighbour without gradient)
+    # does not matter and stays at the margin.
+    scale = jnp.where(diagonal > 0, jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
+    gram = gram / (scale[:, None] * scale[None, :])
+    target = -linear / scale - _einsum("de,e->d", gram, margin * scale)
+    # Below this a descent direction is roundoff of the float32 sums.
+    noise = 8 * jnp.finfo(gram.dtype).eps
+    ridge = 8 * jnp.finfo(gram.dtype).eps
 
-    def one(i, v):
-        k = i % size
-        best = v[k] - (gram[k] @ v + linear[k]) / jnp.where(diagonal[k] > 0, diagonal[k], 1.0)
-        # A zero row (padding, or a neighbour without gradient) does not matter: it stays put.
-        return v.at[k].set(jnp.where(diagonal[k] > 0, jnp.maximum(best, margin), v[k]))
+    def unfinished(state):
+        _, _, done, count = state
+        # Every set of free coordinates is left for a better one; more rounds are only roundoff.
+        return ~done & (count < 6 * size)
 
-    return jax.lax.fori_loop(0, sweeps * size, one, jnp.full(size, margin, linear.dtype))
+    def advance(state):
+        u, free, _, count = state
+        # Fixed coordinates get a row of the identity. The ridge keeps rows that depend on each other up
+        # to roundoff from dividing by 0; one refinement takes its effect out again.
+        both = free[:, None] & free[None, :]
+        system = jnp.where(both, gram, 0.0) + jnp.diag(jnp.where(free, ridge, 1.0))
+        wanted = jnp.where(free, target, 0.0)
+        inverse = jnp.linalg.inv(system)
+        best = _einsum("de,e->d", inverse, wanted)
+        rest = jnp.where(free, target - _einsum("de,e->d", gram, best), 0.0)
+        best += _einsum("de,e->d", inverse, rest)
+        blocked = free & (best <= 0)
+        gap = jnp.where(blocked, u - best, 1.0)
+        reach = jnp.where(blocked & (gap > 0), u / gap, jnp.where(blocked, 0.0, 1.0)).min()
+        moved = jnp.where(free, u + reach * (best - u), 0.0)
+        hit = blocked & (u <= reach * gap)
+        stuck = blocked.any()
+
+        descent = target - _einsum("de,e->d", gram, best)
+        worth = noise * (jnp.abs(target) + _einsum("de,e->d", jnp.abs(gram), jnp.abs(best)))
+        candidates = jnp.where(free | (descent <= worth), 0.0, descent)
+        enters = (jnp.arange(size) == candidates.argmax()) & (candidates.max() > 0)
+        return (
+            jnp.where(stuck, jnp.where(hit, 0.0, moved), best),
+            jnp.where(stuck, free & ~hit, free | enters),
+            ~stuck & ~enters.any(),
+            count + 1,
+        )
+
+    start = (jnp.zeros_like(linear), jnp.zeros(size, bool), jnp.bool_(False), jnp.int32(0))
+    u = jax.lax.while_loop(unfinished, advance, start)[0]
+    return margin + u / scale
 
 
 def _einsum(spec: str, *arrays: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ alpha = 0 needs nothing beyond the models; alpha = 1 sends one gradient back to 
 """
 
 import jax
+import jax.numpy as jnp
 
 from ccl_jax import compression
 from ccl_jax.algorithms import base, cross_gradients, dsgd, quasi_global
@@ -73,14 +74,19 @@ def ngc(
         inner = dsgd.dsgd(**common)
 
     def merge(own, cross, network):
-        p = 1 / (network.mask.sum(axis=1) + 1.0)
+        p = 1 / (1 + network.mask.sum(axis=1, dtype=jnp.float32))
         parts = [own]
         if alpha < 1:
             parts.append(_weighted_sum(1 - alpha, cross))
         if alpha > 0:
             size = compression.SIGN.message_bytes(cross, 2) if compress else None
             parts.append(_weighted_sum(alpha, network.reply(cross, message_bytes=size)))
-        return jax.tree.map(lambda *g: p.reshape(-1, *[1] * (g[0].ndim - 1)) * sum(g), *parts)
+
+        def mean(*gradients):
+            total = sum(gradients)
+            return p.astype(total.dtype).reshape(-1, *[1] * (total.ndim - 1)) * total
+
+        return jax.tree.map(mean, *parts)
 
     return cross_gradients.lift(inner, merge, compress)
 

@@ -49,7 +49,7 @@ def adam(
     moments = optax.scale_by_adam(b1, b2, eps)
     decay = optax.add_decayed_weights(weight_decay)
     steps = (moments, decay) if decoupled else (decay, moments)
-    return dsgd.local_steps(base.per_agent(optax.chain(*steps)), gossip_rate)
+    return dsgd.local_steps(_per_agent(optax.chain(*steps)), gossip_rate)
 
 
 @base.register(
@@ -78,10 +78,21 @@ def from_optax(
     if unknown:
         raise ValueError(f"optax.{optimizer} does not take {', '.join(unknown)}")
     # With a rate of 1 its updates are the negative directions.
-    updates = base.per_agent(build(learning_rate=1.0, **options))
+    updates = _per_agent(build(learning_rate=1.0, **options))
 
     def direction(grads, state, params):
         step, state = updates.update(grads, state, params)
         return jax.tree.map(lambda x: -x, step), state
 
     return dsgd.local_steps(optax.GradientTransformation(updates.init, direction), gossip_rate)
+
+
+def _per_agent(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """As `base.per_agent`; optax raises floats to integer counts, which strict promotion forbids."""
+
+    def update(grads, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return stacked.update(grads, state, params)
+
+    stacked = base.per_agent(transform)
+    return optax.GradientTransformation(stacked.init, update)

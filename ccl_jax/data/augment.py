@@ -3,6 +3,8 @@
 An augmentation is a function `(key, images) -> images` of one agent's batch, float32
 `[batch, H, W, C]` in and out; vmap it over keys and images for all agents. It works on pixels
 before normalisation, so that padding with 0 is black, as in the published experiments.
+Where images are stored larger than the model sees them (256 and 224 pixels for ImageNet), the
+augmentation also makes the size.
 """
 
 from collections.abc import Callable, Sequence
@@ -134,54 +136,80 @@ def random_boxes(
     return Boxes(top, left, box_height, box_width)
 
 
-def resize_boxes(images: jax.Array, boxes: Boxes) -> jax.Array:
-    """Crops each image to its box and scales the crop up to the size of the image, bilinearly.
+def resize_boxes(images: jax.Array, boxes: Boxes, size: tuple[int, int] | None = None) -> jax.Array:
+    """Crops each image to its box and scales the crop to a size, bilinearly.
 
-    Pixels outside the box play no part. As a box is never larger than the image, this is what
-    torchvision computes with or without antialiasing, but for its rounding to whole pixel values.
+    Pixels outside the box play no part. Where the box is not larger than the result, this is what
+    torchvision computes with or without antialiasing, but for its rounding to whole pixel values; a
+    larger box (up to 256 to 224 pixels) is scaled down without antialiasing.
 
     Args:
       images: `[batch, H, W, C]` float32.
       boxes: One for each image, within it.
+      size: (H', W') of the result; None for (H, W).
 
     Returns:
-      `[batch, H, W, C]` float32.
+      `[batch, H', W', C]` float32.
     """
     _, height, width, _ = images.shape
-    rows = jax.vmap(_bilinear, (0, 0, None))(boxes.top, boxes.height, height)
-    columns = jax.vmap(_bilinear, (0, 0, None))(boxes.left, boxes.width, width)
+    to_height, to_width = size or (height, width)
+    stretch = jax.vmap(_bilinear, (0, 0, None, None))
+    rows = stretch(boxes.top, boxes.height, height, to_height)
+    columns = stretch(boxes.left, boxes.width, width, to_width)
     return jnp.einsum("bhy,byxc,bwx->bhwc", rows, images, columns, precision="highest")
 
 
-def _bilinear(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
-    """`[size, size]` weights that stretch pixels start to start + length - 1 over all pixels."""
+def _bilinear(start: jax.Array, length: jax.Array, size: int, to_size: int) -> jax.Array:
+    """`[to_size, size]` weights that stretch pixels start to start + length - 1 over to_size."""
     pixels = jnp.arange(size, dtype=jnp.float32)
+    targets = jnp.arange(to_size, dtype=jnp.float32)
     start, length = start.astype(jnp.float32), length.astype(jnp.float32)
     # Pixel centres lie at half integers; beyond the outermost centres the last pixel repeats.
-    source = jnp.clip((pixels + 0.5) * length / size - 0.5, 0.0, length - 1.0) + start
+    source = jnp.clip((targets + 0.5) * length / to_size - 0.5, 0.0, length - 1.0) + start
     return jnp.maximum(1.0 - jnp.abs(source[:, None] - pixels[None, :]), 0.0)
 
 
-def random_resized_crop(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Crops each image to a box of `random_boxes` and scales it back to full size.
+def random_resized_crop(
+    key: jax.Array, images: jax.Array, size: tuple[int, int] | None = None
+) -> jax.Array:
+    """Crops each image to a box of `random_boxes` and scales it to a size.
 
     Args:
       key: `jax.random.key`.
       images: `[batch, H, W, C]` float32.
+      size: (H', W') of the result; None for (H, W).
 
     Returns:
-      `[batch, H, W, C]` float32.
+      `[batch, H', W', C]` float32.
     """
     batch, height, width, _ = images.shape
-    return resize_boxes(images, random_boxes(key, batch, height, width))
+    return resize_boxes(images, random_boxes(key, batch, height, width), size)
 
 
-def make(name: str) -> Augmentation:
-    """Finds an augmentation by name.
+def centre_crop(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The middle of each image.
+
+    Args:
+      images: `[..., H, W, C]`.
+      size: (H', W') of the result, at most (H, W).
+
+    Returns:
+      `[..., H', W', C]` of the same type.
+    """
+    top, left = (
+        round((have - want) / 2) for have, want in zip(images.shape[-3:], size, strict=False)
+    )
+    return images[..., top : top + size[0], left : left + size[1], :]
+
+
+def make(name: str, size: tuple[int, int] | None = None) -> Augmentation:
+    """Makes an augmentation by name.
 
     Args:
       name: One of `NAMES`: "none"; "flip-crop", as for CIFAR; "resized-crop-flip", as for
         Imagenette and ImageNet.
+      size: (H', W') of the images it returns, at most what it is given; None keeps their size.
+        "resized-crop-flip" scales its random crops to it, the others take the middle.
 
     Returns:
       A function `(key, images) -> images` of float32 `[batch, H, W, C]`.
@@ -189,7 +217,18 @@ def make(name: str) -> Augmentation:
     Raises:
       ValueError: Unknown name.
     """
-    return look_up("augmentation", name, _AUGMENTATIONS)
+    return look_up("augmentation", name, _AUGMENTATIONS)(size)
+
+
+def _cropped(augmentation: Augmentation) -> Callable[[tuple[int, int] | None], Augmentation]:
+    """The builder of an augmentation that keeps the size and is followed by a crop of the middle."""
+
+    def build(size: tuple[int, int] | None) -> Augmentation:
+        if size is None:
+            return augmentation
+        return lambda key, images: centre_crop(augmentation(key, images), size)
+
+    return build
 
 
 def _then(first: Augmentation, second: Augmentation) -> Augmentation:
@@ -200,10 +239,12 @@ def _then(first: Augmentation, second: Augmentation) -> Augmentation:
     return both
 
 
-_AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": lambda key, images: images,
-    "flip-crop": _then(flip, padded_crop),
-    "resized-crop-flip": _then(random_resized_crop, flip),
+_AUGMENTATIONS: dict[str, Callable[[tuple[int, int] | None], Augmentation]] = {
+    "none": _cropped(lambda key, images: images),
+    "flip-crop": _cropped(_then(flip, padded_crop)),
+    "resized-crop-flip": lambda size: _then(
+        lambda key, images: random_resized_crop(key, images, size), flip
+    ),
 }
 
 NAMES = tuple(_AUGMENTATIONS)

@@ -1,109 +1,94 @@
-"""Datasets that fit in memory: where images come from.
+"""Datasets by name: where images come from.
 
-A `Dataset` is a frozen value: images as they are stored (uint8), labels, and how to normalise them.
-`load` finds one by name. A new set is one function `load_x(data_dir) -> Dataset` and one line in
-the table at the end.
+`load` finds a set's files in `data_dir` - the original distribution files first, then what TensorFlow
+Datasets has prepared - and reads them with every check. A new set is one function
+`load_x(request) -> Dataset` and one line in the table at the end.
 
-  digits  8x8 handwritten digits that come with scikit-learn (UCI, Alpaydin & Kaynak 1998); offline.
-  fmnist  Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747) from its original IDX files.
+  digits           8x8 handwritten digits that come with scikit-learn (UCI, Alpaydin & Kaynak 1998).
+  fmnist           Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747).
+  cifar10          CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from
+  cifar100         Tiny Images", 2009).
+  imagenette       Ten easy classes of ImageNet (Howard, github.com/fastai/imagenette), at 32x32,
+  imagenette-full  and streamed at 224x224.
+  imagenet         ILSVRC 2012 (Russakovsky et al. 2015, arXiv 1409.0575), streamed at 224x224.
+  folder           A user's own image folders, in memory at 32x32,
+  folder-full      and streamed at 224x224.
+  npz              A user's own arrays in one file.
 """
 
+import concurrent.futures
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.datasets import load_digits as sklearn_load_digits
 
+from ccl_jax.data import cifar, folders, images, npz, tfds_sets
+from ccl_jax.data.dataset import Dataset, ImageStore, StreamedDataset
 from ccl_jax.data.idx import read_images_and_labels
 from ccl_jax.names import look_up
 
+__all__ = ["NAMES", "Dataset", "Request", "StreamedDataset", "load"]
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A labelled image set. Normalised pixels are (pixel / scale - mean) / std.
 
-    Attributes:
-      name: What to call it in results.
-      train_images: `[n, H, W, C]` uint8.
-      train_labels: `[n]` int32, 0 to num_classes - 1.
-      test_images: `[m, H, W, C]` uint8.
-      test_labels: `[m]` int32.
-      num_classes: Number of classes.
-      mean: Mean of each channel, in units of pixel / scale.
-      std: Standard deviation of each channel, in the same units, above 0.
-      scale: Pixel value that counts as 1.
-      class_names: What each class shows.
-
-    Raises:
-      ValueError: Arrays of another type or shape, labels out of range, or constants that do not fit
-        the number of channels or classes.
-    """
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What `load` is asked for; see its arguments."""
 
     name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    scale: float
-    class_names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        _check_split(self.name, "train", self.train_images, self.train_labels, self.num_classes)
-        _check_split(self.name, "test", self.test_images, self.test_labels, self.num_classes)
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            raise ValueError(
-                f"{self.name}: training images are {self.train_images.shape[1:]}, test images "
-                f"{self.test_images.shape[1:]}: both must have one shape."
-            )
-        channels = self.train_images.shape[3]
-        if not len(self.mean) == len(self.std) == channels:
-            raise ValueError(
-                f"{self.name}: {len(self.mean)} means and {len(self.std)} stds for {channels} "
-                "channels: give one of each a channel."
-            )
-        if min(self.std) <= 0 or self.scale <= 0:
-            raise ValueError(f"{self.name}: std {self.std} and scale {self.scale} must be above 0.")
-        if len(self.class_names) != self.num_classes:
-            raise ValueError(
-                f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes."
-            )
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-        return self.train_images.shape[1:]
+    data_dir: pathlib.Path | None = None
+    image_size: int | None = None
+    verify_checksums: bool = False
 
 
-def load(name: str, data_dir: str | pathlib.Path | None = None) -> Dataset:
+def load(
+    name: str,
+    data_dir: str | pathlib.Path | None = None,
+    *,
+    image_size: int | None = None,
+    verify_checksums: bool = False,
+) -> Dataset | StreamedDataset:
     """Loads a dataset by name.
 
     Args:
       name: One of `NAMES`.
       data_dir: Where its files lie. With None, the places where the system keeps them are searched.
+      image_size: Height and width in pixels of the images of a set of image files; None for the
+        custom one. Other sets have a size of their own.
+      verify_checksums: Compare the files with the published checksums.
 
     Returns:
-      The whole set.
+      The whole set, or the way to its images where they are too many to be held in memory.
 
     Raises:
-      ValueError: Unknown name, or files that are missing or damaged.
+      ValueError: Unknown name, an option that the set does not have, or files that are missing or
+        damaged.
     """
-    return look_up("dataset", name, _LOADERS)(None if data_dir is None else pathlib.Path(data_dir))
+    loader = look_up("dataset", name, _LOADERS)
+    if image_size is not None and name not in _SIZED:
+        raise ValueError(f"{name}: image_size is for {', '.join(_SIZED)}; leave it out.")
+    if image_size is not None and not 1 <= image_size <= 4096:
+        raise ValueError(f"image_size must be 1 to 4096 pixels, got {image_size}.")
+    if verify_checksums and name not in _CHECKED:
+        raise ValueError(
+            f"{name}: verify_checksums is for {', '.join(_CHECKED)}, whose checksums are published; "
+            "leave it out."
+        )
+    place = None if data_dir is None else pathlib.Path(data_dir)
+    if place is not None and not place.exists():
+        raise ValueError(f"{place}: data_dir does not exist.")
+    return loader(Request(name, place, image_size, verify_checksums))
 
 
-def load_digits(data_dir: pathlib.Path | None = None) -> Dataset:
+def load_digits(request: Request) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8 pixels of 0 to 16, split 1,437 / 360.
 
     The split is fixed: with the images sorted by class (in file order within a class), every fifth
     one is for testing, so each class gives one in five, rounded.
-
-    Args:
-      data_dir: Not used, as the images come with scikit-learn.
     """
-    del data_dir
+    del request  # The images come with scikit-learn.
     pixels, labels = sklearn_load_digits(return_X_y=True)
     images = pixels.reshape(-1, 8, 8, 1).astype(np.uint8)
     labels = labels.astype(np.int32)
@@ -128,63 +113,286 @@ def load_digits(data_dir: pathlib.Path | None = None) -> Dataset:
 FMNIST_SYSTEM_DIR = pathlib.Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's and Ubuntu's package dataset-fashion-mnist puts the files."""
 
-_FMNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
+_FMNIST_MD5 = {  # Published for the .gz files at github.com/zalandoresearch/fashion-mnist.
+    "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+_FMNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
 )
 
 
-def load_fmnist(data_dir: pathlib.Path | None = None) -> Dataset:
+def load_fmnist(request: Request) -> Dataset:
     """Fashion-MNIST: 60,000 + 10,000 grey images of 28x28 pixels, 10 kinds of clothing.
 
     Args:
-      data_dir: Folder with the four original IDX files (.gz or not), or one that holds them in
-        `fashion-mnist/` or `FashionMNIST/raw/` (torchvision's layout). With None,
-        `FMNIST_SYSTEM_DIR`.
+      request: Its data_dir is a folder with the four original IDX files (.gz or not), or one that
+        holds them in `fashion-mnist/` or `FashionMNIST/raw/` (torchvision's layout), or one in which
+        TFDS has prepared the set. With None, `FMNIST_SYSTEM_DIR`.
 
     Raises:
       ValueError: A file is missing or damaged.
     """
-    if data_dir is None:
-        places = (FMNIST_SYSTEM_DIR,)
+    place = request.data_dir
+    places = (place, place / "fashion-mnist", place / "FashionMNIST" / "raw") if place else ()
+    prepared = _prepared(request)
+    if prepared is not None:
+        *stores, _ = prepared
+        train, test = (
+            (pixels[..., :1], labels) for pixels, labels in (_in_memory(s) for s in stores)
+        )
     else:
-        places = (data_dir, data_dir / "fashion-mnist", data_dir / "FashionMNIST" / "raw")
-    files = _find_files(
-        "Fashion-MNIST",
-        _FMNIST_FILES,
-        places,
-        "get the four files from https://github.com/zalandoresearch/fashion-mnist (data/fashion) "
-        "and give their folder as data_dir, or run `apt-get install dataset-fashion-mnist` and "
-        "leave data_dir out",
-    )
-    train_images, train_labels = read_images_and_labels(files[0], files[1], (28, 28), 10)
-    test_images, test_labels = read_images_and_labels(files[2], files[3], (28, 28), 10)
-    return Dataset(
-        name="fmnist",
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        num_classes=10,
+        files = _find_files(
+            "Fashion-MNIST",
+            tuple(_FMNIST_MD5),
+            places or (FMNIST_SYSTEM_DIR,),
+            "get the four files from https://github.com/zalandoresearch/fashion-mnist "
+            "(data/fashion) and give their folder as data_dir, or run `apt-get install "
+            "dataset-fashion-mnist` and leave data_dir out",
+        )
+        if request.verify_checksums:
+            for path, md5 in zip(files, _FMNIST_MD5.values(), strict=True):
+                cifar.check_md5(path, md5)
+        train = read_images_and_labels(*files[:2], (28, 28), 10)
+        test = read_images_and_labels(*files[2:], (28, 28), 10)
+    # The constants of the published experiments (arXiv 2310.15890, authors' code).
+    constants = ((0.5,), (0.5,), 255.0)
+    return Dataset("fmnist", *train, *test, 10, *constants, _FMNIST_CLASSES)
+
+
+def load_cifar10(request: Request) -> Dataset:
+    """CIFAR-10: 50,000 + 10,000 colour images of 32x32 pixels in 10 classes."""
+    return _load_cifar(
+        request,
+        cifar.CIFAR10,
         # The constants of the published experiments (arXiv 2310.15890, authors' code).
-        mean=(0.5,),
-        std=(0.5,),
-        scale=255.0,
-        class_names=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
     )
+
+
+def load_cifar100(request: Request) -> Dataset:
+    """CIFAR-100: 50,000 + 10,000 colour images of 32x32 pixels in 100 classes."""
+    return _load_cifar(
+        request,
+        cifar.CIFAR100,
+        # As above.
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+    )
+
+
+def _load_cifar(
+    request: Request, form: cifar.Format, mean: Sequence[float], std: Sequence[float]
+) -> Dataset:
+    source = None if request.data_dir is None else cifar.find(form, request.data_dir)
+    if source is not None:
+        arrays = cifar.read(form, source, verify_checksum=request.verify_checksums)
+        names = form.class_names
+    elif (prepared := _prepared(request)) is not None:
+        *stores, names = prepared
+        arrays = cifar.Arrays(*(part for store in stores for part in _in_memory(store)))
+    else:
+        raise ValueError(cifar.missing(form, request.data_dir))
+    return Dataset(request.name, *arrays, form.label_ranges[-1], mean, std, 255.0, names)
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training pixels; the custom for all sets of photographs."""
+
+IMAGENETTE_CLASSES = (
+    "n01440764",
+    "n02102040",
+    "n02979186",
+    "n03000684",
+    "n03028079",
+    "n03394916",
+    "n03417042",
+    "n03425413",
+    "n03445777",
+    "n03888257",
+)
+"""Imagenette's classes, as in WordNet: tench, English springer, cassette player, chain saw, church,
+French horn, garbage truck, gas pump, golf ball, parachute."""
+
+
+def load_imagenette(request: Request) -> Dataset:
+    """Imagenette in memory, at 32x32 unless asked otherwise."""
+    return _hold(request, *_imagenette(request))
+
+
+def load_imagenette_full(request: Request) -> StreamedDataset:
+    """Imagenette as a stream, at 224x224 unless asked otherwise."""
+    return _stream(request, *_imagenette(request))
+
+
+def _imagenette(request: Request) -> "_Images":
+    found = _image_files(
+        request,
+        ("imagenette2", "imagenette2-320", "imagenette2-160"),
+        "get it from https://github.com/fastai/imagenette, unpack it and give its folder as "
+        f"data_dir, or run `python -m experiments.prepare --dataset={request.name}`",
+    )
+    if found[2] != IMAGENETTE_CLASSES:
+        raise ValueError(
+            f"{request.data_dir}: has the classes {', '.join(found[2][:3])} ..., Imagenette has "
+            f"{', '.join(IMAGENETTE_CLASSES[:3])} ...: this is another set (dataset 'folder' takes "
+            "any)."
+        )
+    return found
+
+
+def load_imagenet(request: Request) -> StreamedDataset:
+    """ImageNet (ILSVRC 2012) as a stream, at 224x224 unless asked otherwise."""
+    found = _image_files(
+        request,
+        ("imagenet", "ILSVRC2012"),
+        "get it from https://image-net.org, lay it out as train/<class>/ and val/<class>/ and give "
+        "its folder as data_dir, or run `python -m experiments.prepare --dataset=imagenet`",
+    )
+    if len(found[2]) != 1000:
+        raise ValueError(
+            f"{request.data_dir}: has {len(found[2])} classes, ImageNet has 1000: it is not whole, "
+            "or another set (dataset 'folder-full' takes any)."
+        )
+    return _stream(request, *found)
+
+
+def load_folder(request: Request) -> Dataset:
+    """A user's own image folders in memory, normalised by their own mean and std."""
+    return _with_own_constants(_hold(request, *_own_folder(request)))
+
+
+def load_folder_full(request: Request) -> StreamedDataset:
+    """A user's own image folders as a stream, normalised as ImageNet."""
+    return _stream(request, *_own_folder(request))
+
+
+def _own_folder(request: Request) -> "_Images":
+    return _image_files(request, (), "give a folder with train/<class>/ and val/<class>/")
+
+
+def load_npz(request: Request) -> Dataset:
+    """A user's own arrays, normalised by their own mean and std.
+
+    Args:
+      request: Its data_dir is the .npz file, or a folder with a single one.
+
+    Raises:
+      ValueError: There is no such file, or it cannot be used.
+    """
+    place = request.data_dir
+    files = [] if place is None else [place] if place.is_file() else sorted(place.glob("*.npz"))
+    if len(files) != 1:
+        raise ValueError(
+            f"npz: {place or 'no data_dir is given,'} has {len(files)} .npz files: give the path of "
+            "one as data_dir."
+        )
+    *arrays, names = npz.read(files[0])
+    channels = arrays[0].shape[3]
+    return _with_own_constants(
+        Dataset("npz", *arrays, len(names), (0.5,) * channels, (0.5,) * channels, 255.0, names)
+    )
+
+
+_Images = tuple[ImageStore, ImageStore, tuple[str, ...]]
+"""Training images, test images and the names of the classes."""
+
+
+def _prepared(request: Request) -> _Images | None:
+    """What TFDS has prepared of this set in data_dir."""
+    source = tfds_sets.SOURCES.get(request.name)
+    if source is None or request.data_dir is None or not request.data_dir.is_dir():
+        return None
+    folder = tfds_sets.find(source, request.data_dir)
+    if folder is None:
+        return None
+    if request.verify_checksums:
+        raise ValueError(
+            f"{folder}: sets that TFDS has prepared have no published checksums: leave "
+            "verify_checksums out."
+        )
+    return tfds_sets.read(source, folder)
+
+
+def _image_files(request: Request, below: Sequence[str], remedy: str) -> _Images:
+    """The images of data_dir, or of a folder `below` it, or prepared by TFDS."""
+    place = request.data_dir
+    if place is None:
+        raise ValueError(f"{request.name} needs its files; no data_dir is given: {remedy}.")
+    roots = [root for root in (place, *(place / b for b in below)) if folders.is_image_folder(root)]
+    found = folders.list_images(roots[0]) if roots else _prepared(request)
+    if found is None:
+        raise ValueError(f"{place}: has no folder train of {request.name}: {remedy}.")
+    return found
+
+
+def _hold(request: Request, train: ImageStore, test: ImageStore, names: Sequence[str]) -> Dataset:
+    side = request.image_size or 32
+    arrays = (*_in_memory(train, side), *_in_memory(test, side))
+    constants = (IMAGENET_MEAN, IMAGENET_STD, 255.0)
+    return Dataset(request.name, *arrays, len(names), *constants, tuple(names))
+
+
+def _stream(
+    request: Request, train: ImageStore, test: ImageStore, names: Sequence[str]
+) -> StreamedDataset:
+    side = request.image_size or 224
+    return StreamedDataset(
+        request.name,
+        train,
+        test,
+        (side, side, 3),
+        # The custom for ImageNet: resize to 256 where the model sees 224.
+        round(side * 256 / 224),
+        len(names),
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        255.0,
+        tuple(names),
+    )
+
+
+def _in_memory(store: ImageStore, side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a store, decoded by threads, and their labels."""
+
+    def decode(index: int) -> np.ndarray:
+        try:
+            return images.decode(store.read(index), side)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{store.name(index)}: {error}: mend or remove it.") from error
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = list(pool.map(decode, range(len(store.labels))))
+    return np.stack(decoded), store.labels
+
+
+def _with_own_constants(dataset: Dataset) -> Dataset:
+    """The dataset, normalised by the mean and std of its training pixels."""
+    histograms = [
+        np.bincount(dataset.train_images[..., c].ravel(), minlength=256)
+        for c in range(dataset.image_shape[2])
+    ]
+    pixels = np.arange(256) / dataset.scale
+    means = [float(np.average(pixels, weights=h)) for h in histograms]
+    variances = [
+        float(np.average((pixels - m) ** 2, weights=h))
+        for m, h in zip(means, histograms, strict=True)
+    ]
+    # A channel of one colour has std 0 and carries nothing: any other divisor serves.
+    stds = [variance**0.5 or 1.0 for variance in variances]
+    return dataclasses.replace(dataset, mean=tuple(means), std=tuple(stds))
 
 
 def _find_files(
@@ -202,30 +410,21 @@ def _find_files(
     raise ValueError(f"{title} needs {', '.join(names)} (each .gz or not): {looked}: {remedy}.")
 
 
-def _check_split(
-    name: str, split: str, images: np.ndarray, labels: np.ndarray, num_classes: int
-) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"{name}: {split} images are {images.dtype} {images.shape}, expected uint8 "
-            "[n, H, W, C]."
-        )
-    if labels.dtype != np.int32 or labels.shape != images.shape[:1] or labels.size == 0:
-        raise ValueError(
-            f"{name}: {split} labels are {labels.dtype} {labels.shape}, expected int32 "
-            f"[{len(images)}], at least one."
-        )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"{name}: {split} labels go from {labels.min()} to {labels.max()}, expected 0 to "
-            f"{num_classes - 1}."
-        )
-
-
-_LOADERS: dict[str, Callable[[pathlib.Path | None], Dataset]] = {
+_LOADERS: dict[str, Callable[[Request], Dataset | StreamedDataset]] = {
     "digits": load_digits,
     "fmnist": load_fmnist,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "imagenette": load_imagenette,
+    "imagenette-full": load_imagenette_full,
+    "imagenet": load_imagenet,
+    "folder": load_folder,
+    "folder-full": load_folder_full,
+    "npz": load_npz,
 }
 
 NAMES = tuple(_LOADERS)
 """The names that `load` knows."""
+
+_SIZED = ("imagenette", "imagenette-full", "imagenet", "folder", "folder-full")
+_CHECKED = ("fmnist", "cifar10", "cifar100")

@@ -2,7 +2,7 @@
 
 A feed has an item for every step (what is moved to the device in that step) and turns it into a batch
 inside the jitted step. A set that fits in memory lives on the device as a whole, and its items are
-indices.
+indices; the items of a stream are the images themselves (`streaming.Streaming`).
 """
 
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ class Feed(Protocol):
     Attributes:
       agents: Number of agents.
       steps: Steps of one epoch.
-      constants: Arrays on the device that every step is given.
-      item: Shapes of one item, `jax.ShapeDtypeStruct` leaves.
+      constants: Arrays on the device that every step is given; they have no agents axis.
+      item: Shapes of one item, `jax.ShapeDtypeStruct` leaves; all lead with the agents axis.
     """
 
     agents: int

@@ -1,0 +1,82 @@
+"""A user's own set as one .npz file: arrays of images and labels.
+
+The names are train_images, train_labels, test_images, test_labels, or Keras' x_train, y_train,
+x_test, y_test; class_names may be there too. Nothing in the file is executed (no pickles).
+"""
+
+import pathlib
+import zipfile
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+_NAMES = ("train_images", "train_labels", "test_images", "test_labels")
+_KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+class Arrays(NamedTuple):
+    """Attributes:
+    train_images: `[n, H, W, C]` uint8.
+    train_labels: `[n]` int32.
+    test_images: `[m, H, W, C]` uint8.
+    test_labels: `[m]` int32.
+    class_names: One a class, up to the highest label.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def read(path: pathlib.Path) -> Arrays:
+    """Reads a file.
+
+    Args:
+      path: The .npz: images uint8 `[n, H, W]` or `[n, H, W, C]`, labels integers `[n]` or `[n, 1]`.
+
+    Raises:
+      ValueError: The file cannot be read, an array is missing, or has another type or shape. The
+        message names the file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            names = _KERAS_NAMES if _KERAS_NAMES[0] in file else _NAMES
+            missing = [name for name in names if name not in file]
+            if missing:
+                raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(file.files)}")
+            arrays = [file[name] for name in names]
+            given = [str(name) for name in file["class_names"]] if "class_names" in file else None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: cannot be used ({error}): it must be a .npz with {', '.join(_NAMES)}."
+        ) from error
+    train_images, test_images = (_images(path, names[k], arrays[k]) for k in (0, 2))
+    train_labels, test_labels = (_labels(path, names[k], arrays[k]) for k in (1, 3))
+    classes = 1 + int(max(train_labels.max(), test_labels.max()))
+    class_names = tuple(given or map(str, range(classes)))
+    return Arrays(train_images, train_labels, test_images, test_labels, class_names)
+
+
+def _images(path: pathlib.Path, name: str, images: np.ndarray) -> np.ndarray:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise ValueError(
+            f"{path}: {name} is {images.dtype} {images.shape}, expected uint8 [n, H, W] or "
+            "[n, H, W, C] with pixels of 0 to 255."
+        )
+    return images if images.ndim == 4 else images[..., None]
+
+
+def _labels(path: pathlib.Path, name: str, labels: np.ndarray) -> np.ndarray:
+    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.size != len(labels):
+        raise ValueError(f"{path}: {name} is {labels.dtype} {labels.shape}, expected integers [n].")
+    if labels.size == 0 or labels.min() < 0 or labels.max() > _MAX_LABEL:
+        raise ValueError(f"{path}: {name} must hold classes from 0 to {_MAX_LABEL}, at least one.")
+    return labels.reshape(-1).astype(np.int32)
+
+
+_MAX_LABEL = 99_999  # More classes than any image set has: a higher label is no class.

@@ -1,0 +1,150 @@
+"""Progress: where a run is, in numbers that a checkpoint can hold.
+
+Metrics of an epoch are running totals, not a list of steps, so that a run which stops in the middle of
+an epoch goes on adding where it was, and ends with the same numbers to the bit.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ccl_jax.training import StepMetrics
+
+Row = dict[str, Any]
+
+
+class Totals(NamedTuple):
+    """Sums over the steps of an epoch so far.
+
+    Attributes:
+      samples: Samples seen by all agents.
+      correct: Of which were classified rightly.
+      cross_entropy: Sum over samples.
+      busy: Pairs of step and agent in which the agent had samples left.
+      model_variant: Sum of L_mv over those; NaN where it was not computed.
+      data_variant: Sum of L_dv over those; NaN where it was not computed.
+      lr: Learning rate of the last step.
+      skipped: Steps that were not taken because a number was not finite.
+      runaway: Whether in the last step some agent's L_mv was over ten times its cross-entropy.
+    """
+
+    samples: int = 0
+    correct: int = 0
+    cross_entropy: float = 0.0
+    busy: int = 0
+    model_variant: float = 0.0
+    data_variant: float = 0.0
+    lr: float = math.nan
+    skipped: int = 0
+    runaway: bool = False
+
+    def add(self, metrics: StepMetrics) -> "Totals":
+        """Adds one step; `metrics` are on the host."""
+        # A step in which an agent had no samples left says nothing about its features.
+        busy = metrics.samples > 0
+        total = lambda values: float(np.where(busy, values, 0).sum(dtype=np.float64))
+        return Totals(
+            self.samples + int(metrics.samples.sum()),
+            self.correct + int(metrics.correct.sum()),
+            self.cross_entropy + total(metrics.cross_entropy.astype(np.float64) * metrics.samples),
+            self.busy + int(busy.sum()),
+            self.model_variant + total(metrics.model_variant),
+            self.data_variant + total(metrics.data_variant),
+            float(metrics.lr),
+            self.skipped,
+            # A comparison with NaN, which stands for "not computed", is False.
+            bool((metrics.model_variant > 10 * metrics.cross_entropy).any()),
+        )
+
+    def means(self) -> Row:
+        """Cross-entropy and accuracy a sample; L_mv and L_dv a step and agent."""
+        samples = max(1, self.samples)
+        pairs = self.busy or math.nan
+        return {
+            "lr": self.lr,
+            "cross_entropy": self.cross_entropy / samples,
+            "train_accuracy": self.correct / samples,
+            "model_variant_loss": self.model_variant / pairs,
+            "data_variant_loss": self.data_variant / pairs,
+            **({"skipped_steps": self.skipped} if self.skipped else {}),
+        }
+
+
+class Progress(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+      step: Steps done.
+      epoch: The epoch under way, from 1.
+      position: Steps of that epoch that are done.
+      totals: Totals of that epoch.
+      bytes_sent: Bytes that each agent has sent; () before the first step.
+      seconds_training: Time spent in steps.
+      seconds_evaluation: Time spent evaluating.
+      rollbacks: How often the run went back to a checkpoint with a lower learning rate.
+      rows: The rows of metrics of all finished epochs.
+    """
+
+    step: int = 0
+    epoch: int = 1
+    position: int = 0
+    totals: Totals = Totals()
+    bytes_sent: tuple[int, ...] = ()
+    seconds_training: float = 0.0
+    seconds_evaluation: float = 0.0
+    rollbacks: int = 0
+    rows: tuple[Row, ...] = ()
+
+    def after_step(self, metrics: StepMetrics, seconds: float, taken: bool) -> "Progress":
+        """One step later. A step that was not taken counts, but its numbers do not."""
+        totals = self.totals
+        totals = totals.add(metrics) if taken else totals._replace(skipped=totals.skipped + 1)
+        sent = metrics.traffic.bytes_sent() + np.asarray(self.bytes_sent or 0, np.int64)
+        return self._replace(
+            step=self.step + 1,
+            position=self.position + 1,
+            totals=totals,
+            bytes_sent=tuple(sent.tolist()),
+            seconds_training=self.seconds_training + seconds,
+        )
+
+    def row(self) -> Row:
+        """The row of metrics of the epoch under way."""
+        mean = sum(self.bytes_sent) / max(1, len(self.bytes_sent))
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            **self.totals.means(),
+            # An int where the number is whole, as it mostly is.
+            "bytes_sent_per_agent": int(mean) if mean.is_integer() else mean,
+            "bytes_sent_per_agent_max": max(self.bytes_sent, default=0),
+            "seconds_training": self.seconds_training,
+            **({"rollbacks": self.rollbacks} if self.rollbacks else {}),
+        }
+
+    def next_epoch(self, row: Row, seconds_evaluation: float) -> "Progress":
+        """At the start of the next epoch; `row` is that of the one that ended."""
+        return self._replace(
+            epoch=self.epoch + 1,
+            position=0,
+            totals=Totals(),
+            seconds_evaluation=self.seconds_evaluation + seconds_evaluation,
+            rows=(*self.rows, row),
+        )
+
+    def to_json(self) -> Row:
+        """As plain values; `from_json` is the way back."""
+        return self._asdict() | {"totals": self.totals._asdict()}
+
+    @classmethod
+    def from_json(cls, value: Row) -> "Progress":
+        """The progress that `to_json` wrote."""
+        return cls(
+            **value
+            | {
+                "totals": Totals(**value["totals"]),
+                "bytes_sent": tuple(value["bytes_sent"]),
+                "rows": tuple(value["rows"]),
+            }
+        )

@@ -1,0 +1,172 @@
+"""From a Config to its data: the dataset, who holds what of it, and how batches are fed."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from ccl_jax.data import batches, datasets, feature_shift, heterogeneity, partition
+from ccl_jax.data.dataset import Dataset, StreamedDataset
+from ccl_jax.data.feeds import Feed, InMemory
+from ccl_jax.data.streaming import Streaming
+from experiments.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data of a run.
+
+    Attributes:
+      dataset: The set, with the labels that agents train on.
+      partition: Who holds which training samples.
+      shifts: What agents' images go through.
+      degrees: How much, `feature_shift.degrees`.
+      report: What is known about the split; see `describe`.
+    """
+
+    dataset: Dataset | StreamedDataset
+    partition: partition.Partition
+    shifts: tuple[feature_shift.Shift, ...]
+    degrees: tuple[np.ndarray, ...]
+    report: dict[str, Any]
+
+
+def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Data:
+    """Loads and splits the data of a run.
+
+    Args:
+      config: The settings.
+      dataset: The dataset, if it is loaded already.
+
+    Raises:
+      ValueError: Something in the settings or the files does not fit.
+    """
+    shifts = tuple(feature_shift.parse(text) for text in config.feature_shift)
+    rates = heterogeneity.noise_rates(config.label_noise, config.agents)
+    dataset = dataset or datasets.load(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        verify_checksums=config.verify_checksums,
+    )
+    split = lambda labels, agents: _split(config, labels, agents)
+    if config.domain:
+        dataset, domains = heterogeneity.join([dataset, *map(_domain, config.domain)])
+        held = heterogeneity.by_domain(dataset.train_labels, domains, config.agents, split)
+    else:
+        domains = np.zeros(len(dataset.train_labels), int)
+        held = split(dataset.train_labels, config.agents)
+    if config.quantity_alpha is not None:
+        held = heterogeneity.quantity_skew(
+            held, config.quantity_alpha, config.seed, config.batch_size
+        )
+    batches.steps_per_epoch(held, config.batch_size)  # Checks the batch size.
+    true_labels = dataset.train_labels
+    if rates.any():
+        noisy = heterogeneity.label_noise(
+            true_labels, held, rates, dataset.num_classes, config.seed
+        )
+        dataset = dataset.with_train_labels(noisy)
+    degrees = feature_shift.degrees(shifts, config.agents, dataset.image_shape[2], config.seed)
+    wrong = dataset.train_labels != true_labels
+    report = describe(held, dataset, domains, wrong) | {
+        f"feature_shift {shift.kind}:{shift.strength:g}": degree
+        for shift, degree in zip(shifts, degrees, strict=True)
+    }
+    return Data(dataset, held, shifts, degrees, report)
+
+
+def make_feed(data: Data, config: Config) -> Feed:
+    """What the training loop is fed from."""
+    if isinstance(data.dataset, StreamedDataset):
+        feed = Streaming(
+            data.dataset,
+            data.partition,
+            config.batch_size,
+            config.seed,
+            workers=config.workers,
+            max_unreadable=config.max_unreadable,
+        )
+    else:
+        feed = InMemory(data.dataset, data.partition, config.batch_size, config.seed)
+    if not data.shifts:
+        return feed
+    return feature_shift.Shifted(feed, data.shifts, data.degrees, data.dataset.scale)
+
+
+def throughput(data: Data, feed: Feed, row: dict[str, Any]) -> dict[str, Any]:
+    """What a row of metrics says of the feed: images a second and seconds a step, so far.
+
+    Args:
+      data: The data of the run.
+      feed: Made by `make_feed`.
+      row: With `epoch`, `step` and `seconds_training`.
+
+    Returns:
+      More of the row; `unreadable_images` for a streamed set.
+    """
+    seconds = max(row["seconds_training"], 1e-9)
+    share = row["step"] / (feed.steps * row["epoch"])  # Below 1 if the epoch is broken off.
+    images = float(data.partition.sizes.sum()) * row["epoch"] * share
+    known = {
+        "images_per_second": images / seconds,
+        "seconds_per_step": seconds / max(1, row["step"]),
+    }
+    skipped = getattr(feed, "skipped", None)
+    return known if skipped is None else known | {"unreadable_images": len(skipped.names)}
+
+
+def describe(
+    held: partition.Partition,
+    dataset: Dataset | StreamedDataset,
+    domains: np.ndarray,
+    wrong: np.ndarray,
+) -> dict[str, Any]:
+    """What is known about a split, for partition.json.
+
+    Args:
+      held: Who holds which samples.
+      dataset: With the labels that agents train on.
+      domains: `[n]` the domain of each training sample.
+      wrong: `[n]` bool, whether its label is wrong by label noise.
+
+    Returns:
+      The class-by-agent table and per agent sizes, domain and part of wrong labels; over all agents
+      the mean pairwise label divergence and a summary of the sizes.
+    """
+    counts = partition.class_counts(held, dataset.train_labels, dataset.num_classes)
+    return {
+        "partition": held.name,
+        "samples": partition.size_summary(held)._asdict(),
+        "label_divergence": partition.label_divergence(counts),
+        "classes": dataset.class_names,
+        "samples_by_agent": held.sizes,
+        "domain_by_agent": [int(domains[own[0]]) for own in held.indices],
+        "wrong_labels_by_agent": [float(wrong[own].mean()) for own in held.indices],
+        "samples_by_agent_and_class": counts,
+    }
+
+
+def _split(config: Config, labels: np.ndarray, agents: int) -> partition.Partition:
+    return partition.make(
+        config.partition,
+        labels,
+        agents,
+        alpha=config.alpha,
+        seed=config.seed,
+        # What the clean Dirichlet split guarantees: Flower's minimum, and one full batch.
+        min_samples=min(max(10, config.batch_size), max(1, len(labels) // agents)),
+        classes_per_agent=config.classes_per_agent,
+        shards_per_agent=config.shards_per_agent,
+    )
+
+
+def _domain(text: str) -> Dataset:
+    """Loads NAME or NAME:PATH."""
+    name, _, path = text.partition(":")
+    dataset = datasets.load(name, path or None)
+    if isinstance(dataset, StreamedDataset):
+        raise ValueError(
+            f"domain {text!r} is streamed; only sets that fit in memory can be joined."
+        )
+    return dataset

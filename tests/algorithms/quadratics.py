@@ -1,0 +1,54 @@
+"""Agents with quadratic losses of their own: f_i(x) = 1/2 (x - c_i)' A_i (x - c_i), on a ring."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccl_jax import graphs
+from ccl_jax.algorithms.base import Algorithm
+from ccl_jax.network import Network
+
+
+def ring_weights(agents: int) -> np.ndarray:
+    """1/3 for oneself and both neighbours, written down by hand; 3 agents or more."""
+    weights = np.zeros((agents, agents))
+    for i in range(agents):
+        for j in (i - 1, i, i + 1):
+            weights[i, j % agents] = 1 / 3
+    return weights
+
+
+class Quadratics:
+    """Heterogeneous: every agent has a curvature and a minimum of its own."""
+
+    def __init__(self, agents: int, size: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        factors = rng.normal(size=(agents, size, size))
+        self.agents, self.size = agents, size
+        self.curvature = factors @ factors.transpose(0, 2, 1) / size + 0.3 * np.eye(size)
+        self.minimum = rng.normal(size=(agents, size))
+        self.start = rng.normal(size=size)
+        self.network = Network(graphs.make("ring", agents))
+
+    def gradient(self, agent: int, x: np.ndarray) -> np.ndarray:
+        """Of f_i at x."""
+        return self.curvature[agent] @ (x - self.minimum[agent])
+
+    def run(self, algorithm: Algorithm, rates: list[float]) -> np.ndarray:
+        """The parameters after each step, `[steps, agents, size]`."""
+        a, c = (jnp.asarray(x, jnp.float32) for x in (self.curvature, self.minimum))
+        gradient = jax.vmap(lambda x, a, c: a @ (x - c))
+
+        @jax.jit
+        def step(x, state, t, lr):
+            talk = self.network.round(t)
+            at, state = algorithm.communicate(x, state, talk, lr)
+            return algorithm.update(gradient(at, a, c), at, state, talk, lr)
+
+        x = jnp.tile(jnp.asarray(self.start, jnp.float32), (self.agents, 1))
+        state = algorithm.init(x, self.network.round(0))
+        path = []
+        for t, lr in enumerate(rates):
+            x, state = step(x, state, jnp.int32(t), jnp.float32(lr))
+            path.append(x)
+        return np.stack(path)
