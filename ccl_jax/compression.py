@@ -72,8 +72,10 @@ def _sign(x: jax.Array) -> jax.Array:
 
 
 def _quantize(x: jax.Array) -> jax.Array:
-    scale = jnp.maximum(jnp.abs(x).max(), jnp.finfo(x.dtype).tiny) / 127
-    return jnp.round(x / scale) * scale
+    scale = jnp.abs(x).max() / 127
+    # Nothing to send, or so little that a step would be no normal number and is flushed to 0.
+    steps = jnp.where(scale >= jnp.finfo(x.dtype).tiny, x / scale, 0.0)
+    return jnp.round(steps) * scale
 
 
 def top_k(fraction: float) -> Compressor:

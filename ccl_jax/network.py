@@ -27,6 +27,7 @@ import numpy as np
 from ccl_jax import blocks, mixing
 from ccl_jax.blocks import Block
 from ccl_jax.compression import Compressor, feedback
+from ccl_jax.faults import Conditions, Faults, Losses
 from ccl_jax.mixing import Tables
 from ccl_jax.topology import Edges, Topology
 
@@ -39,10 +40,12 @@ class Traffic(NamedTuple):
     Attributes:
       message_bytes: `[exchanges]` int32, the size of one message of each exchange.
       messages: `[exchanges, agents]` int32, how many of them each agent sent.
+      lost: `[exchanges, agents]` int32, how many of these did not arrive; None without faults.
     """
 
     message_bytes: jax.Array
     messages: jax.Array
+    lost: jax.Array | None = None
 
     def bytes_sent(self) -> np.ndarray:
         """`[..., agents]` int64 bytes that each agent sent; leading axes (steps) are kept."""
@@ -62,9 +65,10 @@ class Network:
         feedback, what `reply` sends where its caller allows it. None sends exact values.
       devices: Number of equal blocks into which the agents are cut, one a device. With more than
         one, rounds can be made inside of `ccl_jax.parallel`'s sharded step only.
+      faults: What fails in each step; None for a network that behaves.
 
     Raises:
-      ValueError: A count below 1, or devices that do not divide the agents.
+      ValueError: A count below 1, devices that do not divide the agents, or compression with faults.
     """
 
     def __init__(
@@ -75,10 +79,17 @@ class Network:
         gossip_steps: int = 1,
         compressor: Compressor | None = None,
         devices: int = 1,
+        faults: Faults | None = None,
     ) -> None:
         for name, value in (("local_steps", local_steps), ("gossip_steps", gossip_steps)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.faults = faults if faults is not None and faults.any else None
+        if self.faults is not None and compressor is not None:
+            raise ValueError(
+                "compression sends differences to what neighbours know, which lost messages make "
+                "wrong; leave out compression or faults"
+            )
         self.topology = topology
         self.local_steps = local_steps
         self.gossip_steps = gossip_steps
@@ -97,6 +108,7 @@ class Network:
             local_steps=self.local_steps,
             gossip_steps=self.gossip_steps,
             compressor=self.compressor,
+            faults=self.faults,
         )
 
     def round(self, step: jax.Array | int, memory: PyTree = ()) -> "Round":
@@ -110,13 +122,22 @@ class Network:
         active = step % self.local_steps == 0
         first = step // self.local_steps * self.gossip_steps
         block = Block(self.schedule)
+        conditions, kept = None, ()
+        if self.faults is not None:
+            old, memory = (memory[0], memory[1:]) if memory else (None, ())
+            conditions, new = self.faults.draw(step, block.ids, self.topology.agents, old)
+            kept = (new,)
         hops = [
-            self._at((first + hop) % self.topology.rounds, active, block)
+            self._at((first + hop) % self.topology.rounds, active, block, conditions)
             for hop in range(self.gossip_steps)
         ]
-        return Round(self, block, hops, active, step == 0, memory, self.compressor)
+        return Round(
+            self, block, hops, active, step == 0, memory, self.compressor, conditions, kept
+        )
 
-    def _at(self, r: jax.Array, active: jax.Array, block: Block) -> "Tables":
+    def _at(
+        self, r: jax.Array, active: jax.Array, block: Block, conditions: Conditions | None
+    ) -> tuple[Tables, Losses | None]:
         """Round r's graph as the agents of a block see it: who is where in what they collect."""
         weights, incoming, outgoing = jax.tree.map(
             lambda table: jnp.asarray(table)[r, block.ids], self._tables
@@ -126,12 +147,21 @@ class Network:
             weights = jnp.where(active, weights, own.astype(weights.dtype))
             incoming = incoming._replace(mask=incoming.mask & active)
             outgoing = outgoing._replace(mask=outgoing.mask & active)
-        return Tables(
+        losses = None
+        if conditions is not None:
+            columns = jnp.asarray(self._tables[0])[r][:, block.ids].T
+            weights = conditions.reweigh(
+                weights, jnp.where(active, columns, 0.0), block.ids, self.topology.stochastic
+            )
+            losses = conditions.losses(incoming, outgoing)
+            incoming, outgoing = losses.incoming, losses.outgoing
+        tables = Tables(
             jnp.where(block.valid[None], weights[:, block.members], 0.0),
             jnp.take_along_axis(weights, block.ids[:, None], axis=1)[:, 0],
             incoming._replace(peers=block.place[incoming.peers]),
             outgoing._replace(peers=block.place[outgoing.peers]),
         )
+        return tables, losses
 
 
 class Round:
@@ -144,19 +174,24 @@ class Round:
       outgoing: `Edges` with `[agents, out_degree]` tables: who listens.
       active: Scalar bool, False in a step in which the agents work alone.
       ids: `[agents]` int32, the numbers of the agents in this block.
+      conditions: What works in this step; None in a network without faults.
     """
 
     def __init__(
         self,
         network: Network,
         block: Block,
-        hops: Sequence[Tables],
+        hops: Sequence[tuple[Tables, Losses | None]],
         active: jax.Array,
         first: jax.Array,
         memory: PyTree,
         compressor: Compressor | None,
+        conditions: Conditions | None = None,
+        fault_memory: PyTree = (),
     ) -> None:
-        self.incoming, self.outgoing = hops[0].incoming, hops[0].outgoing
+        self._tables, self._losses = hops[0]
+        self.incoming, self.outgoing = self._tables.incoming, self._tables.outgoing
+        self.conditions = conditions
         self.active = active
         self.ids = block.ids
         self._network = network
@@ -165,9 +200,10 @@ class Round:
         self._first = first
         self._compressor = compressor
         # Memories are used and renewed in the order of the calls, which is the same in every step.
+        self._fault_memory = fault_memory
         self._old_memory = list(memory)
         self._new_memory: list[PyTree] = []
-        self._exchanges: list[tuple[int, jax.Array]] = []
+        self._exchanges: list[tuple[int, jax.Array, jax.Array]] = []
         # The arrays sent so far, with what their receivers know of them. Keeping them alive makes
         # identity mean equality.
         self._sent: dict[int, tuple[jax.Array, jax.Array]] = {}
@@ -185,26 +221,33 @@ class Round:
     @property
     def neighbor_weights(self) -> jax.Array:
         """`[agents, degree]` float32: w_ij for each table entry (shared by entries that repeat)."""
-        return self._hops[0].neighbor_weights
+        return self._tables.neighbor_weights
 
     @property
     def own_weights(self) -> jax.Array:
         """`[agents]` float32: w_ii."""
-        return self._hops[0].own_weights
+        return self._tables.own_weights
 
     def mix(self, tree: PyTree) -> PyTree:
         """Gossip: `[Wx]_i = sum_j W[i, j] x_j` for every leaf `[agents, ...]` of `tree`.
 
         With compression x + (W - I) xh, where xh is what neighbours know of x. That keeps the mean.
         """
-        for hop in self._hops:
-            tree = self._mix_once(hop, tree)
+        for hop, losses in self._hops:
+            tree = self._mix_once(hop, losses, tree)
         return tree
 
-    def _mix_once(self, hop: Tables, tree: PyTree) -> PyTree:
-        if self._compressor is None:
-            self._send(tree, hop.outgoing.mask)
+    def _mix_once(self, hop: Tables, losses: Losses | None, tree: PyTree) -> PyTree:
+        if self._compressor is None and (losses is None or not self._network.faults.straggle):
+            self._send(tree, hop.outgoing.mask, losses and losses.sent)
             return self._average_neighbors(hop, tree)
+        if self._compressor is None:
+            sent = self._lag(tree)
+            self._send(tree, hop.outgoing.mask, losses.sent, known=sent)
+            mixed = self._average_neighbors(hop, sent)
+            # Agents know their own values as they are.
+            own = lambda x: hop.own_weights.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+            return jax.tree.map(lambda m, x, s: m + own(x) * (x - s), mixed, tree, sent)
         # All agents start alike, so at first everyone knows everything.
         known = where(self._first, tree, self._recall(tree))
         news = self._compressor(jax.tree.map(jnp.subtract, tree, known), lead=1)
@@ -215,6 +258,20 @@ class Round:
         self._send(tree, hop.outgoing.mask, size=size, known=known)
         mixed = self._average_neighbors(hop, known)
         return jax.tree.map(lambda x, w, h: x + (w - h), tree, mixed, known)
+
+    def _lag(self, tree: PyTree) -> PyTree:
+        """What is sent: by stragglers, what they had some rounds ago."""
+        delay = self._network.faults.delay
+        # All agents start alike, so before the start everyone had what it has now.
+        always = jax.tree.map(lambda x: jnp.repeat(x[:, None], delay, axis=1), tree)
+        past = where(self._first, always, self._recall(always))
+        later = jax.tree.map(
+            lambda p, x: jnp.concatenate([p[:, 1:], x[:, None]], axis=1), past, tree
+        )
+        self._new_memory.append(where(self.active, later, past))
+        late = self.conditions.late
+        choose = lambda p, x: jnp.where(late.reshape(-1, *[1] * (x.ndim - 1)), p[:, 0], x)
+        return jax.tree.map(choose, past, tree)
 
     def _average_neighbors(self, hop: Tables, tree: PyTree) -> PyTree:
         collected = jax.tree.map(self._block.collect, tree)
@@ -231,8 +288,8 @@ class Round:
         Returns:
           Leaves `[agents, degree, ...]`, 0 where there is no neighbour.
         """
-        self._send(tree, self.outgoing.mask)
-        return self._take(tree, self.incoming)
+        self._send(tree, self.outgoing.mask, self._losses and self._losses.sent)
+        return self._take(tree if self._losses is None else self._known(tree), self.incoming)
 
     def reply(
         self, tree: PyTree, *, compress: bool = False, message_bytes: int | None = None
@@ -254,8 +311,12 @@ class Round:
             tree, error = feedback(self._compressor, tree, self._recall(tree), lead=2)
             self._new_memory.append(error)
             message_bytes = self._compressor.message_bytes(tree, lead=2)
-        self._send(tree, self.incoming.mask, lead=2, size=message_bytes)
-        return self._take(tree, self.outgoing, at_slots=True)
+        arrive, reach, sent = self.outgoing, self.incoming.mask, None
+        if self._losses is not None:
+            arrive = arrive._replace(mask=self._losses.replies_arrive)
+            reach, sent = self._losses.replies_reach, reach
+        self._send(tree, reach, sent, lead=2, size=message_bytes)
+        return self._take(tree, arrive, at_slots=True)
 
     def cross(
         self,
@@ -282,8 +343,9 @@ class Round:
           What `fn` returns, with leaves `[agents, degree, ...]`: entry (i, d) belongs to the model
           of i's neighbour d and the data of i; 0 where there is no neighbour.
         """
-        self._send(models if message is None else message, self.outgoing.mask)
-        models = jax.tree.map(lambda x: self._sent.get(id(x), (x, x))[1], models)
+        message = models if message is None else message
+        self._send(message, self.outgoing.mask, self._losses and self._losses.sent)
+        models = self._known(models)
         visited = self._take(data, self.outgoing)
         values = jax.vmap(jax.vmap(fn, in_axes=(None, 0)))(models, visited)
         return self._take(values, self.incoming, at_slots=True)
@@ -308,34 +370,58 @@ class Round:
         else:
             size = 2 * size * (self.agents - 1) // self.agents
         when = self.active & jnp.asarray(when)
-        self._exchanges.append((size, jnp.where(when, messages, 0)))
+        messages = jnp.where(when, messages, 0)
+        self._exchanges.append((size, messages, jnp.zeros_like(messages)))
         mean = jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
         return where(when, mean, tree)
 
     def unmetered(self) -> "Round":
         """This round, exact and with a traffic count of its own: for measurements nobody sends."""
-        return Round(self._network, self._block, self._hops, self.active, self._first, (), None)
+        return Round(
+            self._network,
+            self._block,
+            self._hops,
+            self.active,
+            self._first,
+            (),
+            None,
+            self.conditions,
+        )
 
     def memory(self) -> PyTree:
-        """What the next step's round has to be given; () without compression."""
-        return tuple(self._new_memory)
+        """What the next step's round has to be given; () without compression and faults."""
+        return (*self._fault_memory, *self._new_memory)
 
     def traffic(self) -> Traffic:
         """What has been sent in this round so far."""
-        if not self._exchanges:
-            return Traffic(jnp.zeros(0, jnp.int32), jnp.zeros((0, *self.ids.shape), jnp.int32))
-        sizes, messages = zip(*self._exchanges, strict=True)
-        return Traffic(jnp.asarray(sizes, jnp.int32), jnp.stack(messages))
+        none = jnp.zeros((0, *self.ids.shape), jnp.int32)
+        sizes, messages, lost = zip(*self._exchanges, strict=True) if self._exchanges else [()] * 3
+        stack = lambda counts: jnp.stack(counts) if counts else none
+        return Traffic(
+            jnp.asarray(sizes, jnp.int32),
+            stack(messages),
+            None if self.conditions is None else stack(lost),
+        )
 
     def _send(
         self,
         tree: PyTree,
         mask: jax.Array,
+        sent: jax.Array | None = None,
         lead: int = 1,
         size: int | None = None,
         known: PyTree | None = None,
     ) -> None:
-        """Counts a message along every edge of `mask`, unless all of it has been sent before."""
+        """Counts a message along every edge, unless all of it has been sent before.
+
+        Args:
+          tree: What is sent.
+          mask: Edges over which it arrives.
+          sent: Edges over which it is sent; default: the same.
+          lead: Leading axes of `tree` that number the messages.
+          size: Bytes of one message; default: those of what is new.
+          known: What receivers know of `tree`; default: all of it.
+        """
         leaves = jax.tree.leaves(tree)
         received = leaves if known is None else jax.tree.leaves(known)
         new = [x for x in leaves if id(x) not in self._sent]
@@ -343,7 +429,13 @@ class Round:
             self._sent.setdefault(id(x), (x, xh))
         if new:
             size = _message_bytes(new, lead) if size is None else size
-            self._exchanges.append((size, mask.sum(axis=1, dtype=jnp.int32)))
+            arrived = mask.sum(axis=1, dtype=jnp.int32)
+            messages = arrived if sent is None else sent.sum(axis=1, dtype=jnp.int32)
+            self._exchanges.append((size, messages, messages - arrived))
+
+    def _known(self, tree: PyTree) -> PyTree:
+        """What receivers know of values that were sent."""
+        return jax.tree.map(lambda x: self._sent.get(id(x), (x, x))[1], tree)
 
     def _take(self, tree: PyTree, edges: Edges, at_slots: bool = False) -> PyTree:
         """The peers' values, or what they hold for this edge; 0 where there is no edge."""

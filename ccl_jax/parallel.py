@@ -8,6 +8,7 @@ On a CPU, several virtual devices are worth having: XLA's convolutions with per-
 and a device with a single agent has none.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +28,8 @@ FORMS = ("shard_map", "pmap")
 
 def request_cpu_devices(count: int) -> None:
     """Asks for virtual CPU devices; of no effect once JAX has started, or on other platforms."""
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX is running: what is there is what we use.
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass  # JAX is running: what is there is what we use.
 
 
 def usable_devices(agents: int) -> int:
@@ -136,10 +135,12 @@ class Plan:
                 new._replace(network=()),
                 state._replace(network=()),
             )._replace(network=memory)
-            messages = metrics.traffic.messages
-            messages = messages.reshape(messages.shape[0], -1)
             agents = {name: join(getattr(metrics, name)) for name in _PER_AGENT}
-            traffic = metrics.traffic._replace(messages=messages)
+            traffic = metrics.traffic
+            messages, lost = jax.tree.map(
+                lambda counts: counts.reshape(counts.shape[0], -1), (traffic.messages, traffic.lost)
+            )
+            traffic = traffic._replace(messages=messages, lost=lost)
             return new, metrics._replace(**agents, traffic=traffic)
 
         return sharded
@@ -156,4 +157,4 @@ def _spec(x: Any) -> PartitionSpec:
 def _metrics(per_agent: Any, scalar: Any, messages: Any) -> StepMetrics:
     """A StepMetrics that holds for every field how it is spread."""
     fields = dict.fromkeys(_PER_AGENT, per_agent)
-    return StepMetrics(**fields, lr=scalar, traffic=Traffic(scalar, messages))
+    return StepMetrics(**fields, lr=scalar, traffic=Traffic(scalar, messages, messages))

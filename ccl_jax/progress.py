@@ -26,6 +26,8 @@ class Totals(NamedTuple):
       data_variant: Sum of L_dv over those; NaN where it was not computed.
       lr: Learning rate of the last step.
       skipped: Steps that were not taken because a number was not finite.
+      messages: Messages sent.
+      lost: Of which did not arrive; None in a network without faults.
       runaway: Whether in the last step some agent's L_mv was over ten times its cross-entropy.
     """
 
@@ -37,24 +39,31 @@ class Totals(NamedTuple):
     data_variant: float = 0.0
     lr: float = math.nan
     skipped: int = 0
+    messages: int = 0
+    lost: int | None = None
     runaway: bool = False
 
     def add(self, metrics: StepMetrics) -> "Totals":
         """Adds one step; `metrics` are on the host."""
         # A step in which an agent had no samples left says nothing about its features.
         busy = metrics.samples > 0
-        total = lambda values: float(np.where(busy, values, 0).sum(dtype=np.float64))
+        lost = metrics.traffic.lost
+        total = lambda values, weights=1: float(
+            (np.where(busy, values, 0).astype(np.float64) * weights).sum()
+        )
         return Totals(
             self.samples + int(metrics.samples.sum()),
             self.correct + int(metrics.correct.sum()),
-            self.cross_entropy + total(metrics.cross_entropy.astype(np.float64) * metrics.samples),
+            self.cross_entropy + total(metrics.cross_entropy, metrics.samples),
             self.busy + int(busy.sum()),
             self.model_variant + total(metrics.model_variant),
             self.data_variant + total(metrics.data_variant),
             float(metrics.lr),
             self.skipped,
+            self.messages + int(metrics.traffic.messages.sum()),
+            None if lost is None else (self.lost or 0) + int(lost.sum()),
             # A comparison with NaN, which stands for "not computed", is False.
-            bool((metrics.model_variant > 10 * metrics.cross_entropy).any()),
+            bool((metrics.model_variant / 10 > metrics.cross_entropy).any()),
         )
 
     def means(self) -> Row:
@@ -67,6 +76,7 @@ class Totals(NamedTuple):
             "train_accuracy": self.correct / samples,
             "model_variant_loss": self.model_variant / pairs,
             "data_variant_loss": self.data_variant / pairs,
+            **({} if self.lost is None else {"messages_lost": self.lost / max(1, self.messages)}),
             **({"skipped_steps": self.skipped} if self.skipped else {}),
         }
 

@@ -232,12 +232,14 @@ def make_step(
         params, algorithm_state = algorithm.update(grads, eval_params, algorithm_state, talk, lr)
 
         samples = batch.mask.sum(axis=1, dtype=jnp.int32)
+        if talk.conditions is not None:
+            # Who is offline does not train: what it has stays, and its batch is not seen.
+            online = talk.conditions.online
+            params = where_agent(online, params, state.params)
+            algorithm_state = where_agent(online, algorithm_state, state.algorithm)
+            samples, correct = where_agent(online, (samples, correct), (0 * samples, 0 * correct))
         # Nothing seen, nothing learned: an empty batch leaves batch statistics alone.
-        model_state = jax.tree.map(
-            lambda new, old: jnp.where(samples.reshape(-1, *[1] * (new.ndim - 1)) > 0, new, old),
-            model_state,
-            own_stats,
-        )
+        model_state = where_agent(samples > 0, model_state, own_stats)
         metrics = StepMetrics(*losses, samples, correct, norms, lr, talk.traffic())
         state = TrainState(
             state.step + 1, params, model_state, algorithm_state, talk.memory(), state.key
@@ -245,6 +247,15 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def where_agent(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """For each agent, `new` where `chosen [agents]`, else `old`; scalars, which all share, are new."""
+
+    def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(chosen.reshape(-1, *[1] * (x.ndim - 1)), x, y) if x.ndim else x
+
+    return jax.tree.map(choose, new, old)
 
 
 def make_features_fn(model: nn.Module) -> Callable[[PyTree, jax.Array], jax.Array]:

@@ -45,7 +45,7 @@ def run_main(
         if values["help"].value:
             print(help_text(defaults, description))
             return
-        names = [field.name for field in _fields(defaults)]
+        names = [field.name for field in dataclasses.fields(defaults)]
         given = frozenset(name for name in names if values[name].present)
         settings = {name: _value(values[name].value) for name in names}
         main(dataclasses.replace(defaults, **settings), given)
@@ -61,6 +61,8 @@ def guard(body: Callable[[], None]) -> int:
         return _complain(error, 2)
     except (Diverged, OSError) as error:
         return _complain(error, 1)
+    except MemoryError as error:
+        return _complain(f"not enough memory ({error}); take fewer agents or a smaller model", 1)
     except Stopped as stopped:
         return _complain(stopped, 128 + stopped.signal)
     except KeyboardInterrupt:
@@ -74,7 +76,7 @@ def define(defaults: Config) -> flags.FlagValues:
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     flags.DEFINE_string("flagfile", None, "read flags from this file", flag_values=values)
     kinds = typing.get_type_hints(Config)
-    for field in _fields(defaults):
+    for field in dataclasses.fields(defaults):
         default = getattr(defaults, field.name)
         text = field.metadata["help"]
         kind = _plain_type(kinds[field.name])
@@ -95,7 +97,7 @@ def help_text(defaults: Config, description: str) -> str:
     """Flags by group, with their defaults."""
     lines = [textwrap.dedent(description).strip(), ""]
     groups: dict[str, list[dataclasses.Field]] = {}
-    for field in _fields(defaults):
+    for field in dataclasses.fields(defaults):
         groups.setdefault(field.metadata["group"], []).append(field)
     for group, fields in groups.items():
         lines += [f"{group}:"]
@@ -112,11 +114,6 @@ def help_text(defaults: Config, description: str) -> str:
         lines += [""]
     lines += ["Also: --flagfile=FILE reads flags from a file, one a line."]
     return "\n".join(lines)
-
-
-def _fields(defaults: Config) -> list[dataclasses.Field]:
-    """The fields that are flags: the dataset is chosen by the main."""
-    return [field for field in dataclasses.fields(defaults) if field.name != "dataset"]
 
 
 def _plain_type(kind: object) -> type:

@@ -45,7 +45,12 @@ class Config:
       ValueError: A value out of its range; the message names it, what is allowed and what to do.
     """
 
-    dataset: str = setting("digits", DATA, "name of the dataset")
+    dataset: str = setting(
+        "digits",
+        DATA,
+        "digits, fmnist, cifar10, cifar100, imagenette (32x32), imagenette-full, imagenet; or your "
+        "own in --data_dir: folder (of images, 32x32), folder-full (streamed, 224x224), npz",
+    )
     data_dir: str | None = setting(
         None, DATA, "directory with the dataset's files; default: where packages put them"
     )
@@ -102,6 +107,26 @@ class Config:
     )
     local_steps: int = setting(1, NETWORK, "steps from one exchange to the next")
     gossip_steps: int = setting(1, NETWORK, "how often models are mixed in one step")
+    drop: float = setting(
+        0.0, NETWORK, "probability that a link loses its messages in a step, in both directions"
+    )
+    drop_burst: float | None = setting(
+        None, NETWORK, "mean number of steps that a bad link stays bad; default: independent steps"
+    )
+    drop_one_way: bool = setting(
+        False, NETWORK, "let the two directions of a link fail independently"
+    )
+    offline: str | None = setting(
+        None,
+        NETWORK,
+        "SHARE:LENGTH, as 0.1:20: agents are offline that share of the time, for so many steps on "
+        "average, and neither train nor talk",
+    )
+    straggle: str | None = setting(
+        None,
+        NETWORK,
+        "PROBABILITY:ROUNDS, as 0.2:3: how often an agent sends what it had so many rounds ago",
+    )
 
     algorithm: str = setting(
         "qg-dsgdm-n", METHOD, "base method: dsgd, dsgdm, dsgdm-n, qg-dsgdm, qg-dsgdm-n ..."
@@ -201,6 +226,8 @@ class Config:
             ("max_unreadable", 0),
         ):
             _check(self, name, getattr(self, name) >= low, f"at least {low}")
+        most = self.epochs
+        _check(self, "warmup_epochs", self.warmup_epochs <= most, f"at most {most}, the epochs")
         for name in ("alpha", "quantity_alpha", "lr", "clip_norm"):
             _check(self, name, _positive(getattr(self, name)), "a number > 0")
         for name in ("lambda_m", "lambda_d", "weight_decay"):

@@ -100,20 +100,20 @@ def throughput(data: Data, feed: Feed, row: dict[str, Any]) -> dict[str, Any]:
     Args:
       data: The data of the run.
       feed: Made by `make_feed`.
-      row: With `epoch`, `step` and `seconds_training`.
+      row: With `step` and `seconds_training`.
 
     Returns:
       More of the row; `unreadable_images` for a streamed set.
     """
     seconds = max(row["seconds_training"], 1e-9)
-    share = row["step"] / (feed.steps * row["epoch"])  # Below 1 if the epoch is broken off.
-    images = float(data.partition.sizes.sum()) * row["epoch"] * share
+    images = float(data.partition.sizes.sum()) * row["step"] / feed.steps
     known = {
         "images_per_second": images / seconds,
         "seconds_per_step": seconds / max(1, row["step"]),
     }
-    skipped = getattr(feed, "skipped", None)
-    return known if skipped is None else known | {"unreadable_images": len(skipped.names)}
+    if not isinstance(data.dataset, StreamedDataset):
+        return known
+    return known | {"unreadable_images": len(feed.unreadable)}
 
 
 def describe(

@@ -11,14 +11,5 @@ from experiments.config import Config
 # The published runs take 0.1; LeNet-5 has no normalisation and is unstable there with CCL.
 DEFAULTS = Config(dataset="fmnist", model="lenet5", lr=0.03, epochs=100)
 
-
-def main(config: Config, given: frozenset[str] = frozenset()) -> None:
-    """One run of one algorithm."""
-    run = runner.prepare(config)
-    summary = runner.execute(run)
-    print(runner.results_table([summary]))
-    print(f"run directory: {run.directory.path}")
-
-
 if __name__ == "__main__":
-    sys.exit(cli.run_main(main, DEFAULTS, __doc__))
+    sys.exit(cli.run_main(runner.main, DEFAULTS, __doc__))

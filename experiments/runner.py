@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ccl_jax import (
     algorithms,
     compression,
+    faults,
     graphs,
     loop,
     models,
@@ -23,6 +24,7 @@ from ccl_jax import (
     schedules,
     training,
 )
+from ccl_jax.algorithms import under_faults
 from ccl_jax.checkpoint import Autosave, Checkpoints
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.data.feeds import Feed
@@ -89,6 +91,11 @@ def prepare(
         directory.check_free()
     algorithm = algorithms.make(config.algorithm, **config.hyperparameters())
     method = algorithms.lookup(config.algorithm)
+    parallel.request_cpu_devices(config.devices or min(config.agents, MOST_CPU_DEVICES))
+    plan = parallel.Plan(config.devices or parallel.usable_devices(config.agents), config.spmd)
+    # Data before the graph: a graph of far too many agents would not fit in memory.
+    loaded = data.load(config, dataset)
+    dataset = loaded.dataset
     topology = graphs.make(
         config.topology,
         config.agents,
@@ -97,17 +104,16 @@ def prepare(
         seed=config.seed,
     )
     method.check(topology, **config.hyperparameters())
-    parallel.request_cpu_devices(config.devices or min(config.agents, MOST_CPU_DEVICES))
-    plan = parallel.Plan(config.devices or parallel.usable_devices(config.agents), config.spmd)
+    failing = make_faults(config)
+    under_faults.check(failing, method, topology, **config.hyperparameters())
     network = Network(
         topology,
         devices=plan.devices,
         local_steps=config.local_steps,
         gossip_steps=config.gossip_steps,
         compressor=compression.make(config.compression),
+        faults=failing,
     )
-    loaded = data.load(config, dataset)
-    dataset = loaded.dataset
     objective = training.Objective(
         num_classes=dataset.num_classes,
         lambda_m=config.lambda_m,
@@ -136,6 +142,14 @@ def prepare(
         schedule,
         augment.make(config.augment, dataset.image_shape[:2]),
     )
+
+
+def main(config: Config, given: frozenset[str] = frozenset()) -> None:
+    """The main of most experiments: one run, and its result on the terminal."""
+    del given
+    run = prepare(config)
+    print(results_table([execute(run)]))
+    print(f"run directory: {run.directory.path}")
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -315,6 +329,26 @@ def _warn_of_other_makers(directory: RunDirectory) -> None:
     ]
     if different:
         _note(f"warning: {directory.path} was started with others: {', '.join(different)}")
+
+
+def make_faults(config: Config) -> faults.Faults:
+    """The faults that a config asks for, perhaps none.
+
+    Raises:
+      ValueError: A number is out of range.
+    """
+    share, length = faults.parse_pair("offline", config.offline)
+    probability, delay = faults.parse_pair("straggle", config.straggle)
+    return faults.Faults(
+        drop=config.drop,
+        drop_burst=config.drop_burst,
+        one_way=config.drop_one_way,
+        offline=share,
+        offline_length=length,
+        straggle=probability,
+        delay=int(delay),
+        seed=config.seed,
+    )
 
 
 def new_workdir(config: Config) -> str:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from tiny import CLASSES, IMAGE, TinyModel, spread
 
 from ccl_jax import models, training
@@ -66,7 +67,8 @@ def test_every_test_image_counts_once(batch_size):
 def test_one_compilation_for_all_agents_and_evaluations():
     compilations = 0
 
-    class Counting(TinyModel):
+    class Counting(nn.Module):
+        @nn.compact
         def __call__(self, images):
             nonlocal compilations
             compilations += 1

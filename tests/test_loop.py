@@ -15,7 +15,7 @@ from ccl_jax.evaluation import Evaluation
 from ccl_jax.network import Network
 
 MODEL = TinyModel()
-SIZES = (7, 4, 6)  # Batches of 3: 3 steps; agent 1 has only 1 sample in step 2 and none in step 3.
+SIZES = (7, 4, 6)  # In batches of 3: 3 + 3 + 1, 3 + 1 + 0 and 3 + 3 + 0.
 BATCH = 3
 SEED = 5
 
@@ -64,6 +64,16 @@ class Experiment:
         self.state = training.init_state(MODEL, algorithm, network, IMAGE, jax.random.key(0))
         self.params = jax.tree.map(np.asarray, self.state.params)
 
+    def change_metrics(self, change):
+        """From now on steps report what `change(steps done before, metrics)` makes of them."""
+        plain_step = self.data_step
+
+        def changed(state, *batch):
+            new, metrics = plain_step(state, *batch)
+            return new, change(state.step, metrics)
+
+        self.data_step = changed
+
     def fit(self, epochs=1, evaluate=evaluation, **options):
         return loop.fit(
             self.state,
@@ -106,7 +116,7 @@ def test_class_losses_are_means_over_agents_that_have_samples(dataset, split):
         busy = (indices >= 0).any(axis=1)
         model_variant += list(np.asarray(metrics.model_variant)[busy])
         data_variant += list(np.asarray(metrics.data_variant)[busy])
-    assert len(model_variant) == 3 + 3 + 2
+    assert len(model_variant) == 3 + 2 + 2
     assert run.rows[0]["model_variant_loss"] == pytest.approx(np.mean(model_variant), rel=1e-5)
     assert run.rows[0]["data_variant_loss"] == pytest.approx(np.mean(data_variant), rel=1e-5)
 
@@ -193,30 +203,42 @@ def test_the_same_seed_gives_the_same_run_to_the_bit(dataset, split):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_once(dataset, split):
-    """Agent 2's second batch is spoilt: not a number from step 2 on."""
-    second = batches.epoch_indices(split, BATCH, 1, SEED)[1, 2]
-    spoilt = jnp.asarray(second[second >= 0][0])
-
     run = Experiment(dataset, split)
+    agent_2 = jnp.arange(3) == 2
+    run.change_metrics(
+        lambda done, metrics: metrics._replace(
+            cross_entropy=jnp.where((done == 4) & agent_2, jnp.nan, metrics.cross_entropy)
+        )
+    )
+    with pytest.raises(loop.Diverged, match=r"no longer finite at step 5, agent 2 .*lower lr"):
+        run.fit(epochs=4)
+    assert [row["step"] for row in run.rows] == [3, 5]
+    assert "diverged" not in run.rows[0]
+    assert "agent 2" in run.rows[1]["diverged"]
 
-    def data_step(state, constants, item):
-        state, metrics = run.__class__.data_step_of(run)(state, constants, item)
-        bad = (item == spoilt).any(axis=1)
-        return state, metrics._replace(cross_entropy=jnp.where(bad, jnp.nan, metrics.cross_entropy))
 
-    plain_step, run.data_step = run.data_step, None
-    Experiment.data_step_of = staticmethod(lambda run: plain_step)
-    run.data_step = data_step
-    with pytest.raises(loop.Diverged, match=r"no longer finite at step 2, agent 2 .*lower lr"):
-        run.fit(epochs=2)
-    assert run.steps[-1:] in ([1], [2])
-    (row,) = run.rows
-    assert row["step"] == 2
-    assert "agent 2" in row["diverged"]
+def test_a_gradient_that_is_not_finite_stops_the_run_too(dataset, split):
+    run = Experiment(dataset, split)
+    run.change_metrics(
+        lambda done, metrics: metrics._replace(gradient_norm=jnp.array([1.0, jnp.inf, 1.0]))
+    )
+    with pytest.raises(loop.Diverged, match=r"at step 1, agent 1 .*gradient norm inf"):
+        run.fit()
 
 
 def test_a_model_variant_loss_that_ran_away_is_named_as_the_cause(dataset, split):
-    objective = training.Objective(CLASSES, lambda_m=1e6)
-    run = Experiment(dataset, split, lr=1e4, objective=objective)
-    with pytest.raises(loop.Diverged, match="model-variant loss ran away.*lower lambda_m"):
-        run.fit(epochs=40)
+    run = Experiment(dataset, split, objective=training.Objective(CLASSES, lambda_m=0.1))
+    run.change_metrics(
+        lambda done, metrics: metrics._replace(
+            model_variant=metrics.cross_entropy * jnp.where(done == 1, 11.0, 0.1),
+            cross_entropy=jnp.where(done == 2, jnp.inf, metrics.cross_entropy),
+        )
+    )
+    with pytest.raises(loop.Diverged, match=r"at step 3.*model-variant loss ran away.*lambda_m"):
+        run.fit()
+
+
+def test_too_high_a_rate_really_diverges_and_says_so(dataset, split):
+    run = Experiment(dataset, split, lr=1e38)
+    with pytest.raises(loop.Diverged, match=r"learning rate is too high"):
+        run.fit(epochs=10)

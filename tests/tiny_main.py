@@ -23,6 +23,6 @@ models.MODELS["mlp"] = lambda num_classes, dtype: Mlp(num_classes)
 
 if __name__ == "__main__":
     defaults = digits.DEFAULTS.replace(
-        model="mlp", agents=3, alpha=1.0, epochs=30, eval_every=10, progress=False
+        model="mlp", agents=3, alpha=1.0, epochs=6, eval_every=3, progress=False
     )
     sys.exit(cli.run_main(digits.main, defaults, digits.__doc__))

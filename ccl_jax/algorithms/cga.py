@@ -34,8 +34,8 @@ _REFERENCE = "Esfandiari et al., ICML 2021, arXiv:2103.02051"
     "comp-cga",
     summary="CGA with sign compression and error feedback",
     reference=_REFERENCE,
-    graph="undirected",
-    check=(base.undirected,),
+    graph="static, undirected",
+    check=(base.static, base.undirected),
     compress=True,
 )
 def cga(
@@ -70,7 +70,7 @@ def cga(
     def merge(own, cross, network):
         size = compression.SIGN.message_bytes(cross, 2) if compress else None
         received = network.reply(cross, message_bytes=size)
-        flat = lambda x, lead: x.reshape(*x.shape[:lead], -1)
+        flat = lambda x, lead: x.reshape(*x.shape[:lead], -1).astype(jnp.float32)
         r0 = [network.own_weights[:, None] * flat(g, 1) for g in jax.tree.leaves(own)]
         rows = [
             network.neighbor_weights[:, :, None] * flat(g, 2) for g in jax.tree.leaves(received)
@@ -81,7 +81,7 @@ def cga(
             jnp.stack([_einsum("adx,ax->ad", r, x) for r, x in zip(rows, r0, strict=True)]),
         )
         merged = [
-            (x + _einsum("ad,adx->ax", u, r)).reshape(g.shape)
+            (x + _einsum("ad,adx->ax", u, r)).reshape(g.shape).astype(g.dtype)
             for u, r, x, g in zip(v, rows, r0, jax.tree.leaves(own), strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(own), merged)
@@ -129,7 +129,7 @@ def solve(gram: jax.Array, linear: jax.Array, margin: float) -> jax.Array:
         both = free[:, None] & free[None, :]
         system = jnp.where(both, gram, 0.0) + jnp.diag(jnp.where(free, ridge, 1.0))
         wanted = jnp.where(free, target, 0.0)
-        inverse = jnp.linalg.inv(system)
+        inverse = _invert(system)
         best = _einsum("de,e->d", inverse, wanted)
         rest = jnp.where(free, target - _einsum("de,e->d", gram, best), 0.0)
         best += _einsum("de,e->d", inverse, rest)
@@ -154,6 +154,20 @@ def solve(gram: jax.Array, linear: jax.Array, margin: float) -> jax.Array:
     start = (jnp.zeros_like(linear), jnp.zeros(size, bool), jnp.bool_(False), jnp.int32(0))
     u = jax.lax.while_loop(unfinished, advance, start)[0]
     return margin + u / scale
+
+
+def _invert(matrix: jax.Array) -> jax.Array:
+    """Inverse of a small positive definite matrix `[d, d]` by Gauss-Jordan elimination.
+
+    That is `d` rank-one updates: compiled and batched far quicker than LAPACK's factorisations are.
+    """
+
+    def eliminate(k, m):
+        row, column, pivot = m[k], m[:, k], m[k, k]
+        m = m - column[:, None] * row[None, :] / pivot
+        return m.at[k].set(row / pivot).at[:, k].set(-column / pivot).at[k, k].set(1 / pivot)
+
+    return jax.lax.fori_loop(0, matrix.shape[0], eliminate, matrix)
 
 
 def _einsum(spec: str, *arrays: jax.Array) -> jax.Array:

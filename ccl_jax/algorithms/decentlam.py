@@ -49,7 +49,8 @@ def decentlam(*, momentum: float = 0.9, weight_decay: float = 1e-3) -> base.Algo
     def communicate(params, state, network, lr):
         eta = base.safe_previous(state.lr, lr)
         # Before the first step there is no gradient yet: params is x, and gt is the gossip alone.
-        gt = jax.tree.map(lambda x, mixed: (x - mixed) / eta, state.model, network.mix(params))
+        mixed = network.mix(params)
+        gt = jax.tree.map(lambda x, m: (x - m) / eta.astype(x.dtype), state.model, mixed)
         m = base.axpy(momentum, state.momentum, gt)
         x = base.axpy(-eta, m, state.model)
         return x, DecentLaMState(m, x, lr)

@@ -119,7 +119,7 @@ def update_tracking(
 
     def update(grads, eval_params, state, network, lr):
         d, local = direction.update(grads, state.local, eval_params)
-        r = jax.tree.map(lambda x: -lr * x, d)
+        r = base.axpy(-lr, d, base.zeros(d))
         sent = jax.tree.map(jnp.add, state.tracker, r)
         return jax.tree.map(jnp.add, eval_params, sent), UpdateTrackingState(sent, r, local)
 

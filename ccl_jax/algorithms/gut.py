@@ -97,7 +97,8 @@ def gut(
         delta = base.axpy(-1 / eta, h, grads)
 
         def track(delta, q, h_old, delta_old):
-            return delta - tracking_scale * ((q + b * h_old) / eta + delta_old)
+            gossip = (q + b * h_old) / eta.astype(q.dtype)
+            return delta - tracking_scale * (gossip + delta_old)
 
         y = jax.tree.map(track, delta, state.mixed_moved, state.gossip, state.delta)
         d, local = direction.update(y, state.local, eval_params)

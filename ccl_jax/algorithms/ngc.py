@@ -17,14 +17,13 @@ from ccl_jax import compression
 from ccl_jax.algorithms import base, cross_gradients, dsgd, quasi_global
 
 _REFERENCE = "Aketi et al., TMLR 2023, arXiv:2209.14390"
-_GRAPH = "undirected"
 
 
 @base.register(
     "ngc",
     summary="mean of own and cross-gradients",
     reference=_REFERENCE,
-    graph=_GRAPH,
+    graph="undirected",
     check=(base.undirected,),
     compress=False,
 )
@@ -32,8 +31,8 @@ _GRAPH = "undirected"
     "comp-ngc",
     summary="NGC with sign compression and error feedback",
     reference=_REFERENCE,
-    graph=_GRAPH,
-    check=(base.undirected,),
+    graph="static, undirected",
+    check=(base.static, base.undirected),
     compress=True,
 )
 def ngc(

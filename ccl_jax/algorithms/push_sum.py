@@ -70,4 +70,7 @@ def push_sum(
 
 
 def _divide(tree: base.PyTree, weight: jax.Array) -> base.PyTree:
-    return jax.tree.map(lambda x: x / weight.reshape(-1, *[1] * (x.ndim - 1)), tree)
+    def divide(x: jax.Array) -> jax.Array:
+        return x / weight.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+    return jax.tree.map(divide, tree)

@@ -69,9 +69,8 @@ def quasi_global_adam(
         mixed, _ = base.gossip(network, params, gossip_rate)
         moved = base.subtract(state.previous, mixed)
         norms = jax.vmap(optax.tree.norm)(moved) + eps
-        direction = jax.vmap(lambda tree, norm: jax.tree.map(lambda x: x / norm, tree))(
-            moved, norms
-        )
+        normalise = lambda tree, norm: jax.tree.map(lambda x: x / norm.astype(x.dtype), tree)
+        direction = jax.vmap(normalise)(moved, norms)
         # Agents that start alike have not moved yet; normalising would make roundoff a signal.
         second = where(state.step > 0, moment(b2, state.second, square(direction)), state.second)
         return mixed, state._replace(second=second, previous=mixed)
@@ -83,8 +82,8 @@ def quasi_global_adam(
         v = moment(b2, state.second, square(u))
 
         def advance(x, p, v):
-            root = jnp.sqrt(v / (1 - b2**t)) + eps
-            return x - lr / (1 - b1**t) * p / root
+            rate, correction = (y.astype(x.dtype) for y in (lr / (1 - b1**t), 1 - b2**t))
+            return x - rate * p / (jnp.sqrt(v / correction) + eps)
 
         params = jax.tree.map(advance, eval_params, first, v)
         return params, state._replace(first=first, step=state.step + 1)

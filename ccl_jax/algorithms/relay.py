@@ -84,7 +84,7 @@ def relaysgd(
         s, n = _add_neighbors((params, own), heard)
 
         def average(s, x0):
-            count = n.reshape(-1, *[1] * (s.ndim - 1))
+            count = n.astype(s.dtype).reshape(-1, *[1] * (s.ndim - 1))
             if by_count:
                 return s / count
             return (s + (network.agents - count) * x0) / network.agents

@@ -100,6 +100,7 @@ class Shifted:
         self, feed: Feed, shifts: Sequence[Shift], degrees: Sequence[np.ndarray], scale: float
     ) -> None:
         self.agents, self.steps, self.constants = feed.agents, feed.steps, feed.constants
+        self.unreadable = feed.unreadable
         # Degrees travel with the item, as all that leads with the agents axis does.
         self._degrees = tuple(degrees)
         self.item = (

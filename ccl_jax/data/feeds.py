@@ -5,7 +5,7 @@ inside the jitted step. A set that fits in memory lives on the device as a whole
 indices; the items of a stream are the images themselves (`streaming.Streaming`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -27,12 +27,14 @@ class Feed(Protocol):
       steps: Steps of one epoch.
       constants: Arrays on the device that every step is given; they have no agents axis.
       item: Shapes of one item, `jax.ShapeDtypeStruct` leaves; all lead with the agents axis.
+      unreadable: Names of the images that had to be left out so far.
     """
 
     agents: int
     steps: int
     constants: PyTree
     item: PyTree
+    unreadable: Collection[str]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PyTree]:
         """The items of an epoch from its step `start` on; the same for the same seed and epoch."""
@@ -58,6 +60,7 @@ class InMemory:
         self.steps = batches.steps_per_epoch(partition, batch_size)
         self.constants = (jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
         self.item = jax.ShapeDtypeStruct((self.agents, batch_size), jnp.int32)
+        self.unreadable = ()
         self._order = lambda epoch: batches.epoch_indices(partition, batch_size, epoch, seed)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:

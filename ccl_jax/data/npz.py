@@ -42,7 +42,8 @@ def read(path: pathlib.Path) -> Arrays:
         message names the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, as np.load leaves a file open where it fails.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")
             names = _KERAS_NAMES if _KERAS_NAMES[0] in file else _NAMES

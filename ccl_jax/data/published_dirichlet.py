@@ -53,7 +53,7 @@ def deal(labels: np.ndarray, agents: int, alpha: float, seed: int) -> np.ndarray
     for c, chunk in enumerate(np.split(order, starts[1:])):
         workers = min(_CHUNK, agents - c * _CHUNK)
         members = [chunk[labels[chunk] == k] for k in range(num_classes)]
-        cuts = _deal_chunk(rng, [len(m) for m in members], workers, alpha)
+        cuts = _deal_chunk(rng, [len(m) for m in members], c * _CHUNK, workers, alpha)
         pieces = [np.split(m, cut) for m, cut in zip(members, cuts, strict=True)]
         dealt += [piece[worker] for worker in range(workers) for piece in pieces]
     size = len(labels) // agents
@@ -61,9 +61,17 @@ def deal(labels: np.ndarray, agents: int, alpha: float, seed: int) -> np.ndarray
 
 
 def _deal_chunk(
-    rng: np.random.RandomState, class_sizes: Sequence[int], workers: int, alpha: float
+    rng: np.random.RandomState,
+    class_sizes: Sequence[int],
+    first: int,
+    workers: int,
+    alpha: float,
 ) -> list[np.ndarray]:
-    """Deals until every worker has half its share; returns the `workers - 1` cuts of each class."""
+    """Deals to agents `first`, `first` + 1, ... until every one has half its share.
+
+    Returns:
+      The `workers - 1` cuts of each class.
+    """
     share = sum(class_sizes) / workers
     for _ in range(MAX_DEALS):
         held = np.zeros(workers, int)
@@ -79,6 +87,7 @@ def _deal_chunk(
             return cuts
     raise ValueError(
         f"alpha {alpha} with {workers} agents and {len(class_sizes)} classes: every agent must "
-        f"hold half an equal share, and none of {MAX_DEALS} deals was like that: take a larger "
-        "alpha or the split 'dirichlet-clean'."
+        f"hold half an equal share, and none of {MAX_DEALS} deals was like that (in the last, agent "
+        f"{first + held.argmin()} got {held.min()} samples): take a larger alpha or the split "
+        "'dirichlet-clean'."
     )

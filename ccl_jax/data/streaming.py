@@ -103,9 +103,6 @@ class Streaming:
       seed: Seed of the order of images.
       workers: Threads that decode.
       max_unreadable: Images that may be unreadable, over the whole run.
-
-    Attributes:
-      skipped: The images that could not be read so far.
     """
 
     def __init__(
@@ -128,10 +125,11 @@ class Streaming:
             jax.ShapeDtypeStruct(batch, jnp.int32),
             jax.ShapeDtypeStruct(batch, jnp.bool_),
         )
-        self.skipped = Skipped(max_unreadable)
+        skipped = Skipped(max_unreadable)
+        self.unreadable = skipped.names
         self._order = lambda epoch: batches.epoch_indices(partition, batch_size, epoch, seed)
         self._decode = lambda indices: decode_ahead(
-            dataset.train, indices, side, self.skipped, workers=workers
+            dataset.train, indices, side, skipped, workers=workers
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Chunk]:

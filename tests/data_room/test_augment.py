@@ -117,6 +117,33 @@ def test_resize_by_hand():
     np.testing.assert_allclose(resized.ravel(), [10.0, 12.5, 17.5, 20.0], rtol=1e-6)
 
 
+def test_centre_crop():
+    images = jnp.arange(6 * 7).reshape(1, 6, 7, 1)
+    cropped = augment.centre_crop(images, (2, 3))[0, :, :, 0]
+    np.testing.assert_array_equal(cropped, [[16, 17, 18], [23, 24, 25]])
+    np.testing.assert_array_equal(augment.centre_crop(images, (6, 7)), images)
+
+
+def test_resize_to_another_size():
+    # Half the size, by hand: targets lie between two pixels each.
+    image = jnp.array([[0.0, 10.0, 20.0, 40.0]]).reshape(1, 1, 4, 1)
+    field = lambda value: jnp.array([value], jnp.int32)
+    whole = augment.Boxes(top=field(0), left=field(0), height=field(1), width=field(4))
+    np.testing.assert_allclose(
+        augment.resize_boxes(image, whole, (1, 2)).ravel(), [5.0, 30.0], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", augment.NAMES)
+def test_every_augmentation_makes_the_size(name):
+    # Every pixel of a constant image keeps its value unless a padded crop lets black in.
+    images = jnp.full((3, 16, 12, 2), 9.0)
+    after = jax.jit(augment.make(name, (10, 8)))(KEY, images)
+    assert after.shape == (3, 10, 8, 2)
+    if name != "flip-crop":
+        np.testing.assert_allclose(after, 9.0, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", augment.NAMES)
 def test_every_augmentation(name):
     apply = jax.jit(augment.make(name))

@@ -128,7 +128,7 @@ def test_the_real_fmnist():
 def test_unknown_name_gives_the_nearest():
     with pytest.raises(ValueError, match="unknown dataset 'fminst': did you mean 'fmnist'"):
         datasets.load("fminst")
-    assert datasets.NAMES == ("digits", "fmnist")
+    assert datasets.NAMES[:3] == ("digits", "fmnist", "cifar10")
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,10 @@ def test_published_split_where_draws_underflow(agents, alpha, seed):
 
 def test_published_split_gives_up_with_a_clear_error():
     # So small an alpha underflows: every class would go to the last agent, for ever.
-    with pytest.raises(ValueError, match=r"alpha 1e-05 with 4 agents and 2 classes.*larger alpha"):
+    with pytest.raises(
+        ValueError,
+        match=r"alpha 1e-05 with 4 agents and 2 classes.*agent 0 got 0 samples.*larger alpha",
+    ):
         partition.dirichlet_authors(np.arange(100) % 2, 4, 1e-5, 0)
     assert published_dirichlet.MAX_DEALS >= 1000  # Published settings need up to a few hundred.
 

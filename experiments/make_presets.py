@@ -1,0 +1,133 @@
+"""Writes experiments/presets/*.flags, one for every setting of the paper (arXiv:2310.15890).
+
+    python -m experiments.make_presets
+
+Five sets with their networks, on the authors' four graphs, at two alphas. A file opens with the command
+that runs it and what that costs, as far as it follows from the setting: steps, and what an agent sends.
+"""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from ccl_jax import graphs, models
+
+FOLDER = Path(__file__).with_name("presets")
+EPOCHS, BATCH_SIZE = 200, 32
+
+
+class Setting(NamedTuple):
+    """Attributes:
+    main: Main and dataset.
+    model: Its network.
+    train_images: Number of training images.
+    classes: Number of classes.
+    image_shape: (H, W, C).
+    note: What else is to be known.
+    """
+
+    main: str
+    model: str
+    train_images: int
+    classes: int
+    image_shape: tuple[int, int, int]
+    note: str = ""
+
+
+SETTINGS = (
+    Setting("cifar10", "resnet20", 50_000, 10, (32, 32, 3)),
+    Setting("cifar100", "resnet20", 50_000, 100, (32, 32, 3)),
+    Setting(
+        "fmnist",
+        "lenet5",
+        60_000,
+        10,
+        (28, 28, 1),
+        "LeNet-5 has no normalisation: the model-variant loss can run away at these weights; with\n"
+        "# --lambda_m=0.01 --lambda_d=0.01 --lr=0.03 it does not.",
+    ),
+    Setting("imagenette", "mobilenetv2", 9_469, 10, (32, 32, 3)),
+    Setting(
+        "imagenet",
+        "resnet18",
+        1_281_167,
+        1000,
+        (224, 224, 3),
+        "The authors' code has no command for ImageNet; epochs and weights are those of the others.",
+    ),
+)
+
+# Name, agents, graph, neighbours, averaging rate; the authors' "torus" is a circulant graph.
+GRAPHS = (
+    ("ring", 16, "ring", 1.0),
+    ("ring", 32, "ring", 1.0),
+    ("dyck", 32, "dyck", 0.9),
+    ("torus", 32, "circulant-torus", 0.9),
+)
+ALPHAS = (0.1, 0.01)
+
+
+def presets() -> dict[str, str]:
+    """All presets: file name -> content."""
+    return {
+        f"{setting.main}_{name}{agents}_alpha{alpha}.flags": preset(
+            setting, name, agents, topology, gamma, alpha
+        )
+        for setting in SETTINGS
+        for name, agents, topology, gamma in GRAPHS
+        for alpha in ALPHAS
+    }
+
+
+def preset(
+    setting: Setting, name: str, agents: int, topology: str, gamma: float, alpha: float
+) -> str:
+    """One preset's content."""
+    steps = EPOCHS * -(-(setting.train_images // agents) // BATCH_SIZE)
+    degree = int(graphs.make(topology, agents).adjacency[0].sum(axis=1).max())
+    per_step = degree * message_bytes(setting)
+    file = f"experiments/presets/{setting.main}_{name}{agents}_alpha{alpha}.flags"
+    note = f"# {setting.note}\n" if setting.note else ""
+    return f"""\
+# CCL on QG-DSGDm-N, {setting.model}, {agents} agents, {name}, alpha {alpha} (arXiv:2310.15890).
+#   python -m experiments.{setting.main} --data_dir=DIR --flagfile={file}
+# Cost: {steps:,} steps; each agent sends {per_step:,} bytes a step to {degree} neighbours,
+#   {steps * per_step / 1e9:,.1f} GB in all. Not run yet: no time, no result.
+{note}--agents={agents}
+--topology={topology}
+--alpha={alpha}
+--algorithm=qg-dsgdm-n
+--lambda_m=0.1
+--lambda_d=0.1
+--gossip_rate={gamma}
+--momentum=0.9
+--weight_decay=1e-4
+--model={setting.model}
+--lr=0.1
+--schedule=step
+--batch_size={BATCH_SIZE}
+--epochs={EPOCHS}
+"""
+
+
+@functools.cache
+def message_bytes(setting: Setting) -> int:
+    """What an agent sends a neighbour in a step: its model, class sums and counts, as float32."""
+    model = models.make(setting.model, setting.classes)
+    params, _ = models.shapes(model, setting.image_shape)
+    parameters = sum(x.size for x in jax.tree.leaves(params))
+    features = params["head"]["kernel"].shape[0]
+    return 4 * (parameters + setting.classes * (features + 1))
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, content in presets().items():
+        (FOLDER / name).write_text(content)
+    print(f"{len(presets())} presets in {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()
