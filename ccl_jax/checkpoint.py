@@ -6,12 +6,14 @@ the background under a hidden name and renamed when it is whole, so that a run w
 saving has the one before. One whose checksums do not match is damaged, and passed over.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -133,7 +135,7 @@ class Checkpoints:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
                 writer.save(partial / "state", args=ocp.args.StandardSave(arrays))
             (partial / "progress.json").write_text(json.dumps(progress.to_json()))
             (partial / "checksums.json").write_text(json.dumps(_checksums(partial)))
@@ -234,6 +236,18 @@ class Autosave:
         if signal:
             self._checkpoints.wait()
             raise Stopped(signal, progress.step)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbax from logging the traceback of an error that it raises as well."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _flatten(state: TrainState) -> dict[str, np.ndarray]:

@@ -208,9 +208,12 @@ def parse_pair(name: str, text: str | None) -> tuple[float, float]:
         return 0.0, 1.0
     share, _, length = text.partition(":")
     try:
-        return float(share), float(length)
+        pair = float(share), float(length)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}; it must be two numbers, as {name}=0.1:20") from None
+        pair = math.nan, math.nan
+    if not all(map(math.isfinite, pair)):
+        raise ValueError(f"{name} is {text!r}; it must be two numbers, as {name}=0.1:20")
+    return pair
 
 
 def _advance(

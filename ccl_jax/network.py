@@ -18,7 +18,7 @@ All arrays are stacked: they lead with the agents axis. Values made for or heard
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,27 +30,9 @@ from ccl_jax.compression import Compressor, feedback
 from ccl_jax.faults import Conditions, Faults, Losses
 from ccl_jax.mixing import Tables
 from ccl_jax.topology import Edges, Topology
+from ccl_jax.traffic import Ledger, Traffic, message_bytes
 
 PyTree = Any
-
-
-class Traffic(NamedTuple):
-    """What a round sent, as (size, number) pairs so that large totals stay exact.
-
-    Attributes:
-      message_bytes: `[exchanges]` int32, the size of one message of each exchange.
-      messages: `[exchanges, agents]` int32, how many of them each agent sent.
-      lost: `[exchanges, agents]` int32, how many of these did not arrive; None without faults.
-    """
-
-    message_bytes: jax.Array
-    messages: jax.Array
-    lost: jax.Array | None = None
-
-    def bytes_sent(self) -> np.ndarray:
-        """`[..., agents]` int64 bytes that each agent sent; leading axes (steps) are kept."""
-        sizes = np.asarray(self.message_bytes, np.int64)[..., None]
-        return (sizes * np.asarray(self.messages, np.int64)).sum(axis=-2)
 
 
 class Network:
@@ -203,10 +185,7 @@ class Round:
         self._fault_memory = fault_memory
         self._old_memory = list(memory)
         self._new_memory: list[PyTree] = []
-        self._exchanges: list[tuple[int, jax.Array, jax.Array]] = []
-        # The arrays sent so far, with what their receivers know of them. Keeping them alive makes
-        # identity mean equality.
-        self._sent: dict[int, tuple[jax.Array, jax.Array]] = {}
+        self._ledger = Ledger()
 
     @property
     def agents(self) -> int:
@@ -239,11 +218,11 @@ class Round:
 
     def _mix_once(self, hop: Tables, losses: Losses | None, tree: PyTree) -> PyTree:
         if self._compressor is None and (losses is None or not self._network.faults.straggle):
-            self._send(tree, hop.outgoing.mask, losses and losses.sent)
+            self._ledger.send(tree, hop.outgoing.mask, losses and losses.sent)
             return self._average_neighbors(hop, tree)
         if self._compressor is None:
             sent = self._lag(tree)
-            self._send(tree, hop.outgoing.mask, losses.sent, known=sent)
+            self._ledger.send(tree, hop.outgoing.mask, losses.sent, known=sent)
             mixed = self._average_neighbors(hop, sent)
             # Agents know their own values as they are.
             own = lambda x: hop.own_weights.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
@@ -255,7 +234,7 @@ class Round:
         known = where(self.active, heard, known)
         self._new_memory.append(known)
         size = self._compressor.message_bytes(tree, lead=1)
-        self._send(tree, hop.outgoing.mask, size=size, known=known)
+        self._ledger.send(tree, hop.outgoing.mask, size=size, known=known)
         mixed = self._average_neighbors(hop, known)
         return jax.tree.map(lambda x, w, h: x + (w - h), tree, mixed, known)
 
@@ -288,8 +267,8 @@ class Round:
         Returns:
           Leaves `[agents, degree, ...]`, 0 where there is no neighbour.
         """
-        self._send(tree, self.outgoing.mask, self._losses and self._losses.sent)
-        return self._take(tree if self._losses is None else self._known(tree), self.incoming)
+        self._ledger.send(tree, self.outgoing.mask, self._losses and self._losses.sent)
+        return self._take(tree if self._losses is None else self._ledger.known(tree), self.incoming)
 
     def reply(
         self, tree: PyTree, *, compress: bool = False, message_bytes: int | None = None
@@ -315,7 +294,7 @@ class Round:
         if self._losses is not None:
             arrive = arrive._replace(mask=self._losses.replies_arrive)
             reach, sent = self._losses.replies_reach, reach
-        self._send(tree, reach, sent, lead=2, size=message_bytes)
+        self._ledger.send(tree, reach, sent, lead=2, size=message_bytes)
         return self._take(tree, arrive, at_slots=True)
 
     def cross(
@@ -344,8 +323,8 @@ class Round:
           of i's neighbour d and the data of i; 0 where there is no neighbour.
         """
         message = models if message is None else message
-        self._send(message, self.outgoing.mask, self._losses and self._losses.sent)
-        models = self._known(models)
+        self._ledger.send(message, self.outgoing.mask, self._losses and self._losses.sent)
+        models = self._ledger.known(models)
         visited = self._take(data, self.outgoing)
         values = jax.vmap(jax.vmap(fn, in_axes=(None, 0)))(models, visited)
         return self._take(values, self.incoming, at_slots=True)
@@ -362,7 +341,7 @@ class Round:
           when: Scalar bool; where False (or when the agents work alone) the tree stays as it is.
           over_hub: Whether the agent with most neighbours does the averaging for all.
         """
-        size = _message_bytes(tree, lead=1)
+        size = message_bytes(tree, lead=1)
         messages = jnp.ones(self.ids.shape, jnp.int32)
         if over_hub:
             hub = int(self._network.topology.adjacency[0].sum(axis=1).argmax())
@@ -370,8 +349,7 @@ class Round:
         else:
             size = 2 * size * (self.agents - 1) // self.agents
         when = self.active & jnp.asarray(when)
-        messages = jnp.where(when, messages, 0)
-        self._exchanges.append((size, messages, jnp.zeros_like(messages)))
+        self._ledger.enter(size, jnp.where(when, messages, 0))
         mean = jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
         return where(when, mean, tree)
 
@@ -394,48 +372,7 @@ class Round:
 
     def traffic(self) -> Traffic:
         """What has been sent in this round so far."""
-        none = jnp.zeros((0, *self.ids.shape), jnp.int32)
-        sizes, messages, lost = zip(*self._exchanges, strict=True) if self._exchanges else [()] * 3
-        stack = lambda counts: jnp.stack(counts) if counts else none
-        return Traffic(
-            jnp.asarray(sizes, jnp.int32),
-            stack(messages),
-            None if self.conditions is None else stack(lost),
-        )
-
-    def _send(
-        self,
-        tree: PyTree,
-        mask: jax.Array,
-        sent: jax.Array | None = None,
-        lead: int = 1,
-        size: int | None = None,
-        known: PyTree | None = None,
-    ) -> None:
-        """Counts a message along every edge, unless all of it has been sent before.
-
-        Args:
-          tree: What is sent.
-          mask: Edges over which it arrives.
-          sent: Edges over which it is sent; default: the same.
-          lead: Leading axes of `tree` that number the messages.
-          size: Bytes of one message; default: those of what is new.
-          known: What receivers know of `tree`; default: all of it.
-        """
-        leaves = jax.tree.leaves(tree)
-        received = leaves if known is None else jax.tree.leaves(known)
-        new = [x for x in leaves if id(x) not in self._sent]
-        for x, xh in zip(leaves, received, strict=True):
-            self._sent.setdefault(id(x), (x, xh))
-        if new:
-            size = _message_bytes(new, lead) if size is None else size
-            arrived = mask.sum(axis=1, dtype=jnp.int32)
-            messages = arrived if sent is None else sent.sum(axis=1, dtype=jnp.int32)
-            self._exchanges.append((size, messages, messages - arrived))
-
-    def _known(self, tree: PyTree) -> PyTree:
-        """What receivers know of values that were sent."""
-        return jax.tree.map(lambda x: self._sent.get(id(x), (x, x))[1], tree)
+        return self._ledger.traffic(*self.ids.shape, faulty=self.conditions is not None)
 
     def _take(self, tree: PyTree, edges: Edges, at_slots: bool = False) -> PyTree:
         """The peers' values, or what they hold for this edge; 0 where there is no edge."""
@@ -459,8 +396,3 @@ class Round:
 def where(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
     """x where the scalar condition holds, else y, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
-
-
-def _message_bytes(tree: PyTree, lead: int) -> int:
-    """Bytes of one message: a leaf's size without its `lead` leading axes."""
-    return sum(int(np.prod(x.shape[lead:])) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ccl_jax.blocks import AXIS
-from ccl_jax.network import Traffic
+from ccl_jax.traffic import Traffic
 from ccl_jax.training import StepMetrics
 
 PyTree = Any

@@ -19,7 +19,8 @@ from flax import linen as nn
 from ccl_jax import cross_features, models
 from ccl_jax.algorithms.base import Algorithm
 from ccl_jax.cross_features import Batch
-from ccl_jax.network import Network, Traffic
+from ccl_jax.network import Network
+from ccl_jax.traffic import Traffic
 
 PyTree = Any
 

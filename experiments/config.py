@@ -9,6 +9,8 @@ import dataclasses
 import math
 from typing import Any
 
+from ccl_jax.faults import Faults, parse_pair
+
 
 def setting(default: Any, group: str, text: str) -> Any:
     """A Config field with the group and the text that `--help` shows."""
@@ -33,6 +35,12 @@ MAY_DIFFER = frozenset(
         "checkpoint_minutes",
         "keep",
         "on_divergence",
+        # Equal to rounding, not to the bit.
+        "devices",
+        "spmd",
+        "data_dir",
+        "workers",
+        "verify_checksums",
     ]
 )
 
@@ -236,6 +244,7 @@ class Config:
         momentum, gamma = self.momentum, self.gossip_rate
         _check(self, "momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
         _check(self, "gossip_rate", gamma is None or 0 < gamma <= 1, "in (0, 1]")
+        self.faults()
         _check(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "a number >= 0")
         reactions = ("stop", "skip", "rollback")
         _check(self, "on_divergence", self.on_divergence in reactions, ", ".join(reactions))
@@ -247,6 +256,25 @@ class Config:
     def replace(self, **changes: Any) -> "Config":
         """A Config that differs in some settings."""
         return dataclasses.replace(self, **changes)
+
+    def faults(self) -> Faults:
+        """How the network fails, perhaps not at all.
+
+        Raises:
+          ValueError: A number is out of range.
+        """
+        share, length = parse_pair("offline", self.offline)
+        probability, delay = parse_pair("straggle", self.straggle)
+        return Faults(
+            drop=self.drop,
+            drop_burst=self.drop_burst,
+            one_way=self.drop_one_way,
+            offline=share,
+            offline_length=length,
+            straggle=probability,
+            delay=int(delay),
+            seed=self.seed,
+        )
 
     def hyperparameters(self) -> dict[str, Any]:
         """Those of the method that were given: momentum, weight_decay, gossip_rate and `hparam`.

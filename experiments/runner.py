@@ -15,7 +15,6 @@ from tqdm import tqdm
 from ccl_jax import (
     algorithms,
     compression,
-    faults,
     graphs,
     loop,
     models,
@@ -104,15 +103,14 @@ def prepare(
         seed=config.seed,
     )
     method.check(topology, **config.hyperparameters())
-    failing = make_faults(config)
-    under_faults.check(failing, method, topology, **config.hyperparameters())
+    under_faults.check(config.faults(), method, topology, **config.hyperparameters())
     network = Network(
         topology,
         devices=plan.devices,
         local_steps=config.local_steps,
         gossip_steps=config.gossip_steps,
         compressor=compression.make(config.compression),
-        faults=failing,
+        faults=config.faults(),
     )
     objective = training.Objective(
         num_classes=dataset.num_classes,
@@ -329,26 +327,6 @@ def _warn_of_other_makers(directory: RunDirectory) -> None:
     ]
     if different:
         _note(f"warning: {directory.path} was started with others: {', '.join(different)}")
-
-
-def make_faults(config: Config) -> faults.Faults:
-    """The faults that a config asks for, perhaps none.
-
-    Raises:
-      ValueError: A number is out of range.
-    """
-    share, length = faults.parse_pair("offline", config.offline)
-    probability, delay = faults.parse_pair("straggle", config.straggle)
-    return faults.Faults(
-        drop=config.drop,
-        drop_burst=config.drop_burst,
-        one_way=config.drop_one_way,
-        offline=share,
-        offline_length=length,
-        straggle=probability,
-        delay=int(delay),
-        seed=config.seed,
-    )
 
 
 def new_workdir(config: Config) -> str:

@@ -131,7 +131,7 @@ def test_if_all_are_damaged_the_run_does_not_start_again_by_itself(tmp_path):
     saved(tmp_path, [1, 2])
     truncate(tmp_path / "1")
     flip(tmp_path / "2")
-    with pytest.raises(ValueError, match="all checkpoints .* damaged"):
+    with pytest.raises(ValueError, match=r"all checkpoints .* damaged"):
         checkpoints_of(tmp_path).restore(make_state(0))
 
 
@@ -156,7 +156,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     assert saved(tmp_path, [1], fill=np.inf).steps() == []
 
 
-def test_a_full_disk_is_an_error_and_leaves_the_one_before(tmp_path):
+def test_a_full_disk_is_an_error_and_leaves_the_one_before(tmp_path, capfd):
     saved(tmp_path, [1])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -167,6 +167,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_one_before(tmp_path):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "Traceback" not in capfd.readouterr().err
     same(Checkpoints(tmp_path).restore(make_state(0))[0], make_state(1))
 
 

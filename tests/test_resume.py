@@ -21,6 +21,7 @@ from ccl_jax.data import augment, partition
 from ccl_jax.data.dataset import Dataset
 from ccl_jax.data.feeds import InMemory
 from ccl_jax.evaluation import Evaluator
+from ccl_jax.faults import Faults
 from ccl_jax.metrics import plain
 from ccl_jax.network import Network
 from ccl_jax.progress import Progress
@@ -79,7 +80,7 @@ class Experiment:
         data, lr = dataset(), 0.05
         self.algorithm = algorithms.make(name)
         topology = graphs.make(graph, AGENTS, stochastic=algorithms.lookup(name).stochastic)
-        network = Network(topology, compressor=compression.make(compressor))
+        network = Network(topology, compressor=compression.make(compressor), faults=faults)
         objective = training.Objective(CLASSES, *lambdas)
         rate = lambda t: lr / (1 + t.astype(jnp.float32))
         step = training.make_step(MODEL, self.algorithm, network, objective, rate)
@@ -145,6 +146,11 @@ def test_every_moment_resumes_to_the_bit(tmp_path):
     """Inside and at the end of epochs, with contrastive losses and compression, which remember."""
     experiment = Experiment(compressor="sign", lambdas=(0.1, 0.1), augmentation="flip-crop")
     check_resume(experiment, tmp_path, *range(1, 12))
+
+
+def test_a_network_with_faults_resumes_to_the_bit(tmp_path):
+    faults = Faults(drop=0.3, drop_burst=3, offline=0.2, offline_length=2, straggle=0.3, delay=2)
+    check_resume(Experiment(lambdas=(0.1, 0.1), faults=faults), tmp_path, 3, 6, 8)
 
 
 def test_every_method_belongs_to_a_family_that_is_tested():

@@ -31,12 +31,13 @@ def check(faults: Faults, method: base.Method, topology: Topology, **hyperparame
     # RelaySGD divides by the number of models that did arrive, whatever the graph.
     if base.static in method.checks and name != "relaysgd":
         _refuse(name, "is made for a graph that does not change, which losses make it do")
-    symmetric = (base.undirected, base.tree, base.star, base.doubly_stochastic)
-    if any(c in method.checks for c in symmetric):
-        if faults.one_way:
-            _refuse(name, "needs links that fail in both directions; leave out one_way")
-        if not np.allclose(topology.weights, topology.weights.transpose(0, 2, 1)):
-            _refuse(name, "keeps its sums only with symmetric weights; take another graph")
+    both_ways = (base.undirected, base.tree, base.doubly_stochastic)
+    if faults.one_way and any(check in method.checks for check in both_ways):
+        _refuse(name, "needs links that fail in both directions; leave out drop_one_way")
+    if base.doubly_stochastic in method.checks and not np.allclose(
+        topology.weights, topology.weights.transpose(0, 2, 1)
+    ):
+        _refuse(name, "keeps its sums only with symmetric weights; take another graph")
     keeps_sums = base.doubly_stochastic in method.checks or method.stochastic == "column"
     if faults.straggle and (keeps_sums or name == "relaysgd"):
         _refuse(name, "keeps sums over all agents, which old messages break; leave out straggle")

@@ -1,0 +1,54 @@
+"""D2: where it works, and that its forms agree."""
+
+import numpy as np
+import pytest
+from quadratics import Quadratics
+
+from ccl_jax import algorithms, graphs
+
+
+@pytest.mark.parametrize(
+    "graph, agents, eigenvalue",
+    [("ring", 8, "-0.333"), ("torus", 16, "-0.600"), ("dyck", 32, "-0.500")],
+)
+def test_refuses_small_eigenvalues_and_says_what_to_take(graph, agents, eigenvalue):
+    topology = graphs.make(graph, agents)
+    with pytest.raises(ValueError, match=rf"eigenvalue .* is {eigenvalue} .*exact-diffusion, lazy"):
+        algorithms.lookup("d2").check(topology)
+    algorithms.lookup("d2").check(topology, gossip_rate=0.5)
+    algorithms.lookup("d2").check(graphs.make(graph, agents, weights="lazy"))
+    algorithms.lookup("exact-diffusion").check(topology)
+
+
+def test_accepts_an_odd_ring_and_refuses_other_graphs():
+    check = algorithms.lookup("d2").check
+    check(graphs.make("ring", 7))
+    with pytest.raises(ValueError, match="does not change"):
+        check(graphs.make("random-matching:4", 6))
+    with pytest.raises(ValueError, match="doubly stochastic"):
+        check(graphs.make("star", 5))
+
+
+@pytest.mark.parametrize("eigenvalue, grows", [(-0.6, True), (-0.34, True), (-0.32, False)])
+def test_the_bound_is_that_of_the_recursion(eigenvalue, grows):
+    # x_{t+1} = l (2 x_t - x_{t-1}): roots of z^2 - 2 l z + l.
+    assert (np.abs(np.roots([1, -2 * eigenvalue, eigenvalue])).max() > 1) == grows
+
+
+def test_all_forms_agree_at_a_constant_rate_and_differ_at_a_drop():
+    quadratics = Quadratics(agents=5, size=3, seed=0)
+    run = lambda form, rates: quadratics.run(
+        algorithms.make("d2", form=form, weight_decay=0.01), rates
+    )
+    paths = [run(form, [0.05] * 12) for form in ("lr-safe", "published", "correction")]
+    np.testing.assert_allclose(paths[1], paths[0], atol=1e-5)
+    np.testing.assert_allclose(paths[2], paths[0], atol=1e-5)
+    drop = [0.05] * 6 + [0.005] * 6
+    assert np.abs(run("lr-safe", drop) - run("published", drop)).max() > 1e-3
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="form is 'newest'; it must be lr-safe or"):
+        algorithms.make("d2", form="newest")
+    with pytest.raises(ValueError, match="no momentum; take form=correction"):
+        algorithms.make("d2", momentum=0.9)

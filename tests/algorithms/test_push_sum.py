@@ -1,0 +1,50 @@
+"""Push-sum: unbiased on directed graphs on which plain gossip is not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccl_jax import algorithms, topology
+from ccl_jax.network import Network
+
+# Everyone sends to the next agent and agent 0 hears more than it says: columns sum to 1, rows do not.
+SENDS = np.eye(5) + np.roll(np.eye(5), 1, axis=0)
+SENDS[0, 2:] = 1
+PUSH = SENDS / SENDS.sum(axis=0)
+
+
+def test_frozen_models_reach_the_plain_mean():
+    network = Network(topology.from_matrix("push", PUSH, stochastic="column"))
+    algorithm = algorithms.make("sgp")
+    x = first = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32)
+    state = algorithm.init(x, network.round(0))
+
+    @jax.jit
+    def push(x, state, t):
+        talk = network.round(t)
+        z, state = algorithm.communicate(x, state, talk, 0.1)
+        x, state = algorithm.update(jnp.zeros_like(x), z, state, talk, 0.0)
+        return z, x, state
+
+    for t in range(60):
+        z, x, state = push(x, state, jnp.int32(t))
+    np.testing.assert_allclose(z, np.tile(first.mean(axis=0), (5, 1)), atol=1e-4)
+    np.testing.assert_allclose(state.weight.sum(), 5, rtol=1e-4)
+    assert np.ptp(state.weight) > 0.5  # so that x itself is biased
+    np.testing.assert_allclose(x.sum(axis=0), first.sum(axis=0), atol=1e-3)
+    np.testing.assert_allclose(algorithm.models(x, state), z, atol=1e-5)
+
+
+def test_one_step_by_hand():
+    # Two agents: 0 keeps all, 1 gives half of it away.
+    push = np.array([[1.0, 0.5], [0.0, 0.5]])
+    network = Network(topology.from_matrix("push", push, stochastic="column"))
+    algorithm = algorithms.make("sgp", momentum=0.0, nesterov=False, weight_decay=0.1)
+    x = jnp.array([[2.0], [4.0]])
+    state = algorithm.init(x, network.round(0))
+    z, state = algorithm.communicate(x, state, network.round(0), 0.5)
+    np.testing.assert_allclose(state.weight, [1.5, 0.5])
+    np.testing.assert_allclose(z[:, 0], [4 / 1.5, 4.0], rtol=1e-6)
+    x, _ = algorithm.update(jnp.array([[1.0], [2.0]]), z, state, network.round(0), 0.5)
+    # The decay acts on the numerators 4 and 2: 4 - 0.5 (1 + 0.4) and 2 - 0.5 (2 + 0.2).
+    np.testing.assert_allclose(x[:, 0], [3.3, 0.9], rtol=1e-6)
