@@ -245,12 +245,16 @@ def gut(p):
 
 
 def neighborhood_gradients(p, x, xt, compress=lambda name, z: z):
-    """G of NGC: own gradients at xt, cross-gradients at the unmixed x."""
+    """G of NGC: own gradients at xt, cross-gradients at the unmixed x.
+
+    W is uniform, so that an agent of weight 2 w_ii is one that is listed twice and counts twice.
+    """
     alpha = p.config["alpha"]
     own, cross = compress("own", p.g(xt)), compress("cross", p.cross(x))
     out = np.empty_like(own)
     for i in range(p.agents):
-        peers = [j for j in np.flatnonzero(p.w[i]) if j != i]
+        listed = np.repeat(np.arange(p.agents), np.round(p.w[i] / p.w[i, i]).astype(int))
+        peers = [j for j in listed if j != i]
         total = own[i] + sum((1 - alpha) * cross[i, j] + alpha * cross[j, i] for j in peers)
         out[i] = total / (len(peers) + 1)
     return out

@@ -100,7 +100,7 @@ REFUSED = [
     (["--batch_size=180"], "batch_size 180", "at most 179"),
     (["--batch_size=100000"], "batch_size 100000", "at most 179"),
     (["--partition=classes", "--classes_per_agent=11"], "11", "10"),
-    (["--model=lenet5"], "8 x 8 x 1", "take a model"),
+    (["--model=lenet5"], "images of 8 x 8 x 1", "take a model"),
     # Files.
     (["--flagfile=nowhere.flags"], "nowhere.flags", ""),
 ]

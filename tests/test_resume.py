@@ -66,6 +66,18 @@ def dataset() -> Dataset:
     )  # fmt: skip
 
 
+DATA = dataset()
+EVALUATOR = Evaluator(MODEL, DATA)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Programs that run for a few steps are not worth optimising."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Experiment:
     """A small run of one method, in this process."""
 
@@ -76,29 +88,33 @@ class Experiment:
         compressor="none",
         lambdas=(0, 0),
         augmentation="none",
+        faults=None,
     ):
-        data, lr = dataset(), 0.05
+        lr = 0.05
         self.algorithm = algorithms.make(name)
         topology = graphs.make(graph, AGENTS, stochastic=algorithms.lookup(name).stochastic)
         network = Network(topology, compressor=compression.make(compressor), faults=faults)
         objective = training.Objective(CLASSES, *lambdas)
         rate = lambda t: lr / (1 + t.astype(jnp.float32))
         step = training.make_step(MODEL, self.algorithm, network, objective, rate)
-        self.feed = InMemory(data, PARTITION, batch_size=4, seed=1)
+        self.feed = InMemory(DATA, PARTITION, batch_size=4, seed=1)
         # Jitted, so that all runs of an experiment share one trace.
         transform = augment.make(augmentation)
-        self.step = jax.jit(loop.make_data_step(step, self.feed, data, transform))
-        self.evaluator = Evaluator(MODEL, data)
-        self.network = network
+        self.step = jax.jit(loop.make_data_step(step, self.feed, DATA, transform))
+
+        state = training.init_state(MODEL, self.algorithm, network, IMAGE, jax.random.key(3))
+        self.first = training.with_network_memory(
+            self.step, state, self.feed.constants, self.feed.item
+        )
 
     def start(self) -> training.TrainState:
-        state = training.init_state(MODEL, self.algorithm, self.network, IMAGE, jax.random.key(3))
-        return training.with_network_memory(self.step, state, self.feed.constants, self.feed.item)
+        """The first state, in buffers of its own."""
+        return jax.tree.map(jnp.copy, self.first)
 
     def run(self, state, start=Progress(), **callbacks):  # noqa: B008
         """The end of the run: parameters, and rows without their seconds."""
         rows = list(start.rows)
-        models = lambda s: self.evaluator(self.algorithm.models(s.params, s.algorithm), {})
+        models = lambda s: EVALUATOR(self.algorithm.models(s.params, s.algorithm), {})
         callbacks = {"on_epoch": rows.append} | callbacks
         state, _ = loop.fit(
             state, self.step, self.feed, epochs=EPOCHS, eval_every=2, evaluate=models, start=start,

@@ -51,14 +51,16 @@ def build(name, graph, agents, lambdas=(0.05, 0.05), hyper=None, **settings):
 def blank(init):
     """A state of zeros: what is sent depends on shapes and on the step only."""
     zeros = lambda x: jnp.zeros(x.shape, x.dtype)
-    shapes = jax.eval_shape(init)
+    with jax.disable_jit():  # compiling a first state takes longer than all the rest
+        shapes = jax.eval_shape(init)
     return jax.tree.map(zeros, shapes._replace(key=()))._replace(key=jax.random.key(0))
 
 
 def sent(name, graph, agents, lambdas=(0.05, 0.05), steps=1, **settings):
     """Bytes by agent of each step, `[steps, agents]`; nothing else of the step is computed."""
     step, init, data = build(name, graph, agents, lambdas, **settings)
-    traffic = jax.jit(lambda t: step(blank(init)._replace(step=t), data)[1].traffic)
+    state = blank(init)
+    traffic = jax.jit(lambda t: step(state._replace(step=t), data)[1].traffic)
     return np.stack([traffic(jnp.int32(t)).bytes_sent() for t in range(steps)])
 
 

@@ -121,14 +121,19 @@ def shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict, d
     Raises:
         ValueError: the images are too small for the model, or it cannot read them for another reason.
     """
+    size = " x ".join(map(str, image_shape))
+    advice = "take a model made for this size, or larger images"
     try:
-        return jax.eval_shape(lambda key: init(model, key, image_shape), jax.random.key(0))
+        params, model_state = jax.eval_shape(
+            lambda key: init(model, key, image_shape), jax.random.key(0)
+        )
     except (ValueError, TypeError, ArithmeticError) as error:
-        size = " x ".join(map(str, image_shape))
         raise ValueError(
-            f"{type(model).__name__} cannot read images of {size} ({error}); take a model made for "
-            "this size, or larger images"
+            f"{type(model).__name__} cannot read images of {size} ({error}); {advice}"
         ) from error
+    if not all(x.size for x in jax.tree.leaves(params)):  # Nothing is left after the pooling.
+        raise ValueError(f"images of {size} are too small for {type(model).__name__}; {advice}")
+    return params, model_state
 
 
 def apply_train(
