@@ -15,6 +15,7 @@ from ccl_jax import algorithms, topology
 from ccl_jax.algorithms.base import Algorithm
 from ccl_jax.network import Network
 from experiments import recordings
+from experiments.recordings import NUMBER
 
 TOLERANCE = 1e-4  # absolute, on the parameters
 
@@ -229,6 +230,7 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     recordings.check_arrays(trace, _ARRAYS)
     config = recordings.read_config(trace, {"source": str, "method": str})
+    recordings.read_config(trace, {name: NUMBER for name in _DEFAULTS if name in config})
     try:
         method = variant(config)
     except KeyError as error:
