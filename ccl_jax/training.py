@@ -19,6 +19,7 @@ from flax import linen as nn
 from ccl_jax import cross_features, models
 from ccl_jax.algorithms.base import Algorithm
 from ccl_jax.cross_features import Batch
+from ccl_jax.names import look_up
 from ccl_jax.network import Network
 from ccl_jax.traffic import Traffic
 
@@ -76,11 +77,7 @@ class Objective:
                 raise ValueError(f"{name} is {value}; it must be a number >= 0")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be > 0, or none at all")
-        if self.distance not in cross_features.DISTANCES:
-            raise ValueError(
-                f"unknown distance {self.distance!r}; known are: "
-                f"{', '.join(cross_features.DISTANCES)}"
-            )
+        look_up("distance", self.distance, cross_features.DISTANCES)
 
     @property
     def uses_cross_features(self) -> bool:

@@ -143,7 +143,7 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
       **hyperparameters: Overrides of `REGISTRY[name].hyperparameters`.
 
     Raises:
-      ValueError: Unknown name or hyper-parameter.
+      ValueError: Unknown name or hyper-parameter, or a value of the wrong kind.
     """
     method = lookup(name)
     takes_any = any(
@@ -155,7 +155,22 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
             f"{name} has no hyper-parameter {', '.join(unknown)}; it takes "
             f"{', '.join(method.hyperparameters) or 'none'}"
         )
+    for key, value in hyperparameters.items():
+        _check_value(name, key, value, method.hyperparameters.get(key))
     return method.build(**method.fixed, **hyperparameters)
+
+
+def _check_value(method: str, name: str, value: Any, default: Any) -> None:
+    """A hyper-parameter is of the kind of its default, and numbers are finite and not negative."""
+    if isinstance(default, bool):
+        good, allowed = isinstance(value, bool), "true or false"
+    elif isinstance(default, (int, float)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        good, allowed = number and 0 <= value < float("inf"), "a number >= 0"
+    else:
+        good, allowed = default is None or isinstance(value, type(default)), "a name"
+    if not good:
+        raise ValueError(f"{name} of {method} is {value!r}; it must be {allowed}")
 
 
 def lookup(name: str) -> Method:

@@ -81,3 +81,19 @@ def test_arithmetic_keeps_the_dtype():
     x = {"w": jnp.ones(2, jnp.bfloat16)}
     assert base.axpy(jnp.float32(0.5), x, x)["w"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(base.subtract(x, x)["w"], np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("dsgdm-n", {"momentum": "abc"}),
+        ("qg-dsgdm-n-ema", {"ema_factor": -1.0}),
+        ("qg-dsgdm-n-ema", {"ema_factor": float("nan")}),
+        ("ngc", {"quasi_global_momentum": 1}),
+        ("relaysgd", {"fill": 3}),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused(name, wrong):
+    (key,) = wrong
+    with pytest.raises(ValueError, match=f"{key} of {name} is .* it must be"):
+        algorithms.make(name, **wrong)
