@@ -158,11 +158,12 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
 
 def test_a_full_disk_is_an_error_and_leaves_the_one_before(tmp_path, capfd):
     saved(tmp_path, [1])
+    state = make_state(2, size=200_000)  # Compiling writes files too.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         checkpoints = Checkpoints(tmp_path)
-        checkpoints.save(make_state(2, size=200_000), make_progress(2))
+        checkpoints.save(state, make_progress(2))
         with pytest.raises(OSError, match=r"step 2 could not be written .*too large.* \[1\]"):
             checkpoints.wait()
     finally:
