@@ -75,18 +75,37 @@ def cga(
         rows = [
             network.neighbor_weights[:, :, None] * flat(g, 2) for g in jax.tree.leaves(received)
         ]
-        # All tensors of all agents are one batch of small programmes.
-        v = jax.vmap(jax.vmap(lambda k, b: solve(k, b, margin)))(
-            jnp.stack([_einsum("adx,aex->ade", r, r) for r in rows]),
-            jnp.stack([_einsum("adx,ax->ad", r, x) for r, x in zip(rows, r0, strict=True)]),
-        )
         merged = [
-            (x + _einsum("ad,adx->ax", u, r)).reshape(g.shape).astype(g.dtype)
-            for u, r, x, g in zip(v, rows, r0, jax.tree.leaves(own), strict=True)
+            g.reshape(leaf.shape).astype(leaf.dtype)
+            for g, leaf in zip(directions(r0, rows, margin), jax.tree.leaves(own), strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(own), merged)
 
     return cross_gradients.lift(inner, merge, compress)
+
+
+def directions(r0: list[jax.Array], rows: list[jax.Array], margin: float) -> list[jax.Array]:
+    """r0 + R^T v of every tensor of every agent, for the v that `solve` finds.
+
+    In float64, also where nothing else is: R R^T squares the condition number of R, and where rows
+    nearly depend on each other, v is large and R^T v a small difference.
+
+    Args:
+      r0: `[agents, size]` of each tensor.
+      rows: `[agents, degree, size]` of each tensor.
+      margin: Lower bound of v.
+
+    Returns:
+      `[agents, size]` float32 of each tensor.
+    """
+    with jax.enable_x64(True):
+        r0, rows = ([x.astype(jnp.float64) for x in xs] for xs in (r0, rows))
+        # All tensors of all agents are one batch of small programmes.
+        gram = jnp.stack([jnp.einsum("adx,aex->ade", r, r) for r in rows])
+        linear = jnp.stack([jnp.einsum("adx,ax->ad", r, x) for r, x in zip(rows, r0, strict=True)])
+        v = jax.vmap(jax.vmap(lambda k, b: solve(k, b, margin)))(gram, linear)
+        found = [x + jnp.einsum("ad,adx->ax", u, r) for x, u, r in zip(r0, v, rows, strict=True)]
+        return [g.astype(jnp.float32) for g in found]
 
 
 def solve(gram: jax.Array, linear: jax.Array, margin: float) -> jax.Array:
@@ -95,8 +114,7 @@ def solve(gram: jax.Array, linear: jax.Array, margin: float) -> jax.Array:
     Lawson & Hanson, "Solving Least Squares Problems", 1974, chapter 23, for u = v - margin >= 0: the
     coordinate that helps most becomes free, the free ones go to their joint optimum, and those that
     would leave the bound on the wrong side on the way are fixed again. A row that depends on free ones
-    never becomes free, so singular matrices need no care (v is not unique then, but R^T v is); where
-    all v stay at the margin, as they mostly do, nothing is solved at all.
+    never becomes free, so singular matrices need no care (v is not unique then, but R^T v is).
 
     Args:
       gram: `[d, d]` symmetric, positive semidefinite.
@@ -112,10 +130,9 @@ def solve(gram: jax.Array, linear: jax.Array, margin: float) -> jax.Array:
     # does not matter and stays at the margin.
     scale = jnp.where(diagonal > 0, jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
     gram = gram / (scale[:, None] * scale[None, :])
-    target = -linear / scale - _einsum("de,e->d", gram, margin * scale)
-    # Below this a descent direction is roundoff of the float32 sums.
-    noise = 8 * jnp.finfo(gram.dtype).eps
-    ridge = 8 * jnp.finfo(gram.dtype).eps
+    target = -linear / scale - gram @ (margin * scale)
+    # Below this, squared lengths and slopes are roundoff.
+    noise = 1e3 * jnp.finfo(gram.dtype).eps
 
     def unfinished(state):
         _, _, done, count = state
@@ -124,15 +141,10 @@ def solve(gram: jax.Array, linear: jax.Array, margin: float) -> jax.Array:
 
     def advance(state):
         u, free, _, count = state
-        # Fixed coordinates get a row of the identity. The ridge keeps rows that depend on each other up
-        # to roundoff from dividing by 0; one refinement takes its effect out again.
+        # Fixed coordinates get a row of the identity.
         both = free[:, None] & free[None, :]
-        system = jnp.where(both, gram, 0.0) + jnp.diag(jnp.where(free, ridge, 1.0))
-        wanted = jnp.where(free, target, 0.0)
-        inverse = _invert(system)
-        best = _einsum("de,e->d", inverse, wanted)
-        rest = jnp.where(free, target - _einsum("de,e->d", gram, best), 0.0)
-        best += _einsum("de,e->d", inverse, rest)
+        inverse = _invert(jnp.where(both, gram, 0.0) + jnp.diag(jnp.where(free, 0.0, 1.0)))
+        best = inverse @ jnp.where(free, target, 0.0)
         blocked = free & (best <= 0)
         gap = jnp.where(blocked, u - best, 1.0)
         reach = jnp.where(blocked & (gap > 0), u / gap, jnp.where(blocked, 0.0, 1.0)).min()
@@ -140,10 +152,14 @@ def solve(gram: jax.Array, linear: jax.Array, margin: float) -> jax.Array:
         hit = blocked & (u <= reach * gap)
         stuck = blocked.any()
 
-        descent = target - _einsum("de,e->d", gram, best)
-        worth = noise * (jnp.abs(target) + _einsum("de,e->d", jnp.abs(gram), jnp.abs(best)))
-        candidates = jnp.where(free | (descent <= worth), 0.0, descent)
-        enters = (jnp.arange(size) == candidates.argmax()) & (candidates.max() > 0)
+        # What of each row, and of its slope, the free ones cannot make.
+        on_free = jnp.where(free[:, None], gram, 0.0)
+        length = 1.0 - ((inverse @ on_free) * on_free).sum(0)
+        descent = target - gram @ best
+        worth = noise * (1.0 + jnp.abs(gram) @ jnp.abs(best))
+        candidates = jnp.where(free | (length <= noise) | (descent <= worth), 0.0, descent)
+        largest = (candidates > 0) & (candidates == candidates.max())
+        enters = largest & (jnp.cumsum(largest, dtype=jnp.int32) == 1)
         return (
             jnp.where(stuck, jnp.where(hit, 0.0, moved), best),
             jnp.where(stuck, free & ~hit, free | enters),
@@ -168,7 +184,3 @@ def _invert(matrix: jax.Array) -> jax.Array:
         return m.at[k].set(row / pivot).at[:, k].set(-column / pivot).at[k, k].set(1 / pivot)
 
     return jax.lax.fori_loop(0, matrix.shape[0], eliminate, matrix)
-
-
-def _einsum(spec: str, *arrays: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, *arrays, precision=jax.lax.Precision.HIGHEST)
