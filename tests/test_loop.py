@@ -1,5 +1,7 @@
 """The training loop: what an epoch's row says, how often it compiles, and when it stops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,7 +164,39 @@ def test_one_compilation_a_run(dataset, split):
     once = run.traces
     run = Experiment(dataset, split)
     run.fit(epochs=1)
-    assert run.traces == once <= 2  # Traced for the network's memory, and to be compiled.
+    assert run.traces == once == 1
+
+
+@pytest.mark.parametrize("chunk_steps", [2, 3, 50])
+def test_chunks_of_steps_change_nothing(dataset, split, chunk_steps):
+    """An epoch of three steps: as 2 + 1, and as one program."""
+    ccl = training.Objective(CLASSES, 0.1, 0.1)
+    one = Experiment(dataset, split, objective=ccl)
+    state, _ = one.fit(epochs=2)
+    run, seen = Experiment(dataset, split, objective=ccl), []
+    chunked, timing = run.fit(
+        epochs=2, chunk_steps=chunk_steps, on_progress=lambda _, done: seen.append(done.step)
+    )
+    assert seen == ([2, 3, 5, 6] if chunk_steps == 2 else [3, 6])
+    assert run.steps == [1, 2, 3, 4, 5, 6] and timing.steps == 6
+    assert run.traces == 1
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, chunked.params, state.params)
+    for row, single in zip(run.rows, one.rows, strict=True):
+        assert row["cross_entropy"] == pytest.approx(single["cross_entropy"], rel=1e-5)
+        assert row["bytes_sent_per_agent"] == single["bytes_sent_per_agent"]
+
+
+def test_a_divergence_within_a_chunk_names_its_step(dataset, split):
+    run = Experiment(dataset, split)
+    run.change_metrics(
+        lambda done, metrics: metrics._replace(
+            cross_entropy=jnp.where(done == 1, jnp.nan, metrics.cross_entropy)
+        )
+    )
+    with pytest.raises(loop.Diverged, match=r"no longer finite at step 2, agent 0"):
+        run.fit(chunk_steps=3)
+    assert run.steps == [1]
 
 
 def test_augmentation_is_keyed_by_step_and_agent_and_sees_raw_pixels(dataset, split):
