@@ -7,6 +7,9 @@ import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("CCL_TEST_PLATFORM", "cpu")
 os.environ["MPLBACKEND"] = "agg"
+# Most of the time goes into compiling programs that run for a few steps: compile them quickly. Set to
+# 0 to test what users run; the recorded trajectories always do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -16,13 +19,23 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=1, help="how often test_kill.py kills each of its runs"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Most of the time goes into compiling, and much of it into programs compiled before. A folder
     # for each worker of pytest-xdist: jax does not lock them.
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir(f"jax-{worker}")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name, value in (
+        ("jax_compilation_cache_dir", str(config.cache.mkdir(f"jax-{worker}"))),
+        ("jax_persistent_cache_min_compile_time_secs", 0),
+        ("jax_persistent_cache_min_entry_size_bytes", -1),
+    ):
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for the processes that tests start
     config.addinivalue_line("filterwarnings", "error")
     # Other people's warnings that we can do nothing about are named here, one by one.
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:tensorflow_datasets")

@@ -4,6 +4,7 @@ import json
 import pathlib
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,15 @@ from experiments import parity, recordings
 
 TRAJECTORIES = pathlib.Path(__file__).parent / "data" / "trajectories"
 FULL4 = TRAJECTORIES / "full4_lenet5_dsgdm.npz"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_users_run_it():
+    """Compiled as outside of tests."""
+    quickly = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 def run(path, capsys):

@@ -35,7 +35,6 @@ def batch(agents: int, size: int = 5, seed: int = 0, padded: int = 0) -> Batch:
 
 def spread(params, scale: float = 0.3, seed: int = 1):
     """Moves every agent's parameters somewhere else."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(seed)
+    move = lambda x: x + jnp.asarray(scale * rng.normal(size=x.shape), x.dtype)
+    return jax.tree.map(move, params)
