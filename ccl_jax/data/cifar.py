@@ -35,6 +35,7 @@ class Format:
       folder: Folder in the archive.
       train_files: Files of training images.
       test_file: File of test images.
+      records: Images in each published file of training images, and in the test file.
       label_ranges: How many values each label byte of a record has; the last one is the class.
       python_names: Archive and folder of the version with pickles.
       class_names: What the classes show; CIFAR-100's are numbers.
@@ -46,6 +47,7 @@ class Format:
     folder: str
     train_files: tuple[str, ...]
     test_file: str
+    records: tuple[int, int]
     label_ranges: tuple[int, ...]
     python_names: tuple[str, str]
     class_names: tuple[str, ...]
@@ -63,6 +65,7 @@ CIFAR10 = Format(
     folder="cifar-10-batches-bin",
     train_files=tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
     test_file="test_batch.bin",
+    records=(10_000, 10_000),
     label_ranges=(10,),
     python_names=("cifar-10-python.tar.gz", "cifar-10-batches-py"),
     class_names=(
@@ -85,6 +88,7 @@ CIFAR100 = Format(
     folder="cifar-100-binary",
     train_files=("train.bin",),
     test_file="test.bin",
+    records=(50_000, 10_000),
     label_ranges=(20, 100),
     python_names=("cifar-100-python.tar.gz", "cifar-100-python"),
     class_names=tuple(str(k) for k in range(100)),
@@ -149,6 +153,7 @@ def read(form: Format, source: pathlib.Path, *, verify_checksum: bool = False) -
     else:
         contents = _read_folder(form, source)
     parsed = {file: _parse(form, source / file, contents[file]) for file in form.files}
+    _check_sizes(form, source, {file: len(labels) for file, (_, labels) in parsed.items()})
     images, labels = zip(*(parsed[file] for file in form.train_files), strict=True)
     return Arrays(np.concatenate(images), np.concatenate(labels), *parsed[form.test_file])
 
@@ -200,6 +205,18 @@ def _read_archive(form: Format, path: pathlib.Path) -> dict[str, bytes]:
             f"give the archive of {form.title}."
         )
     return contents
+
+
+def _check_sizes(form: Format, source: pathlib.Path, found: dict[str, int]) -> None:
+    """A set of one's own may have any size, but one with a file of the published size has it in all."""
+    train, test = form.records
+    published = dict.fromkeys(form.train_files, train) | {form.test_file: test}
+    wrong = [file for file in form.files if found[file] != published[file]]
+    if 0 < len(wrong) < len(form.files):
+        raise ValueError(
+            f"{source / wrong[0]}: holds {found[wrong[0]]} images and the published file "
+            f"{published[wrong[0]]}, as others here do: it is truncated; unpack {form.archive} again."
+        )
 
 
 def _parse(form: Format, path: pathlib.Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:

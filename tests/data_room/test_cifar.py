@@ -101,6 +101,15 @@ def test_damaged_file_is_named(tmp_path, cifar10, content, message):
         datasets.load("cifar10", tmp_path)
 
 
+def test_a_whole_set_with_a_file_cut_between_records_is_noticed(tmp_path):
+    image = bytes(3073)
+    for name in FILES:
+        (tmp_path / name).write_bytes(10_000 * image)
+    (tmp_path / "data_batch_2.bin").write_bytes(9_999 * image)
+    with pytest.raises(ValueError, match=r"data_batch_2\.bin: holds 9999 images .* truncated"):
+        datasets.load("cifar10", tmp_path)
+
+
 def test_damaged_archives(tmp_path, write_tar, cifar10, monkeypatch):
     path = tmp_path / "cifar-10-binary.tar.gz"
     members = {f"{FOLDER}/{name}": content for name, content in cifar10[0].items()}
