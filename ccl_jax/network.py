@@ -50,7 +50,8 @@ class Network:
       faults: What fails in each step; None for a network that behaves.
 
     Raises:
-      ValueError: A count below 1, devices that do not divide the agents, or compression with faults.
+      ValueError: A count below 1, devices that do not divide the agents, or compression with faults
+        or on a graph that changes.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class Network:
             raise ValueError(
                 "compression sends differences to what neighbours know, which lost messages make "
                 "wrong; leave out compression or faults"
+            )
+        if compressor is not None and topology.rounds > 1:
+            raise ValueError(
+                f"compression sends differences to what neighbours know, and on {topology.name} "
+                "neighbours change; leave out compression, or take a graph that stays"
             )
         self.topology = topology
         self.local_steps = local_steps
@@ -287,8 +293,10 @@ class Round:
           of `gather`.
         """
         if compress and self._compressor is not None:
-            tree, error = feedback(self._compressor, tree, self._recall(tree), lead=2)
-            self._new_memory.append(error)
+            old = self._recall(tree)
+            tree, error = feedback(self._compressor, tree, old, lead=2)
+            # What is not sent is not forgotten either.
+            self._new_memory.append(where(self.active, error, old))
             message_bytes = self._compressor.message_bytes(tree, lead=2)
         arrive, reach, sent = self.outgoing, self.incoming.mask, None
         if self._losses is not None:

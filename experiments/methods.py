@@ -3,10 +3,10 @@
     python -m experiments.methods
     python -m experiments.methods --algorithm=momentum-tracking
 
-P is the size of a model and d the number of an agent's neighbours. What is sent is measured: the
-method takes a step on a small graph that it accepts, and the network counts. CCL adds d forward
-passes and the class sums; where a method does not send models (relaysgd) or sends something else in
-their place (all-reduce, isolated, fedavg), CCL also adds one exchange of models, 1 P.
+P is the size of a model, S that of the class sums (C x F + C numbers) and d the number of an agent's
+neighbours. What is sent is measured: the method takes a step on a small graph that it accepts, and the
+network counts. A gradient is a forward and a backward pass. CCL adds d forward passes and the class
+sums, and where a method does not send models to neighbours, one exchange of them.
 """
 
 import sys
@@ -73,11 +73,11 @@ def measure(method: Method) -> Cost:
 
 def table(methods: Sequence[Method]) -> str:
     """Formats methods as lines of text."""
-    rows = [("method", "exchanges", "sends", "gradients", "graph", "citation")]
+    rows = [("method", "exchanges", "sends", "gradients", "CCL adds", "graph", "citation")]
     for method in methods:
         cost = measure(method)
         shown = (method.name, str(cost.exchanges), _sends(method, cost), cost.gradients)
-        rows.append((*shown, method.graph, method.reference))
+        rows.append((*shown, _ccl_adds(method), method.graph, method.reference))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -94,7 +94,7 @@ def details(method: Method) -> str:
         f"  published in   {method.reference}",
         f"  graph          {method.graph}",
         f"  a step         exchanges: {cost.exchanges}; sends: {_sends(method, cost)}; "
-        f"gradients: {cost.gradients}",
+        f"gradients: {cost.gradients}; CCL adds: {_ccl_adds(method)}",
         "  hyper-parameters and their defaults",
         *(f"    {name} = {value!r}" for name, value in method.hyperparameters.items()),
         "  settings (experiments/settings.toml)",
@@ -124,7 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(details(algorithms.lookup(values["algorithm"].value)))
         else:
             print(table(list(algorithms.REGISTRY.values())))
-            print("\nP: size of a model; d: number of neighbours. With CCL: see --help.")
+            print(
+                "\nP: size of a model; S: of the class sums; d: number of neighbours; a gradient is a "
+                "forward and a backward pass"
+            )
 
     return cli.guard(body)
 
@@ -146,6 +149,12 @@ def _sends(method: Method, cost: Cost) -> str:
     if method.graph.startswith("not used"):  # An all-reduce knows no neighbours.
         return "2 P (N-1)/N"
     return f"{cost.model_sizes:.2f}".rstrip("0").rstrip(".") + " P d"
+
+
+def _ccl_adds(method: Method) -> str:
+    """Forward passes without gradient, and what more is sent."""
+    sends_models = method.name not in ("relaysgd", "all-reduce", "isolated", "fedavg")
+    return "d forward, S d" if sends_models else "d forward, (P + S) d"
 
 
 if __name__ == "__main__":

@@ -90,6 +90,24 @@ def test_cifar10_from_its_archive(archive, tmp_path):
     assert split["samples_by_agent"] == [40, 40] and split["classes"][0] == "airplane"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("topology, agents", [("ring", 4), ("dyck", 32), ("circulant-torus", 32)])
+def test_resnet20_with_ccl_on_the_published_graphs(archive, tmp_path, topology, agents):
+    flags = (f"--agents={agents}", f"--topology={topology}", "--batch_size=2", "--partition=iid")
+    ccl = ("--lambda_m=0.1", "--lambda_d=0.1", "--model=resnet20", f"--data_dir={archive}")
+    assert run(cifar10, tmp_path / "run", *flags, *ccl) == 0
+    summary = read(tmp_path / "run" / "summary.json")
+    assert summary["parameters"] == 272_474 and np.isfinite(summary["model_variant_loss"])
+
+
+@pytest.mark.slow
+def test_folders_stream_into_resnet18(folder, tmp_path):
+    flags = ("--dataset=folder-full", "--model=resnet18", "--agents=2", "--batch_size=2")
+    more = ("--partition=iid", "--lambda_m=0.1", "--lambda_d=0.1", f"--data_dir={folder}")
+    assert run(imagenet, tmp_path / "run", *flags, *more) == 0
+    assert read(tmp_path / "run" / "summary.json")["steps"] == 4
+
+
 def test_cifar10_from_tfds(tmp_path):
     with zipfile.ZipFile(TFDS_ZIP) as file:
         file.extractall(tmp_path)

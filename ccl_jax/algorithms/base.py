@@ -160,12 +160,21 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
     return method.build(**method.fixed, **hyperparameters)
 
 
+# Hyper-parameters with the same range in every method that has them.
+_BELOW_1 = ("momentum", "b1", "b2")
+_RATES = ("gossip_rate", "ema_factor")
+
+
 def _check_value(method: str, name: str, value: Any, default: Any) -> None:
-    """A hyper-parameter is of the kind of its default, and numbers are finite and not negative."""
+    """A hyper-parameter is of the kind of its default, and a number is in its range."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, bool):
         good, allowed = isinstance(value, bool), "true or false"
+    elif name in _BELOW_1:
+        good, allowed = number and 0 <= value < 1, "in [0, 1)"
+    elif name in _RATES:
+        good, allowed = number and 0 < value <= 1, "in (0, 1]"
     elif isinstance(default, (int, float)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         good, allowed = number and 0 <= value < float("inf"), "a number >= 0"
     else:
         good, allowed = default is None or isinstance(value, type(default)), "a name"

@@ -30,7 +30,9 @@ class LocalState(NamedTuple):
 def all_reduce(
     *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 1e-4
 ) -> base.Algorithm:
-    """Centralized SGD over the data of all agents, who stay equal.
+    """Centralized SGD over the data of all agents, who stay equal and weigh alike.
+
+    An agent that has run out of samples in an epoch counts with a gradient of 0.
 
     Args:
       momentum: beta.

@@ -7,7 +7,7 @@ Each agent looks for the direction nearest its own gradient that does not work a
 by a quadratic programme for every parameter tensor. With r0 = w_ii o_i and the rows R_k = w_ik G_ik
 (the own model's gradient on neighbour k's data):
 
-    v = argmin over v >= margin of 1/2 v^T (R R^T + ridge I) v + (R r0)^T v;   G_i = r0 + R^T v
+    v = argmin over v >= margin of 1/2 v^T R R^T v + (R r0)^T v;   G_i = r0 + R^T v
 
 Weights are inside, so G is about 1 / (degree + 1) times a gradient. In the published code gradients are
 taken at the unmixed x; the port by Aketi takes the own one at the mixed point.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ccl_jax import compression
 from ccl_jax.algorithms import base
+from ccl_jax.network import where as network_where
 
 
 class CrossGradientState(NamedTuple):
@@ -61,6 +62,8 @@ def lift(
         if compress:
             grads, own_error = compression.feedback(compression.SIGN, grads, state.own_error, 1)
             cross, cross_error = compression.feedback(compression.SIGN, cross, state.cross_error, 2)
+            # Where agents work alone no cross-gradient is sent, and nothing of it is forgotten.
+            cross_error = network_where(network.active, cross_error, state.cross_error)
             state = state._replace(own_error=own_error, cross_error=cross_error)
         return merge(grads, cross, network), state
 

@@ -5,7 +5,8 @@ arXiv:2104.11981.
 
     u = g(x) + lam x;   gt = (x - W (x - eta u)) / eta;   m <- beta m + gt;   x <- x - eta m
 
-What is sent is x - eta u, one exchange a step.
+What is sent is x - eta u, one exchange a step. That is also what evaluation and the neighbours'
+cross-features see: x itself is never sent.
 """
 
 from typing import NamedTuple
@@ -59,4 +60,4 @@ def decentlam(*, momentum: float = 0.9, weight_decay: float = 1e-3) -> base.Algo
         u = base.axpy(weight_decay, eval_params, grads)
         return base.axpy(-lr, u, eval_params), state
 
-    return base.Algorithm(init, communicate, update, models=lambda params, state: state.model)
+    return base.Algorithm(init, communicate, update)

@@ -6,10 +6,14 @@ around the gossip of `dsgd`. Decentralized Adam is the baseline of Lin et al., I
 arXiv:2102.04761; AdamW decouples the weight decay (Loshchilov & Hutter, arXiv:1711.05101).
 """
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ccl_jax.algorithms import base, dsgd
@@ -68,7 +72,8 @@ def from_optax(
       **options: Its other arguments.
 
     Raises:
-      ValueError: optax has no such optimizer, or it does not take the options.
+      ValueError: optax has no such optimizer, it does not take the options, needs more than
+        gradients, or its step is not proportional to the learning rate (fromage).
     """
     build = getattr(optax, optimizer, None)
     parameters = inspect.signature(build).parameters if inspect.isfunction(build) else {}
@@ -77,6 +82,7 @@ def from_optax(
     unknown = sorted(set(options) - set(parameters))
     if unknown:
         raise ValueError(f"optax.{optimizer} does not take {', '.join(unknown)}")
+    _check_linear(optimizer, functools.partial(build, **options))
     # With a rate of 1 its updates are the negative directions.
     updates = _per_agent(build(learning_rate=1.0, **options))
 
@@ -85,6 +91,22 @@ def from_optax(
         return jax.tree.map(lambda x: -x, step), state
 
     return dsgd.local_steps(optax.GradientTransformation(updates.init, direction), gossip_rate)
+
+
+def _check_linear(name: str, build: Callable[..., optax.GradientTransformation]) -> None:
+    """Tries an optimizer on two parameters; half the learning rate must give half the step."""
+    params, grads = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.3, 0.1])}
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            transforms = [build(learning_rate=rate) for rate in (1.0, 0.5)]
+            whole, half = (t.update(grads, t.init(params), params)[0]["w"] for t in transforms)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"optax.{name} cannot be the local step ({error})") from error
+    if not np.allclose(0.5 * whole, half, rtol=1e-4):
+        raise ValueError(
+            f"the step of optax.{name} is not proportional to the learning rate, which schedules "
+            "need; try lion, adagrad, lamb, rmsprop"
+        )
 
 
 def _per_agent(transform: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -1,7 +1,7 @@
 """Datasets by name: where images come from.
 
-`load` finds a set's files in `data_dir` - the original distribution files first, then what TensorFlow
-Datasets has prepared - and reads them with every check. A new set is one function
+`load` finds a set's files in `data_dir`, the original distribution files or what TensorFlow Datasets
+has prepared, and reads them with every check. A new set is one function
 `load_x(request) -> Dataset` and one line in the table at the end.
 
   digits           8x8 handwritten digits that come with scikit-learn (UCI, Alpaydin & Kaynak 1998).
@@ -67,8 +67,8 @@ def load(
         damaged.
     """
     loader = look_up("dataset", name, _LOADERS)
-    if image_size is not None and name not in _SIZED:
-        raise ValueError(f"{name}: image_size is for {', '.join(_SIZED)}; leave it out.")
+    if image_size is not None and name not in SIZED:
+        raise ValueError(f"{name}: image_size is for {', '.join(SIZED)}; leave it out.")
     if image_size is not None and not 1 <= image_size <= 4096:
         raise ValueError(f"image_size must be 1 to 4096 pixels, got {image_size}.")
     if verify_checksums and name not in _CHECKED:
@@ -426,5 +426,6 @@ _LOADERS: dict[str, Callable[[Request], Dataset | StreamedDataset]] = {
 NAMES = tuple(_LOADERS)
 """The names that `load` knows."""
 
-_SIZED = ("imagenette", "imagenette-full", "imagenet", "folder", "folder-full")
+# Sets of image files, which take an image_size.
+SIZED = ("imagenette", "imagenette-full", "imagenet", "folder", "folder-full")
 _CHECKED = ("fmnist", "cifar10", "cifar100")

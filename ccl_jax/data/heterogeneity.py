@@ -123,7 +123,8 @@ def join(datasets: Sequence[Dataset]) -> tuple[Dataset, np.ndarray]:
       The whole, and for each training sample `[n]` the number of the dataset it comes from.
 
     Raises:
-      ValueError: The numbers of classes differ, or the first one's images are not square.
+      ValueError: The numbers of classes differ, or the classes of two sets of one kind, or the first
+        one's images are not square.
     """
     first = datasets[0]
     for other in datasets[1:]:
@@ -131,6 +132,11 @@ def join(datasets: Sequence[Dataset]) -> tuple[Dataset, np.ndarray]:
             raise ValueError(
                 f"domains need the same classes: {first.name} has {first.num_classes}, "
                 f"{other.name} has {other.num_classes}."
+            )
+        if other.name == first.name and other.class_names != first.class_names:
+            raise ValueError(
+                f"domains need the same classes: {', '.join(first.class_names[:3])} ... and "
+                f"{', '.join(other.class_names[:3])} ... differ; rename the class folders."
             )
     train = [_like(first, other, other.train_images) for other in datasets]
     test = [_like(first, other, other.test_images) for other in datasets]

@@ -29,13 +29,38 @@ def decode(content: bytes, side: int | None = None) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.mode not in _EIGHT_BITS:
+                raise UnreadableImage(
+                    f"has pixels of mode {image.mode}, which do not fit into 8 bits; convert it"
+                )
             image = image.convert("RGB")
+    except UnreadableImage:
+        raise
     # What Pillow's readers raise on damaged input, beyond its own OSErrors.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError) as error:
         raise UnreadableImage(f"cannot be decoded ({error})") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"is too large ({error})") from error
     return np.asarray(image if side is None else square(image, side))
+
+
+# Pillow's modes whose values are of 0 to 255; it would cut others off there without a word.
+_EIGHT_BITS = (
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+)
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

@@ -52,7 +52,16 @@ def read(path: pathlib.Path) -> Arrays:
                 raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(file.files)}")
             arrays = [file[name] for name in names]
             given = [str(name) for name in file["class_names"]] if "class_names" in file else None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    # RuntimeError: encrypted; NotImplementedError: a way of packing that zipfile does not know.
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(
             f"{path}: cannot be used ({error}): it must be a .npz with {', '.join(_NAMES)}."
         ) from error

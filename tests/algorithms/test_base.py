@@ -91,6 +91,10 @@ def test_arithmetic_keeps_the_dtype():
         ("qg-dsgdm-n-ema", {"ema_factor": float("nan")}),
         ("ngc", {"quasi_global_momentum": 1}),
         ("relaysgd", {"fill": 3}),
+        ("dsgdm", {"momentum": 1.0}),
+        ("adam", {"b2": 1.0}),
+        ("qg-dsgdm-n-ema", {"ema_factor": 1.5}),
+        ("dsgd", {"gossip_rate": 0.0}),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused(name, wrong):

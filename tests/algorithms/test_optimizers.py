@@ -63,3 +63,8 @@ def test_refuses():
         algorithms.make("optax", optimizer="apply_updates")
     with pytest.raises(ValueError, match="lion does not take eps"):
         algorithms.make("optax", optimizer="lion", eps=1.0)
+    for options in ({"optimizer": "lbfgs"}, {"optimizer": "lion", "mu_dtype": "abc"}):
+        with pytest.raises(ValueError, match="cannot be the local step"):
+            algorithms.make("optax", **options)
+    with pytest.raises(ValueError, match="not proportional to the learning rate"):
+        algorithms.make("optax", optimizer="fromage")

@@ -1,12 +1,19 @@
 """CIFAR's binary files: true bytes to the exact pixel, and every kind of damage by name."""
 
 import dataclasses
+import gzip
 import hashlib
+import io
+import pathlib
 import struct
 import tarfile
+import tempfile
+import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ccl_jax.data import cifar, datasets
 
@@ -165,3 +172,120 @@ def test_checksums(tmp_path, write_tar, cifar10, monkeypatch):
         datasets.load("cifar10", tmp_path, verify_checksums=True)
     with pytest.raises(ValueError, match="digits: verify_checksums is for fmnist, cifar10"):
         datasets.load("digits", verify_checksums=True)
+
+
+# Two files with a record each, so that a fuzzed one is read in no time.
+SMALL = dataclasses.replace(cifar.CIFAR10, train_files=("data_batch_1.bin",))
+RECORD = bytes([7]) + bytes(range(256)) * 12
+
+
+def packed(members) -> bytes:
+    """A tar file with members (name, type, link, content), not compressed."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, kind, link, content in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, link
+            info.size = len(content) if kind == tarfile.REGTYPE else 0
+            tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+WHOLE = packed((f"{FOLDER}/{f}", tarfile.REGTYPE, "", RECORD) for f in SMALL.files)
+
+
+def read_or_value_error(source: pathlib.Path) -> None:
+    """Whatever lies there is read as images, or named in a ValueError; nothing is written."""
+    before = sorted(source.parent.rglob("*"))
+    try:
+        arrays = cifar.read(SMALL, source)
+    except ValueError as error:
+        assert str(source) in str(error) and "\n" not in str(error)
+    else:
+        assert arrays.train_images.shape[1:] == (32, 32, 3)
+        assert len(arrays.train_images) == len(arrays.train_labels) > 0
+        assert arrays.train_labels.min() >= 0 and arrays.train_labels.max() < 10
+    assert sorted(source.parent.rglob("*")) == before
+
+
+def read_archive(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "cifar-10-binary.tar.gz"
+        path.write_bytes(content)
+        read_or_value_error(path)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(0, 3 * 3073 + 1) | st.sampled_from([3072, 3073, 3074, 6146]),
+    changes=st.lists(st.tuples(st.sampled_from([0, 1, 3072, 3073]), st.integers(0, 255))),
+)
+def test_any_records_are_images_or_a_value_error(size, changes):
+    content = bytearray(RECORD * 4)
+    for position, byte in changes:
+        content[position] = byte
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name) / FOLDER
+        folder.mkdir()
+        (folder / "data_batch_1.bin").write_bytes(content[:size])
+        (folder / "test_batch.bin").write_bytes(RECORD)
+        read_or_value_error(folder)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    pack=st.sampled_from([bytes, lambda b: gzip.compress(b, mtime=0)]),
+    keep=st.floats(0, 1) | st.just(1.0),
+    changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=4),
+    header=st.lists(st.tuples(st.integers(0, 511), st.integers(0, 255)), max_size=4),
+    tail=st.binary(max_size=8),
+)
+def test_mutated_archives_are_images_or_a_value_error(pack, keep, changes, header, tail):
+    plain = bytearray(WHOLE)
+    for position, byte in header:
+        plain[position] = byte
+    content = bytearray(pack(bytes(plain)))
+    for position, byte in changes:
+        content[position % len(content)] = byte
+    read_archive(bytes(content[: round(keep * len(content))]) + tail)
+
+
+@settings(deadline=None, max_examples=60)
+@given(start=st.sampled_from([b"", b"\x1f\x8b\x08\x00", b"BZh9", WHOLE[:512]]), rest=st.binary())
+def test_random_archives_are_images_or_a_value_error(start, rest):
+    read_archive(start + rest)
+
+
+MEMBERS = st.tuples(
+    st.sampled_from(["", "./", "/", "../", "../../", f"{FOLDER}/../", f"{FOLDER}/"]),
+    st.sampled_from([f"{FOLDER}/data_batch_1.bin", "data_batch_1.bin", "test_batch.bin", "passwd"]),
+    st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE,
+                     tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE]),
+    st.sampled_from(["", "/etc/passwd", "../test_batch.bin", f"{FOLDER}/test_batch.bin"]),
+    st.sampled_from([RECORD, RECORD[:-1], b""]),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=100)
+@given(members=st.lists(MEMBERS, max_size=4), whole=st.booleans())
+def test_links_and_paths_that_lead_elsewhere_write_and_read_nothing(members, whole):
+    good = [(f"{FOLDER}/{f}", tarfile.REGTYPE, "", RECORD) for f in SMALL.files]
+    members = [(place + file, *rest) for place, file, *rest in members]
+    read_archive(packed(members + (good if whole else [])))
+
+
+def test_a_bomb_takes_little_memory_and_time(tmp_path, monkeypatch):
+    """64 MB of zeros, packed in less than one: as a member, instead of members and after them."""
+    monkeypatch.setattr(cifar, "MAX_MEMBER_BYTES", 2**20)
+    bomb = bytes(2**26)
+    other = packed([("elsewhere", tarfile.REGTYPE, "", bomb)])
+    one_of_ours = packed([(f"{FOLDER}/data_batch_1.bin", tarfile.REGTYPE, "", bomb)])
+    contents = [gzip.compress(c, 1) for c in (other, one_of_ours, bomb, WHOLE + bomb)]
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    for content in contents:
+        path.write_bytes(content)
+        tracemalloc.start()
+        read_or_value_error(path)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak_bytes < 2**23

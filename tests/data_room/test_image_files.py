@@ -76,6 +76,14 @@ def test_damaged_folder_is_named(tmp_path, write_folder, damage, message):
         datasets.load("folder", tmp_path)
 
 
+def test_sixteen_bits_are_not_cut_to_eight(tmp_path, write_folder):
+    write_folder(tmp_path)
+    deep = Image.fromarray(np.full((8, 8), 1000, np.uint16))
+    deep.save(tmp_path / "val" / "bee" / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png: has pixels of mode I.* do not fit into 8 bits"):
+        datasets.load("folder", tmp_path)
+
+
 def test_folder_without_classes(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
@@ -148,6 +156,12 @@ def test_damaged_and_missing_npz(tmp_path):
     np.savez(tmp_path / "own.npz", **npz_arrays())
     whole = (tmp_path / "own.npz").read_bytes()
     (tmp_path / "own.npz").write_bytes(whole[:300])
+    with pytest.raises(ValueError, match=r"own\.npz: cannot be used"):
+        datasets.load("npz", tmp_path)
+    encrypted = bytearray(whole)
+    for place in (encrypted.find(b"PK\x03\x04") + 6, encrypted.rfind(b"PK\x01\x02") + 8):
+        encrypted[place] |= 1  # the flag of an encrypted member, in both of its headers
+    (tmp_path / "own.npz").write_bytes(encrypted)
     with pytest.raises(ValueError, match=r"own\.npz: cannot be used"):
         datasets.load("npz", tmp_path)
     np.savez(tmp_path / "own.npz", train_images=np.zeros((1, 2, 2), np.uint8))
