@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ccl_jax import hosts
 from ccl_jax.progress import Progress
 from ccl_jax.training import TrainState
 
@@ -71,7 +72,15 @@ class Checkpoints:
             self.wait()
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints, in increasing order."""
+        """The steps of all checkpoints, in increasing order; waits for one that is being written.
+
+        Raises:
+          OSError: That failed.
+        """
+        self.wait()
+        return self._complete()
+
+    def _complete(self) -> list[int]:
         found = self.path.iterdir() if self.path.is_dir() else ()
         return sorted(int(p.name) for p in found if p.name.isdecimal())
 
@@ -83,15 +92,26 @@ class Checkpoints:
     def save(self, state: TrainState, progress: Progress) -> None:
         """Saves in the background; returns when the state's buffers are no longer needed.
 
-        A state in which a parameter is not finite is no place to go on from and is not saved.
+        A state in which a parameter is not finite is no place to go on from and is not saved. With
+        several processes all must call it, and the first one writes.
 
         Raises:
           OSError: The save before failed, as on a full disk.
         """
         self.wait()
+        state = hosts.whole(state)
         arrays = _flatten(state)
-        if all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state.params)):
+        finite = all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state.params))
+        if finite and hosts.is_first():
             self._pending = self._worker.submit(self._write, arrays, progress)
+
+    def drop(self, step: int) -> None:
+        """Removes a checkpoint from which no way leads on. With several processes all must call it."""
+        self.wait()
+        with hosts.together():
+            if hosts.is_first():
+                shutil.rmtree(self.path / str(step))
+        self._scores.pop(step, None)
 
     def wait(self) -> None:
         """Waits until the last save is on disk.
@@ -112,7 +132,6 @@ class Checkpoints:
         Raises:
           ValueError: All are damaged, or the state is of another structure.
         """
-        self.wait()
         steps = self.steps()
         for step in reversed(steps):
             damage = self._damage(step)
@@ -127,7 +146,7 @@ class Checkpoints:
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
         """The arrays of a checkpoint by their names in the state, as `.params['head']['kernel']`."""
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        with _orbax() as reader:
             return reader.restore(self.path / str(step) / "state")
 
     def _write(self, arrays: dict[str, np.ndarray], progress: Progress) -> None:
@@ -135,7 +154,7 @@ class Checkpoints:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            with _quiet(), _orbax() as writer:
                 writer.save(partial / "state", args=ocp.args.StandardSave(arrays))
             (partial / "progress.json").write_text(json.dumps(progress.to_json()))
             (partial / "checksums.json").write_text(json.dumps(_checksums(partial)))
@@ -147,14 +166,14 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(
                 f"the checkpoint of step {progress.step} could not be written to {self.path} "
-                f"({_last_words(error)}); complete ones are there of steps {self.steps()}"
+                f"({_last_words(error)}); complete ones are there of steps {self._complete()}"
             ) from error
         self._scores[progress.step] = self._score(progress.step)
         self._prune()
 
     def _prune(self) -> None:
-        kept = {*self.steps()[-self._keep :], self.best()}
-        for step in set(self.steps()) - kept:
+        kept = {*self._complete()[-self._keep :], self.best()}
+        for step in set(self._complete()) - kept:
             shutil.rmtree(self.path / str(step), ignore_errors=True)
             self._scores.pop(step, None)
 
@@ -230,6 +249,8 @@ class Autosave:
         ended = progress.epoch - 1 if progress.position == 0 else 0
         due = ended > 0 and self._epochs > 0 and ended % self._epochs == 0
         late = 0 < self._seconds <= time.monotonic() - self._saved
+        # Clocks differ, and a signal may reach one process only: if one has to, all save.
+        signal, late = hosts.largest(signal, late)
         if signal or due or late or ended == self._last_epoch:
             self._checkpoints.save(state, progress)
             self._saved = time.monotonic()
@@ -248,6 +269,16 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _orbax() -> ocp.Checkpointer:
+    """Writes and reads arrays; of several processes each for itself, without waiting for others."""
+    options = ocp.options.MultiprocessingOptions()
+    if hosts.count() > 1:
+        me = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(me, {me}, f"process-{me}")
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _flatten(state: TrainState) -> dict[str, np.ndarray]:

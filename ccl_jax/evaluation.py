@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from ccl_jax import models
+from ccl_jax import hosts, models
 from ccl_jax.data import augment, batches, streaming
 from ccl_jax.data.dataset import Dataset, StreamedDataset
 
@@ -120,24 +120,26 @@ class Evaluator:
         self._one_model = one_model
 
     def __call__(self, params: PyTree, model_state: PyTree) -> Evaluation:
-        """Evaluates all agents' models and their mean.
+        """Evaluates all agents' models and their mean; several processes share the work.
 
         Args:
-          params: Leaves `[agents, ...]`.
+          params: Leaves `[agents, ...]`; with several processes in the memory of each.
           model_state: Leaves `[agents, ...]`.
         """
         stacked = (params, model_state)
         agents = jax.tree.leaves(params)[0].shape[0]
         # One agent after another: no per-agent kernels, which XLA's CPU convolution is slow at.
-        candidates = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(agents)]
-        candidates.append(consensus(stacked))
+        pick = lambda i: jax.tree.map(lambda x: x[i], stacked) if i < agents else consensus(stacked)
+        mine = range(jax.process_index(), agents + 1, hosts.count())
+        candidates = list(map(pick, mine))
         sums, size = np.zeros((agents + 1, 2)), 0
         for chunk in self._chunks():
             chunk = jax.device_put(chunk)
             # All are under way before the first result is waited for.
-            sums += np.asarray(jax.device_get([self._one_model(*c, chunk) for c in candidates]))
+            found = jax.device_get([self._one_model(*c, chunk) for c in candidates])
+            sums[mine] += np.reshape(found, (-1, 2))
             size += int(chunk[2].sum())
-        hits, losses = sums.T / size
+        hits, losses = hosts.gather(sums).sum(axis=0).T / size
         return Evaluation(
             hits[:-1],
             losses[:-1],

@@ -2,7 +2,7 @@
 
 Files are written whole under another name and then renamed, so that what is there is complete; the
 metrics file grows by whole lines. Numbers that are not finite are written as null, which every JSON
-reader accepts.
+reader accepts. Of several processes (`ccl_jax.hosts`) the first one writes.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from ccl_jax import hosts
 
 # Packages whose version can change a result.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
@@ -59,11 +61,14 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Keeps other processes out of the directory, which is made if need be.
 
-        The lock goes with the process, however that ends.
+        The lock goes with the process, however that ends. Of several processes the first holds it.
 
         Raises:
           ValueError: Another run lives here, or the directory cannot be written.
         """
+        if not hosts.is_first():
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("w")
@@ -100,6 +105,18 @@ class RunDirectory:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise ValueError(f"{parent} cannot be written to; choose another work directory")
 
+    def check_shared(self) -> None:
+        """Makes sure that this process sees the run that the first one made.
+
+        Raises:
+          ValueError: It does not.
+        """
+        if not (self.path / "config.json").exists():
+            raise ValueError(
+                f"process {jax.process_index()} does not see what process 0 wrote to {self.path}; "
+                "choose a work directory on a file system that all hosts share"
+            )
+
     def check_same(self, config: Mapping[str, Any], may_differ: Iterable[str] = ()) -> None:
         """Makes sure that the run that is here can go on with these settings.
 
@@ -135,20 +152,22 @@ class RunDirectory:
             )
 
     def create(self, config: Mapping[str, Any]) -> None:
-        """Makes the directory and writes config.json.
+        """Makes the directory and writes config.json, in the first process.
 
         Raises:
           ValueError: As `check_free`.
         """
-        self.check_free()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json("config.json", config)
-        (self.path / "metrics.jsonl").write_text("")
+        if hosts.is_first():
+            self.check_free()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_json("config.json", config)
+            self._write("metrics.jsonl", "")
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends one row to metrics.jsonl and flushes it to the system."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(plain(row)) + "\n")
+        if hosts.is_first():
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(plain(row)) + "\n")
 
     def replace_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Makes metrics.jsonl hold these rows and no others."""
@@ -163,9 +182,10 @@ class RunDirectory:
         self._write(name, json.dumps(plain(value), indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text)
-        partial.replace(self.path / name)
+        if hosts.is_first():
+            partial = self.path / f".{name}.partial"
+            partial.write_text(text)
+            partial.replace(self.path / name)
 
 
 def made_with() -> dict[str, Any]:

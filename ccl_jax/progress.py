@@ -28,6 +28,8 @@ class Totals(NamedTuple):
       skipped: Steps that were not taken because a number was not finite.
       messages: Messages sent.
       lost: Of which did not arrive; None in a network without faults.
+      online: Pairs of step and agent in which the agent was online.
+      steps: Steps taken.
       runaway: Whether in the last step some agent's L_mv was over ten times its cross-entropy.
     """
 
@@ -41,6 +43,8 @@ class Totals(NamedTuple):
     skipped: int = 0
     messages: int = 0
     lost: int | None = None
+    online: int = 0
+    steps: int = 0
     runaway: bool = False
 
     def add(self, metrics: StepMetrics) -> "Totals":
@@ -62,6 +66,8 @@ class Totals(NamedTuple):
             self.skipped,
             self.messages + int(metrics.traffic.messages.sum()),
             None if lost is None else (self.lost or 0) + int(lost.sum()),
+            self.online + int(metrics.online.sum()),
+            self.steps + 1,
             # A comparison with NaN, which stands for "not computed", is False.
             bool((metrics.model_variant / 10 > metrics.cross_entropy).any()),
         )
@@ -76,8 +82,17 @@ class Totals(NamedTuple):
             "train_accuracy": self.correct / samples,
             "model_variant_loss": self.model_variant / pairs,
             "data_variant_loss": self.data_variant / pairs,
-            **({} if self.lost is None else {"messages_lost": self.lost / max(1, self.messages)}),
+            **self._faults(),
             **({"skipped_steps": self.skipped} if self.skipped else {}),
+        }
+
+    def _faults(self) -> Row:
+        """The share of messages that were lost and the mean number of agents online, with faults."""
+        if self.lost is None:
+            return {}
+        return {
+            "messages_lost": self.lost / max(1, self.messages),
+            "agents_online": self.online / self.steps,
         }
 
 

@@ -19,6 +19,7 @@ class Stream(enum.IntEnum):
     AUGMENTATION = 3
     FAULTS = 4
     HETEROGENEITY = 5
+    HOLD_OUT = 6
 
 
 def generator(stream: Stream, seed: int, *path: int) -> np.random.Generator:

@@ -94,6 +94,7 @@ class StepMetrics(NamedTuple):
       data_variant: `[agents]` L_dv; NaN where it was not computed.
       samples: `[agents]` int32, samples in the batch without padding.
       correct: `[agents]` int32, of which were classified rightly.
+      online: `[agents]` bool; all True in a network without faults.
       gradient_norm: `[agents]` l2 norm of the gradient that the method uses, before clipping.
       lr: Scalar learning rate.
       traffic: What was sent.
@@ -104,6 +105,7 @@ class StepMetrics(NamedTuple):
     data_variant: jax.Array
     samples: jax.Array
     correct: jax.Array
+    online: jax.Array
     gradient_norm: jax.Array
     lr: jax.Array
     traffic: Traffic
@@ -181,11 +183,17 @@ def make_step(
       `step(state, batch) -> (state, metrics)`.
 
     Raises:
-      ValueError: Statistics cannot be mixed because the weights do not average (push-sum).
+      ValueError: Statistics cannot be mixed because the weights do not average (push-sum), or
+        because messages are compressed.
     """
     if gossip_batch_stats and network.topology.stochastic != "row":
         raise ValueError(
             "gossip_batch_stats needs weights whose rows sum to 1; with a push-sum method leave it out"
+        )
+    if gossip_batch_stats and network.compressor is not None:
+        raise ValueError(
+            "gossip_batch_stats with compression could mix variances to below 0; leave out one of "
+            "them"
         )
     features_fn = make_features_fn(model)
     loss_fn = make_loss_fn(model, objective)
@@ -230,6 +238,7 @@ def make_step(
         params, algorithm_state = algorithm.update(grads, eval_params, algorithm_state, talk, lr)
 
         samples = batch.mask.sum(axis=1, dtype=jnp.int32)
+        online = jnp.ones(samples.shape, bool)
         if talk.conditions is not None:
             # Who is offline does not train: what it has stays, and its batch is not seen.
             online = talk.conditions.online
@@ -238,7 +247,7 @@ def make_step(
             samples, correct = where_agent(online, (samples, correct), (0 * samples, 0 * correct))
         # Nothing seen, nothing learned: an empty batch leaves batch statistics alone.
         model_state = where_agent(samples > 0, model_state, own_stats)
-        metrics = StepMetrics(*losses, samples, correct, norms, lr, talk.traffic())
+        metrics = StepMetrics(*losses, samples, correct, online, norms, lr, talk.traffic())
         state = TrainState(
             state.step + 1, params, model_state, algorithm_state, talk.memory(), state.key
         )

@@ -5,7 +5,9 @@ something asked for is wrong, and nothing was written; 130 stopped by SIGINT (Ct
 SIGTERM, saved if training had begun.
 """
 
+import contextlib
 import dataclasses
+import io
 import sys
 import textwrap
 import types
@@ -14,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from ccl_jax import hosts
 from ccl_jax.checkpoint import Stopped
 from ccl_jax.loop import Diverged
 from experiments.config import Config
@@ -39,7 +42,10 @@ def run_main(
 
     def body() -> None:
         values = define(defaults)
-        rest = values(list(sys.argv if argv is None else argv))[1:]
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            rest = values(list(sys.argv if argv is None else argv))[1:]
+        if said.getvalue():  # flag files that name each other: absl only warns
+            raise ValueError(said.getvalue().removeprefix("Warning: "))
         if rest:
             raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
         if values["help"].value:
@@ -48,9 +54,24 @@ def run_main(
         names = [field.name for field in dataclasses.fields(defaults)]
         given = frozenset(name for name in names if values[name].present)
         settings = {name: _value(values[name].value) for name in names}
-        main(dataclasses.replace(defaults, **settings), given)
+        config = dataclasses.replace(defaults, **settings)
+        _join(config)
+        main(config, given)
 
     return guard(body)
+
+
+def _join(config: Config) -> None:
+    """Joins other processes if the settings ask for it."""
+    joined = hosts.join(
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        find=config.distributed,
+        timeout_seconds=config.join_seconds,
+    )
+    if joined and config.workdir is None:
+        raise ValueError("several processes need one --workdir, a directory that all of them see")
 
 
 def guard(body: Callable[[], None]) -> int:
@@ -59,12 +80,14 @@ def guard(body: Callable[[], None]) -> int:
         body()
     except (flags.Error, ValueError) as error:
         return _complain(error, 2)
-    except (Diverged, OSError) as error:
+    except Diverged as error:
+        return _complain(error, 1, everywhere=True)
+    except OSError as error:
         return _complain(error, 1)
     except MemoryError as error:
         return _complain(f"not enough memory ({error}); take fewer agents or a smaller model", 1)
     except Stopped as stopped:
-        return _complain(stopped, 128 + stopped.signal)
+        return _complain(stopped, 128 + stopped.signal, everywhere=True)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     return 0
@@ -127,6 +150,8 @@ def _value(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _complain(error: object, code: int) -> int:
+def _complain(error: object, code: int, everywhere: bool = False) -> int:
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    if not everywhere:
+        hosts.leave(code)
     return code

@@ -17,11 +17,12 @@ def setting(default: Any, group: str, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"group": group, "help": text})
 
 
-DATA, NETWORK, METHOD, TRAINING, OUTPUT = (
+DATA, NETWORK, METHOD, TRAINING, DEVICES, OUTPUT = (
     "Data and who holds them",
     "Network of agents",
     "Method",
     "Model and training",
+    "Devices and hosts",
     "Output",
 )
 
@@ -34,10 +35,20 @@ MAY_DIFFER = frozenset(
         "checkpoint_every",
         "checkpoint_minutes",
         "keep",
+        "figures",
+        "tensorboard",
         "on_divergence",
         # Equal to rounding, not to the bit.
         "devices",
+        "batch_devices",
+        "coordinator",
+        "num_processes",
+        "process_id",
+        "distributed",
+        "join_seconds",
         "spmd",
+        "chunk_steps",
+        "compile_cache",
         "data_dir",
         "workers",
         "verify_checksums",
@@ -94,6 +105,12 @@ class Config:
         "another dataset, NAME or NAME:PATH, with the same number of classes, put beside the first; "
         "each agent then holds samples of one; may be repeated",
     )
+    validation: float = setting(
+        0.0,
+        DATA,
+        "part of the training data, as 0.2, that is held out and evaluated on in place of the test "
+        "set: for choosing settings",
+    )
     image_size: int | None = setting(
         None, DATA, "side in pixels of image files as the model sees them; default: the custom one"
     )
@@ -111,7 +128,10 @@ class Config:
     )
     weights: str = setting("uniform", NETWORK, "mixing weights: uniform, metropolis, lazy ...")
     compression: str = setting(
-        "none", NETWORK, "compress messages, with memory: none, sign, int8, top-k:FRACTION"
+        "none",
+        NETWORK,
+        "compress messages, with memory: none, sign, int8, top-k:FRACTION (a small fraction diverges "
+        "unless --gossip_rate is small, too: try it at 3 times the fraction)",
     )
     local_steps: int = setting(1, NETWORK, "steps from one exchange to the next")
     gossip_steps: int = setting(1, NETWORK, "how often models are mixed in one step")
@@ -186,10 +206,37 @@ class Config:
 
     devices: int = setting(
         0,
-        TRAINING,
+        DEVICES,
         "devices over which the agents are spread; 0 takes as many as divide the agents",
     )
-    spmd: str = setting("shard_map", TRAINING, "how devices are driven: shard_map or pmap")
+    batch_devices: int = setting(
+        1, DEVICES, "devices that share each agent's batch, so that few agents can fill many"
+    )
+    spmd: str = setting("shard_map", DEVICES, "how devices are driven: shard_map or pmap")
+    coordinator: str | None = setting(
+        None,
+        DEVICES,
+        "HOST:PORT of process 0, to train with several processes, which need one --workdir that all "
+        "see; with --num_processes and --process_id",
+    )
+    num_processes: int | None = setting(None, DEVICES, "how many processes there are")
+    process_id: int | None = setting(None, DEVICES, "which of them this is, from 0")
+    distributed: bool = setting(
+        False, DEVICES, "let JAX find the other processes by itself (Slurm, Cloud TPU ...)"
+    )
+    join_seconds: int = setting(300, DEVICES, "how long to wait for the other processes")
+
+    chunk_steps: int = setting(
+        0,
+        TRAINING,
+        "steps that run as one program, with their metrics fetched together; 0 for 1 on a CPU and "
+        "with streamed data, 50 elsewhere",
+    )
+    compile_cache: str | None = setting(
+        None,
+        TRAINING,
+        "directory where compiled programs are kept for later runs; default: nowhere",
+    )
 
     workdir: str | None = setting(
         None, OUTPUT, "directory of this run's files; default: a new one under runs/"
@@ -199,6 +246,10 @@ class Config:
         False, OUTPUT, "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)"
     )
     progress: bool = setting(True, OUTPUT, "show a progress bar")
+    figures: bool = setting(True, OUTPUT, "draw the partition and the accuracy curves")
+    tensorboard: bool = setting(
+        False, OUTPUT, "write the metrics for TensorBoard, too (pip install '.[tensorboard]')"
+    )
     resume: bool = setting(
         False, OUTPUT, "go on with the run in --workdir, to the bit, from its last checkpoint"
     )
@@ -228,6 +279,9 @@ class Config:
             ("local_steps", 1),
             ("gossip_steps", 1),
             ("devices", 0),
+            ("batch_devices", 1),
+            ("join_seconds", 1),
+            ("chunk_steps", 0),
             ("checkpoint_every", 0),
             ("keep", 1),
             ("workers", 1),
@@ -242,6 +296,8 @@ class Config:
             value = getattr(self, name)
             _check(self, name, value is None or 0 <= value < math.inf, "a number >= 0")
         momentum, gamma = self.momentum, self.gossip_rate
+        whole = self.batch_size % self.batch_devices == 0
+        _check(self, "batch_devices", whole, f"a divisor of batch_size {self.batch_size}")
         _check(self, "momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
         _check(self, "gossip_rate", gamma is None or 0 < gamma <= 1, "in (0, 1]")
         self.faults()
@@ -249,6 +305,7 @@ class Config:
         reactions = ("stop", "skip", "rollback")
         _check(self, "on_divergence", self.on_divergence in reactions, ", ".join(reactions))
         _check(self, "resume", not self.resume or self.workdir is not None, "given with --workdir")
+        _check(self, "validation", 0 <= self.validation < 1, "in [0, 1)")
         dtypes = ("float32", "bfloat16")
         _check(self, "dtype", self.dtype in dtypes, " or ".join(dtypes))
         _check(self, "seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
@@ -265,6 +322,7 @@ class Config:
         """
         share, length = parse_pair("offline", self.offline)
         probability, delay = parse_pair("straggle", self.straggle)
+        _check(self, "straggle", delay.is_integer(), "PROBABILITY:ROUNDS with whole rounds")
         return Faults(
             drop=self.drop,
             drop_burst=self.drop_burst,

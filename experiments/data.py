@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ccl_jax.data import batches, datasets, feature_shift, heterogeneity, partition
-from ccl_jax.data.dataset import Dataset, StreamedDataset
-from ccl_jax.data.feeds import Feed, InMemory
+from ccl_jax.data.dataset import Dataset, StreamedDataset, hold_out
+from ccl_jax.data.feeds import Feed, InMemory, OnHost
 from ccl_jax.data.streaming import Streaming
 from experiments.config import Config
 
@@ -49,9 +49,13 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
         image_size=config.image_size,
         verify_checksums=config.verify_checksums,
     )
+    sets = [dataset, *(_domain(config, text) for text in config.domain)]
+    if config.validation > 0:
+        sets = [hold_out(each, config.validation, config.seed) for each in sets]
+    dataset = sets[0]
     split = lambda labels, agents: _split(config, labels, agents)
     if config.domain:
-        dataset, domains = heterogeneity.join([dataset, *map(_domain, config.domain)])
+        dataset, domains = heterogeneity.join(sets)
         held = heterogeneity.by_domain(dataset.train_labels, domains, config.agents, split)
     else:
         domains = np.zeros(len(dataset.train_labels), int)
@@ -76,8 +80,14 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
     return Data(dataset, held, shifts, degrees, report)
 
 
-def make_feed(data: Data, config: Config) -> Feed:
-    """What the training loop is fed from."""
+def make_feed(data: Data, config: Config, here: np.ndarray | None = None) -> Feed:
+    """What the training loop is fed from.
+
+    Args:
+      data: The data of the run.
+      config: Its settings.
+      here: The agents of this process, with several; `parallel.Plan.agents_here`.
+    """
     if isinstance(data.dataset, StreamedDataset):
         feed = Streaming(
             data.dataset,
@@ -86,7 +96,10 @@ def make_feed(data: Data, config: Config) -> Feed:
             config.seed,
             workers=config.workers,
             max_unreadable=config.max_unreadable,
+            here=here,
         )
+    elif here is not None:
+        feed = OnHost(data.dataset, data.partition, config.batch_size, config.seed, here)
     else:
         feed = InMemory(data.dataset, data.partition, config.batch_size, config.seed)
     if not data.shifts:
@@ -161,10 +174,11 @@ def _split(config: Config, labels: np.ndarray, agents: int) -> partition.Partiti
     )
 
 
-def _domain(text: str) -> Dataset:
-    """Loads NAME or NAME:PATH."""
+def _domain(config: Config, text: str) -> Dataset:
+    """Loads NAME or NAME:PATH, image files at the size of the first set's."""
     name, _, path = text.partition(":")
-    dataset = datasets.load(name, path or None)
+    size = config.image_size if name in datasets.SIZED else None
+    dataset = datasets.load(name, path or None, image_size=size)
     if isinstance(dataset, StreamedDataset):
         raise ValueError(
             f"domain {text!r} is streamed; only sets that fit in memory can be joined."

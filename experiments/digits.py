@@ -11,7 +11,7 @@ compares DSGDm-N, QG-DSGDm-N and CCL on 8 agents in a ring whose data differ str
 import sys
 from pathlib import Path
 
-from ccl_jax import plots
+from ccl_jax import hosts, plots
 from ccl_jax.data import datasets
 from experiments import cli, runner
 from experiments.config import Config
@@ -26,8 +26,8 @@ def main(config: Config, given: frozenset[str] = frozenset()) -> None:
     if "algorithm" in given:
         run = runner.prepare(config)
         summary = runner.execute(run)
-        print(runner.results_table([summary]))
-        print(f"run directory: {run.directory.path}")
+        hosts.tell(runner.results_table([summary]))
+        hosts.tell(f"run directory: {run.directory.path}")
         return
     compare(config, given)
 
@@ -44,7 +44,8 @@ def compare(config: Config, given: frozenset[str]) -> None:
         "ccl": {"algorithm": "qg-dsgdm-n", **ccl},
     }
     # A comparison that is resumed starts those of its runs that had not begun.
-    resume = {name: config.resume and (workdir / name).is_dir() for name in contestants}
+    begun = lambda name: (workdir / name / "config.json").exists()
+    resume = {name: config.resume and begun(name) for name in contestants}
     if config.resume and not any(resume.values()):
         raise ValueError(f"{workdir} holds no comparison; leave out --resume to start one")
     dataset = datasets.load(config.dataset, config.data_dir)
@@ -56,6 +57,8 @@ def compare(config: Config, given: frozenset[str]) -> None:
     ]
     summaries = [runner.execute(run) for run in runs]
 
+    if not hosts.is_first():
+        return
     together = runner.RunDirectory(workdir)
     together.write_json("comparison.json", {s["label"]: s for s in summaries})
     curves = {run.config.label: run.directory.read_metrics() for run in runs}

@@ -1,5 +1,6 @@
 """Runs one Config: builds everything, trains, and leaves a run directory behind."""
 
+import contextlib
 import dataclasses
 import datetime
 import sys
@@ -16,14 +17,16 @@ from ccl_jax import (
     algorithms,
     compression,
     graphs,
+    hosts,
     loop,
     models,
     parallel,
     plots,
     schedules,
+    tensorboard,
     training,
 )
-from ccl_jax.algorithms import under_faults
+from ccl_jax.algorithms import under_faults, under_settings
 from ccl_jax.checkpoint import Autosave, Checkpoints
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.data.feeds import Feed
@@ -37,6 +40,9 @@ from experiments.config import MAY_DIFFER, Config
 
 # One virtual CPU device an agent is fastest, up to a number that is still quick to compile for.
 MOST_CPU_DEVICES = 64
+
+# Steps in one program where dispatching one takes longer than a small model's step.
+CHUNK_STEPS = 50
 
 # How often --on_divergence=rollback goes back, each time with a tenth of the learning rate.
 ROLLBACKS = 3
@@ -71,6 +77,7 @@ class Run:
         return self.data.partition
 
 
+@hosts.together()
 def prepare(
     config: Config, dataset: datasets.Dataset | datasets.StreamedDataset | None = None
 ) -> Run:
@@ -88,10 +95,17 @@ def prepare(
         directory.check_same(dataclasses.asdict(config), MAY_DIFFER)
     else:
         directory.check_free()
+    if config.tensorboard:
+        tensorboard.check()
+    if config.compile_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     algorithm = algorithms.make(config.algorithm, **config.hyperparameters())
     method = algorithms.lookup(config.algorithm)
-    parallel.request_cpu_devices(config.devices or min(config.agents, MOST_CPU_DEVICES))
-    plan = parallel.Plan(config.devices or parallel.usable_devices(config.agents), config.spmd)
+    most = min(config.agents * config.batch_devices, MOST_CPU_DEVICES)
+    parallel.request_cpu_devices(-(-(config.devices or most) // (config.num_processes or 1)))
+    devices = config.devices or parallel.usable_devices(config.agents, config.batch_devices)
+    plan = parallel.Plan(devices, config.spmd, config.batch_devices)
     # Data before the graph: a graph of far too many agents would not fit in memory.
     loaded = data.load(config, dataset)
     dataset = loaded.dataset
@@ -106,12 +120,13 @@ def prepare(
     under_faults.check(config.faults(), method, topology, **config.hyperparameters())
     network = Network(
         topology,
-        devices=plan.devices,
+        devices=plan.blocks,
         local_steps=config.local_steps,
         gossip_steps=config.gossip_steps,
         compressor=compression.make(config.compression),
         faults=config.faults(),
     )
+    under_settings.check(network, method)
     objective = training.Objective(
         num_classes=dataset.num_classes,
         lambda_m=config.lambda_m,
@@ -146,8 +161,8 @@ def main(config: Config, given: frozenset[str] = frozenset()) -> None:
     """The main of most experiments: one run, and its result on the terminal."""
     del given
     run = prepare(config)
-    print(results_table([execute(run)]))
-    print(f"run directory: {run.directory.path}")
+    hosts.tell(results_table([execute(run)]))
+    hosts.tell(f"run directory: {run.directory.path}")
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -161,13 +176,18 @@ def execute(run: Run) -> dict[str, Any]:
       OSError: A file could not be written.
       ValueError: The work directory cannot be used, or another run is using it.
     """
-    with run.directory.lock(), stop_signals() as stop:
-        if not run.config.resume:
-            run.directory.create(dataclasses.asdict(run.config) | {"made_with": made_with()})
-        elif (summary := run.directory.summary()) is not None:
-            _note(f"{run.directory.path} has ended already; this is its result")
-            return summary
-        else:
+    with contextlib.ExitStack() as stack:
+        with hosts.together():
+            stack.enter_context(run.directory.lock())
+            if not run.config.resume:
+                run.directory.create(dataclasses.asdict(run.config) | {"made_with": made_with()})
+        with hosts.together():
+            run.directory.check_shared()
+        stop = stack.enter_context(stop_signals())
+        if run.config.resume:
+            if (summary := run.directory.summary()) is not None:
+                _note(f"{run.directory.path} has ended already; this is its result")
+                return summary
             _warn_of_other_makers(run.directory)
         return _train(run, stop)
 
@@ -177,14 +197,15 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
     counts = partition.class_counts(
         run.partition, run.dataset.train_labels, run.dataset.num_classes
     )
-    plots.class_bubbles(
-        counts,
-        run.directory.figures / "partition.png",
-        f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}",
-        run.dataset.class_names,
-    )
+    if hosts.is_first() and config.figures:
+        plots.class_bubbles(
+            counts,
+            run.directory.figures / "partition.png",
+            f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}",
+            run.dataset.class_names,
+        )
     run.directory.write_json("partition.json", run.data.report)
-    feed = data.make_feed(run.data, config)
+    feed = data.make_feed(run.data, config, run.plan.agents_here(config.agents))
     evaluator = Evaluator(
         run.model, run.dataset, workers=config.workers, max_unreadable=config.max_unreadable
     )
@@ -194,7 +215,10 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
         return evaluator(run.algorithm.models(state.params, state.algorithm), state.model_state)
 
     rollbacks = None
-    with Checkpoints(run.directory.checkpoints, config.keep) as saved:
+    board = contextlib.nullcontext(lambda row: None)
+    if hosts.is_first() and config.tensorboard:
+        board = tensorboard.scalars(run.directory.path / "tensorboard")
+    with Checkpoints(run.directory.checkpoints, config.keep) as saved, board as show:
         autosave = Autosave(
             saved, config.epochs, config.checkpoint_every, config.checkpoint_minutes, stop
         )
@@ -211,6 +235,7 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
                     row |= data.throughput(run.data, feed, row)
                     rows.append(row)
                     run.directory.log(row)
+                    show(row)
                     shown = {"loss": f"{row['cross_entropy']:.3f}"}
                     if "local_accuracy_mean" in row:
                         shown["local"] = f"{100 * row['local_accuracy_mean']:.1f}%"
@@ -228,6 +253,7 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
                         plan=run.plan,
                         start=start,
                         skip_divergence=config.on_divergence == "skip",
+                        chunk_steps=chunk_steps(run),
                         on_epoch=on_epoch,
                         on_step=lambda step, bar=bar: bar.update(),
                         on_progress=autosave,
@@ -237,6 +263,8 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
                     rollbacks = start.rollbacks + 1
                     if config.on_divergence != "rollback" or rollbacks > ROLLBACKS:
                         raise
+                    if start.rollbacks and saved.steps()[-1:] == [start.step]:
+                        saved.drop(start.step)  # It has led here twice.
                     _note(
                         f"{error}; going back to the last checkpoint (of steps {saved.steps()}) or "
                         f"the start, with {10**rollbacks} times less learning rate"
@@ -272,7 +300,8 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
         "device": device_name(),
         "made_with": made_with(),
     }
-    plots.accuracy_curves({config.label: rows}, run.directory.figures / "accuracy.png")
+    if hosts.is_first() and config.figures:
+        plots.accuracy_curves({config.label: rows}, run.directory.figures / "accuracy.png")
     run.directory.write_json("summary.json", summary)
     return summary
 
@@ -293,8 +322,16 @@ def make_data_step(run: Run, feed: Feed, rollbacks: int = 0) -> loop.Step:
     return loop.make_data_step(run.plan.wrap(step), feed, run.dataset, run.augmentation)
 
 
+def chunk_steps(run: Run) -> int:
+    """Steps in one program: as asked for, or what suits the device and the data."""
+    alone = jax.default_backend() == "cpu" or isinstance(run.dataset, datasets.StreamedDataset)
+    return run.config.chunk_steps or (1 if alone else CHUNK_STEPS)
+
+
 def _begin(run: Run, feed: Feed, saved: Checkpoints) -> tuple[training.TrainState, Progress]:
     """The newest checkpoint that is whole, or the start where there is none yet."""
+    with hosts.together():
+        saved.wait()  # Then all processes see the same ones.
     state = training.init_state(
         run.model,
         run.algorithm,
@@ -314,7 +351,8 @@ def _begin(run: Run, feed: Feed, saved: Checkpoints) -> tuple[training.TrainStat
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr)
+    if hosts.is_first():
+        print(text, file=sys.stderr)
 
 
 def _warn_of_other_makers(directory: RunDirectory) -> None:
@@ -345,7 +383,7 @@ def progress_bar(run: Run, done: int) -> tqdm:
         initial=done,
         desc=run.config.label,
         unit="step",
-        disable=not run.config.progress,
+        disable=not (run.config.progress and hosts.is_first()),
     )
 
 

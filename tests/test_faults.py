@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_main
 from tiny import CLASSES, IMAGE, TinyModel, batch
 
 from ccl_jax import algorithms, graphs, parallel, training
 from ccl_jax.algorithms import under_faults
 from ccl_jax.compression import SIGN
 from ccl_jax.faults import Faults, parse_pair
+from ccl_jax.metrics import RunDirectory
 from ccl_jax.network import Network
 
 AGENTS = 6
@@ -210,6 +212,7 @@ def test_who_is_offline_does_not_train():
             changed = np.abs(np.asarray(x) - np.asarray(y)).reshape(AGENTS, -1).max(axis=1) > 0
             np.testing.assert_array_equal(changed, ~offline)
         np.testing.assert_array_equal(metrics.samples, np.where(offline, 0, 5))
+        np.testing.assert_array_equal(metrics.online, ~offline)
         away += offline.sum()
         state = new
     assert 0 < away < 6 * AGENTS
@@ -312,3 +315,34 @@ def test_pairs_are_read():
     for bad in ("", "0.1", "a:b", "0.1:", "1:2:3", "inf:1", "0.1:nan"):
         with pytest.raises(ValueError, match="two numbers"):
             parse_pair("offline", bad)
+
+
+def test_flags_are_shown_and_what_they_do_is_in_the_metrics(tmp_path, capsys):
+    assert tiny_main.main(["x", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("drop", "drop_burst", "drop_one_way", "offline", "straggle"):
+        assert f"  --{name} " in shown
+    flags = [
+        "--drop=0.3",
+        "--drop_burst=5",
+        "--drop_one_way",
+        "--offline=0.4:3",
+        "--straggle=0.2:3",
+    ]
+    flags += ["--algorithm=qg-dsgdm-n", "--epochs=1", "--eval_every=1", "--seed=5"]
+    assert tiny_main.main(["x", f"--workdir={tmp_path / 'run'}", *flags]) == 0
+    (row,) = RunDirectory(tmp_path / "run").read_metrics()
+
+    # Three agents in a ring: all are neighbours, and who is online sends two messages.
+    faults = Faults(
+        drop=0.3, drop_burst=5, one_way=True, offline=0.4, offline_length=3, straggle=0.2, seed=5
+    )
+    draw = jax.jit(lambda t, memory: faults.draw(t, jnp.arange(3), 3, memory))
+    memory, online, arrived = None, [], 0
+    for t in range(row["step"]):
+        conditions, memory = draw(jnp.int32(t), memory)
+        online.append(int(conditions.online.sum()))
+        arrived += int(np.asarray(conditions.hears)[~np.eye(3, dtype=bool)].sum())
+    assert row["step"] == 15 and 0 < sum(online) < 45
+    assert row["agents_online"] == pytest.approx(sum(online) / 15)
+    assert row["messages_lost"] == pytest.approx(1 - arrived / (2 * sum(online)))

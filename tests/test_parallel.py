@@ -6,9 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from tiny import CLASSES, IMAGE, TinyModel, batch, spread
 
-from ccl_jax import algorithms, blocks, compression, graphs, parallel, topology, training
+from ccl_jax import (
+    algorithms,
+    blocks,
+    compression,
+    evaluation,
+    graphs,
+    parallel,
+    topology,
+    training,
+)
 from ccl_jax.faults import Faults
 from ccl_jax.network import Network
 from ccl_jax.training import Objective
@@ -16,29 +26,51 @@ from ccl_jax.training import Objective
 AGENTS = 8
 MODEL = TinyModel()
 CCL = Objective(CLASSES, 0.05, 0.05)
+KEY = jax.random.key(0)
 # Graphs that suit methods which do not take a ring of eight.
 SUITABLE = {"relaysgd": "chain", "fedavg": "star", "sgp": "one-peer-exponential", "d2": "full"}
 
 
-def run(name, devices, form="shard_map", graph=None, steps=20, objective=CCL, **options):
+class Normalised(nn.Module):
+    """With batch norm, whose statistics are sums over a batch."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(6)(images.reshape(images.shape[0], -1))
+        features = nn.tanh(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return features, nn.Dense(CLASSES)(features)
+
+
+def run(
+    name,
+    devices,
+    form="shard_map",
+    graph=None,
+    steps=20,
+    objective=CCL,
+    model=MODEL,
+    batch_devices=1,
+    size=5,
+    **options,
+):
     """Parameters, metrics and algorithm state after some steps."""
     method = algorithms.lookup(name)
     graph = graph or SUITABLE.get(name, "ring")
     made = graphs.make(graph, AGENTS, stochastic=method.stochastic)
     algorithm = algorithms.make(name)
     network = Network(made, devices=devices, **options)
-    plan = parallel.Plan(devices, form)
+    plan = parallel.Plan(devices * batch_devices, form, batch_devices)
     step = plan.wrap(
-        training.make_step(MODEL, algorithm, network, objective, lambda t: jnp.float32(0.02))
+        training.make_step(model, algorithm, network, objective, lambda t: jnp.float32(0.02))
     )
-    state = training.init_state(MODEL, algorithm, network, IMAGE, jax.random.key(0))
-    state = training.with_network_memory(step, state, batch(AGENTS))
+    state = training.init_state(model, algorithm, network, IMAGE, KEY)
+    state = training.with_network_memory(step, state, batch(AGENTS, size))
     if not options:  # Compression starts from models that are alike.
         state = state._replace(params=spread(state.params, 0.1))
     state = plan.put(state)
     jitted = jax.jit(step)
     for t in range(steps):
-        state, metrics = jitted(state, plan.put(batch(AGENTS, seed=t, padded=t % 3)))
+        state, metrics = jitted(state, plan.put(batch(AGENTS, size, seed=t, padded=t % 3)))
     return plan.fetch(state._replace(key=())), plan.fetch(metrics)
 
 
@@ -85,6 +117,65 @@ def test_pmap_with_state_in_the_network():
     one, _ = run("dsgt", 1, **options)
     assert_equal(run("dsgt", 4, "pmap", **options)[0], one)
     assert_equal(run("dsgt", 4, **options)[0], one)
+
+
+@pytest.mark.parametrize(
+    "name, blocks, options",
+    [
+        ("qg-dsgdm-n", 2, {"objective": Objective(CLASSES, 0.05, 0.05, clip_norm=0.1)}),
+        ("dsgdm-n", 1, {"objective": Objective(CLASSES), "model": Normalised()}),
+        ("ngc", 2, {"objective": Objective(CLASSES)}),
+    ],
+)
+def test_devices_that_share_batches(name, blocks, options):
+    one, metrics = run(name, 1, size=8, **options)
+    many, sharded = run(name, blocks, batch_devices=4, size=8, **options)
+    assert_equal(many, one)
+    assert_equal(sharded, metrics)
+
+
+def test_each_step_with_int8_is_the_same_on_four_devices():
+    """From the same state. What is then quantized is the same to the bit, and so are its levels.
+
+    Two runs of their own part after some steps by one whole level of one value (1/127 of the largest),
+    where rounding of the last bit has moved it past the middle between two levels.
+    """
+    options = {"compressor": compression.INT8, "local_steps": 2}
+    algorithm = algorithms.make("dsgt")
+    plan = parallel.Plan(4)
+    plain, sharded = (
+        training.make_step(
+            MODEL,
+            algorithm,
+            Network(graphs.make("ring", AGENTS), devices=devices, **options),
+            Objective(CLASSES),
+            lambda t: jnp.float32(0.02),
+        )
+        for devices in (1, 4)
+    )
+    state = training.init_state(MODEL, algorithm, Network(graphs.make("ring", AGENTS)), IMAGE, KEY)
+    state = training.with_network_memory(plain, state, batch(AGENTS))
+    one, four = jax.jit(plain), jax.jit(plan.wrap(sharded))
+    for t in range(20):
+        data = batch(AGENTS, seed=t, padded=t % 3)
+        found, _ = four(plan.put(state), plan.put(data))
+        state, _ = one(state, data)
+        assert_equal(found._replace(key=()), plan.fetch(state._replace(key=())))
+    assert evaluation.consensus_distance(state.params) > 1e-3  # Something was there to be sent.
+
+
+def test_each_device_sees_its_part_of_a_batch():
+    """8 agents x 8 samples over 2 x 4 devices: the forward pass of each is on 4 agents x 2 samples."""
+    network = Network(graphs.make("ring", AGENTS), devices=2)
+    plan = parallel.Plan(8, batch_devices=4)
+    algorithm = algorithms.make("dsgd")
+    step = training.make_step(MODEL, algorithm, network, Objective(CLASSES), lambda t: 0.1)
+    state = training.init_state(MODEL, algorithm, network, IMAGE, KEY)
+    batches = batch(AGENTS, 8)
+    text = jax.jit(plan.wrap(step)).lower(plan.put(state), batches).compile().as_text()
+    # The hidden layer has 6 units.
+    assert re.search(r"f32\[4,2,6\]\S* (dot|fusion)\(", text)
+    assert not re.search(r"f32\[(4|8),8,6\]", text)
 
 
 def test_faults_are_the_same_wherever_the_agents_are():

@@ -1,73 +1,29 @@
 """A run that was interrupted ends exactly as one that was not: every family, any moment, real kills."""
 
+import contextlib
+import functools
 import json
 import os
+import re
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CLASSES, IMAGE, TinyModel
+import tiny_main
+from small_run import EPOCHS, FAMILIES, Experiment, same, same_rows, without_seconds
 
-from ccl_jax import algorithms, compression, graphs, loop, training
+from ccl_jax import algorithms, loop
 from ccl_jax.checkpoint import Autosave, Checkpoints, Stopped
-from ccl_jax.data import augment, partition
-from ccl_jax.data.dataset import Dataset
-from ccl_jax.data.feeds import InMemory
-from ccl_jax.evaluation import Evaluator
 from ccl_jax.faults import Faults
-from ccl_jax.metrics import plain
-from ccl_jax.network import Network
-from ccl_jax.progress import Progress
-
-MODEL = TinyModel()
-AGENTS, EPOCHS = 3, 3
-# Uneven parts: in the last step of an epoch some agents have nothing left.
-PARTITION = partition.Partition("uneven", tuple(np.split(np.arange(40), [10, 26])))
-
-# One of every family, on a graph that it takes.
-FAMILIES = {
-    "dsgdm-n": "ring",
-    "qg-dsgdm-n": "ring",
-    "qg-dsgdm-n-ema": "ring",
-    "qg-adam": "ring",
-    "adam": "ring",
-    "all-reduce": "ring",
-    "isolated": "ring",
-    "fedavg": "star",
-    "relaysgd": "chain",
-    "d2": "ring",
-    "exact-diffusion": "ring",
-    "decentlam": "ring",
-    "dsgt": "ring",
-    "update-tracking": "ring",
-    "gut": "ring",
-    "momentum-tracking": "ring",
-    "comp-ngc": "ring",
-    "comp-cga": "ring",
-    "sgp": "exponential",
-}
-
-
-def dataset() -> Dataset:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (60, *IMAGE), dtype=np.uint8)
-    labels = rng.integers(0, CLASSES, 60).astype(np.int32)
-    names = tuple("abcd")
-    return Dataset(
-        "tiny", images[:40], labels[:40], images[40:], labels[40:], CLASSES, (0.5,), (0.3,), 255.0,
-        names,
-    )  # fmt: skip
-
-
-DATA = dataset()
-EVALUATOR = Evaluator(MODEL, DATA)
+from ccl_jax.metrics import RunDirectory
+from experiments import runner
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,61 +32,6 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-class Experiment:
-    """A small run of one method, in this process."""
-
-    def __init__(
-        self,
-        name="qg-dsgdm-n",
-        graph="ring",
-        compressor="none",
-        lambdas=(0, 0),
-        augmentation="none",
-        faults=None,
-    ):
-        lr = 0.05
-        self.algorithm = algorithms.make(name)
-        topology = graphs.make(graph, AGENTS, stochastic=algorithms.lookup(name).stochastic)
-        network = Network(topology, compressor=compression.make(compressor), faults=faults)
-        objective = training.Objective(CLASSES, *lambdas)
-        rate = lambda t: lr / (1 + t.astype(jnp.float32))
-        step = training.make_step(MODEL, self.algorithm, network, objective, rate)
-        self.feed = InMemory(DATA, PARTITION, batch_size=4, seed=1)
-        # Jitted, so that all runs of an experiment share one trace.
-        transform = augment.make(augmentation)
-        self.step = jax.jit(loop.make_data_step(step, self.feed, DATA, transform))
-
-        state = training.init_state(MODEL, self.algorithm, network, IMAGE, jax.random.key(3))
-        self.first = training.with_network_memory(
-            self.step, state, self.feed.constants, self.feed.item
-        )
-
-    def start(self) -> training.TrainState:
-        """The first state, in buffers of its own."""
-        return jax.tree.map(jnp.copy, self.first)
-
-    def run(self, state, start=Progress(), **callbacks):  # noqa: B008
-        """The end of the run: parameters, and rows without their seconds."""
-        rows = list(start.rows)
-        models = lambda s: EVALUATOR(self.algorithm.models(s.params, s.algorithm), {})
-        callbacks = {"on_epoch": rows.append} | callbacks
-        state, _ = loop.fit(
-            state, self.step, self.feed, epochs=EPOCHS, eval_every=2, evaluate=models, start=start,
-            **callbacks,
-        )  # fmt: skip
-        return state, without_seconds(rows)
-
-
-def without_seconds(rows) -> list[dict]:
-    keep = lambda row: {k: v for k, v in row.items() if "second" not in k}
-    return [keep(plain(row)) for row in rows]
-
-
-def same(a: training.TrainState, b: training.TrainState) -> None:
-    a, b = (s._replace(key=jax.random.key_data(s.key)) for s in (a, b))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def check_resume(experiment: Experiment, path: Path, *moments: int) -> None:
@@ -147,7 +48,7 @@ def check_resume(experiment: Experiment, path: Path, *moments: int) -> None:
         assert progress.step == moment and moment < whole.step
         resumed, resumed_rows = experiment.run(state, progress)
         same(resumed, whole)
-        assert resumed_rows == rows
+        same_rows(resumed_rows, rows)
         shutil.rmtree(path / str(moment))
 
 
@@ -190,7 +91,7 @@ def test_a_signal_saves_and_leaves_after_the_step(tmp_path):
     assert stopped.value.signal == signal.SIGTERM
     resumed, resumed_rows = experiment.run(*Checkpoints(tmp_path).restore(experiment.start()))
     same(resumed, whole)
-    assert resumed_rows == rows
+    same_rows(resumed_rows, rows)
 
 
 def test_autosave_keeps_its_times(tmp_path):
@@ -241,75 +142,70 @@ def test_an_epoch_that_is_skipped_altogether_stops_the_run():
         experiment.run(experiment.start(), skip_divergence=True)
 
 
-# What follows starts real processes, on the digits.
-
-MAIN = [sys.executable, str(Path(__file__).with_name("tiny_main.py")), "--algorithm=qg-dsgdm-n"]
+# What follows starts real processes: `tiny_main.py`, on the digits.
 
 
-def environment(tmp_path_factory) -> dict[str, str]:
-    cache = tmp_path_factory.getbasetemp() / "jax-cache"
-    return os.environ | {
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+class Main:
+    """A run that saves after every step it can.
+
+    Args:
+      context: What `forks.context` returned.
+      workdir: Its directory. What it says on stderr lies beside it.
+      flags: Other flags.
+    """
+
+    def __init__(self, context, workdir: Path, *flags: str) -> None:
+        argv = ["--algorithm=qg-dsgdm-n", "--checkpoint_minutes=1e-9", *flags]
+        self.workdir = workdir
+        self._stderr = workdir.with_name(f"{workdir.name}-{id(self)}.txt")
+        self._process = context.Process(
+            target=forks.run_main, args=([f"--workdir={workdir}", *argv], self._stderr), daemon=True
+        )
+        self._process.start()
+
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def send(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def finish(self, code: int) -> str:
+        """What a process that ended with this code said on stderr."""
+        self._process.join()
+        said = self._stderr.read_text()
+        assert self._process.exitcode == code, said
+        return said
+
+    def wait_for_step(self, step: int) -> None:
+        while newest(self.workdir) < step:
+            assert self.alive(), self._stderr.read_text()
+            time.sleep(0.02)
+
+    def limit_files(self, size: int) -> None:
+        """From now on, files cannot grow beyond so many bytes."""
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
-    """Starts runs that save after every step they can; ends those that a failed test left."""
-    processes = []
-
-    def launch(workdir, *more):
-        process = subprocess.Popen(
-            [*MAIN, f"--workdir={workdir}", "--checkpoint_minutes=1e-9", *more],
-            env=environment(tmp_path_factory),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
-
-    yield launch
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+def launch(request):
+    return functools.partial(Main, forks.context(request.config.cache.mkdir("jax-forks")))
 
 
 @pytest.fixture(scope="module")
 def whole(launch, tmp_path_factory):
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    finish(launch(workdir), 0)
+    launch(workdir).finish(0)
     return workdir
-
-
-def finish(process, code) -> str:
-    """What a process that ended with this code said on stderr."""
-    said = process.communicate()[1]
-    assert process.returncode == code, said
-    return said
 
 
 def newest(workdir) -> int:
     return max(Checkpoints(workdir / "checkpoints").steps(), default=0)
 
 
-def wait_for_step(process, workdir, step) -> None:
-    while newest(workdir) < step:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-
-
 def check_equal(workdir, other) -> None:
-    rows = [
-        without_seconds(json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines())
-        for d in (workdir, other)
-    ]
-    assert rows[0] == rows[1]
+    rows = [RunDirectory(d).read_metrics() for d in (workdir, other)]
+    same_rows(*map(without_seconds, rows))
     step = newest(workdir)
     assert step == newest(other)
     contents = [Checkpoints(d / "checkpoints").arrays(step) for d in (workdir, other)]
@@ -319,23 +215,108 @@ def check_equal(workdir, other) -> None:
 def test_kill_9_and_resume_again_and_again(launch, whole, tmp_path):
     workdir = tmp_path / "run"
     for kills, step in enumerate((2, 40)):
-        process = launch(workdir, *["--resume"] * (kills > 0))
-        wait_for_step(process, workdir, step)
-        process.send_signal(signal.SIGKILL)
-        finish(process, -signal.SIGKILL)
-    assert "goes on after step" in finish(launch(workdir, "--resume"), 0)
+        run = launch(workdir, *["--resume"] * (kills > 0))
+        run.wait_for_step(step)
+        run.send(signal.SIGKILL)
+        run.finish(-signal.SIGKILL)
+    assert "goes on after step" in launch(workdir, "--resume").finish(0)
     check_equal(workdir, whole)
 
 
 def test_sigterm_saves_and_a_second_run_is_refused_meanwhile(launch, whole, tmp_path):
     workdir = tmp_path / "run"
     first = launch(workdir)
-    wait_for_step(first, workdir, 3)
-    first.send_signal(signal.SIGSTOP)  # alive, and in no hurry
-    assert "another run is at work" in finish(launch(workdir, "--resume"), 2)
-    first.send_signal(signal.SIGTERM)
-    first.send_signal(signal.SIGCONT)
-    assert "stopped by signal 15 after step" in finish(first, 143)
+    first.wait_for_step(3)
+    first.send(signal.SIGSTOP)  # alive, and in no hurry
+    assert "another run is at work" in launch(workdir, "--resume").finish(2)
+    first.send(signal.SIGTERM)
+    first.send(signal.SIGCONT)
+    assert "stopped by signal 15 after step" in first.finish(143)
     assert not (workdir / "summary.json").exists()
-    finish(launch(workdir, "--resume"), 0)
+    launch(workdir, "--resume").finish(0)
     check_equal(workdir, whole)
+
+
+def test_ctrl_c_saves_and_of_two_that_start_together_one_runs(launch, whole, tmp_path):
+    workdir = tmp_path / "run"
+    both = [launch(workdir) for _ in range(2)]
+    while not (refused := [run for run in both if not run.alive()]):
+        time.sleep(0.02)
+    (refused,) = refused
+    assert re.search("another run is at work|already holds a run", refused.finish(2))
+    both.remove(refused)
+    (run,) = both
+    run.wait_for_step(1)
+    run.send(signal.SIGINT)
+    assert "stopped by signal 2 after step" in run.finish(130)
+    launch(workdir, "--resume").finish(0)
+    check_equal(workdir, whole)
+
+
+def test_a_full_disk_is_one_clear_line_and_the_run_can_go_on(launch, whole, tmp_path):
+    run = launch(workdir := tmp_path / "run")
+    run.wait_for_step(2)
+    run.limit_files(3000)
+    said = run.finish(1)
+    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    steps = Checkpoints(workdir / "checkpoints").steps()
+    assert steps and f"complete ones are there of steps {steps}" in line
+    assert re.search(r"checkpoint of step \d+ could not be written to .*too large", line)
+    assert "Traceback" not in said
+    launch(workdir, "--resume").finish(0)
+    check_equal(workdir, whole)
+
+
+def test_a_rollback_recovers(launch, tmp_path):
+    """Decay by lr * 100 = 10 weights makes them 9 times larger in each step; by 1, it does not."""
+    flags = ["--algorithm=dsgd", "--lr=0.1", "--weight_decay=100", "--schedule=constant"]
+    flags += ["--on_divergence=rollback", "--checkpoint_every=1", "--checkpoint_minutes=0"]
+    said = launch(tmp_path / "run", *flags).finish(0)
+    assert said.count("no longer finite") == 1
+    assert "going back to the last checkpoint (of steps [15, 30])" in said
+    assert "goes on after step 30" in said
+    rows = RunDirectory(tmp_path / "run").read_metrics()
+    assert [row["step"] for row in rows] == list(range(15, 91, 15))
+    assert [row.get("rollbacks") for row in rows] == [None, None, 1, 1, 1, 1]
+    assert [row["lr"] for row in rows] == pytest.approx(2 * [0.1] + 4 * [0.01])
+    # As good as guessing, with such a decay.
+    assert rows[1]["cross_entropy"] > 1e9 and 0 < rows[-1]["cross_entropy"] < 2.5
+
+
+def test_a_comparison_goes_on_between_and_within_its_runs(tmp_path, monkeypatch, capsys):
+    def compare(folder: str, *flags: str) -> int:
+        common = ["--epochs=1", "--eval_every=1", "--devices=1", "--checkpoint_minutes=1e-9"]
+        return tiny_main.main(["x", f"--workdir={tmp_path / folder}", *common, *flags])
+
+    assert compare("whole") == 0
+    execute = runner.execute
+
+    def leave_before_the_second(run):
+        if run.config.algorithm == "qg-dsgdm-n":
+            raise KeyboardInterrupt
+        return execute(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "execute", leave_before_the_second)
+        assert compare("run") == 130
+    (tmp_path / "run" / "qg-dsgdm-n").mkdir()  # as if killed when it had just been made
+
+    @contextlib.contextmanager
+    def stop_after_seven():
+        answers = iter([0] * 6 + [signal.SIGTERM])
+        yield lambda: next(answers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "stop_signals", stop_after_seven)
+        assert compare("run", "--resume") == 143
+    assert "after step 7;" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "ccl").exists()
+    assert compare("run", "--resume") == 0
+    assert "dsgdm-n has ended already" in capsys.readouterr().err
+    for name in ("dsgdm-n", "qg-dsgdm-n", "ccl"):
+        check_equal(tmp_path / "run" / name, tmp_path / "whole" / name)
+    summaries = [
+        json.loads((tmp_path / d / "comparison.json").read_text()) for d in ("run", "whole")
+    ]
+    for name in summaries[1]:
+        same_rows(*(without_seconds([s[name] | {"made_with": None}]) for s in summaries))

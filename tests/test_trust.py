@@ -163,6 +163,28 @@ def test_rollback_goes_on_with_a_lower_rate_and_gives_up_in_the_end(tmp_path, ca
     assert last["lr"] == pytest.approx(1e33) and last["rollbacks"] == 3 and last["diverged"]
 
 
+def test_a_checkpoint_that_diverges_again_is_left_for_the_one_before(tmp_path, monkeypatch):
+    """As where the parameters are finite still, but no learning rate leads on from them."""
+    config = CONFIG.replace(on_divergence="rollback", epochs=3, checkpoint_every=1, keep=3)
+    run = runner.prepare(config.replace(workdir=str(tmp_path / "run")))
+    fit, started = loop.fit, []
+
+    def failing(*arguments, start, **options):
+        started.append(start.epoch)
+        if len(started) == 1:  # Saves the ends of all epochs before it fails.
+            fit(*arguments, start=start, **options)
+        if len(started) < 4:
+            raise loop.Diverged("agent 0")
+        return fit(*arguments, start=start, **options)
+
+    monkeypatch.setattr(loop, "fit", failing)
+    runner.execute(run)
+    assert started == [1, 4, 3, 2]
+    rows = run.directory.read_metrics()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row.get("rollbacks") for row in rows] == [None, 3, 3]
+
+
 @settings(deadline=None, max_examples=40)
 @given(text=st.binary(max_size=80) | st.from_regex(rb"(--[a-z_]{2,12}(=.{0,9})?\n){1,5}"))
 def test_flag_files_of_any_content_are_answered_in_one_line(tmp_path_factory, text):
@@ -174,3 +196,42 @@ def test_flag_files_of_any_content_are_answered_in_one_line(tmp_path_factory, te
     )
     # Read and passed on as a checked Config, or refused.
     assert (code, len(seen)) in ((0, 1), (0, 0), (2, 0))
+
+
+def _itself(file: Path) -> None:
+    file.write_text(f"--lr=0.2\n--flagfile={file}\n")
+
+
+def _each_other(file: Path) -> None:
+    other = file.with_suffix(".other")
+    file.write_text(f"--flagfile={other}\n")
+    other.write_text(f"--flagfile={file}\n")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda file: file.write_text("lr is 0.1\n"),
+        lambda file: file.write_text("--no_such_flag=1\n"),
+        lambda file: file.write_text("--lr=fast\n"),
+        lambda file: file.write_bytes(bytes(range(256)) * 20),
+        lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe"),
+        lambda file: file.mkdir(),
+        lambda file: None,
+        lambda file: file.write_text(f"--flagfile={file.with_name('nowhere')}\n"),
+        lambda file: file.symlink_to(file),
+        _itself,
+        _each_other,
+    ],
+    ids=["words", "unknown", "no number", "bytes", "png", "folder", "missing", "names a missing one",
+         "link to itself", "itself", "each other"],
+)  # fmt: skip
+def test_a_flag_file_that_is_none_gets_one_line(tmp_path, capsys, make):
+    file = tmp_path / "run.flags"
+    make(file)
+    code = cli.run_main(
+        lambda config, given: pytest.fail("ran"), CONFIG, "", ["x", f"--flagfile={file}"]
+    )
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert (code, out) == (2, "") and line.startswith("error: ")

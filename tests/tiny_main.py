@@ -1,6 +1,7 @@
 """`python tiny_main.py FLAGS`: experiments.digits with a model that compiles in a second."""
 
 import sys
+from collections.abc import Sequence
 
 from flax import linen as nn
 
@@ -21,8 +22,15 @@ class Mlp(nn.Module):
 
 models.MODELS["mlp"] = lambda num_classes, dtype: Mlp(num_classes)
 
+DEFAULTS = digits.DEFAULTS.replace(
+    model="mlp", agents=3, alpha=1.0, epochs=6, eval_every=3, progress=False
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of `experiments.digits` with these flags; default: those of the command line."""
+    return cli.run_main(digits.main, DEFAULTS, digits.__doc__, argv)
+
+
 if __name__ == "__main__":
-    defaults = digits.DEFAULTS.replace(
-        model="mlp", agents=3, alpha=1.0, epochs=6, eval_every=3, progress=False
-    )
-    sys.exit(cli.run_main(digits.main, defaults, digits.__doc__))
+    sys.exit(main())

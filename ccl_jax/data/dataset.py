@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ccl_jax.streams import Stream, generator
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -102,6 +104,23 @@ class Relabelled:
         return self.store.name(index)
 
 
+class Part:
+    """An `ImageStore` with some of the images of another: those at `indices [n]`."""
+
+    def __init__(self, store: ImageStore, indices: np.ndarray) -> None:
+        self.labels = store.labels[indices]
+        self._store = store
+        self._indices = indices
+
+    def read(self, index: int) -> bytes:
+        """The store's image."""
+        return self._store.read(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        """The store's name of the image."""
+        return self._store.name(int(self._indices[index]))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedDataset:
     """A labelled image set that is read and decoded as it is used.
@@ -159,6 +178,43 @@ class StreamedDataset:
     def with_train_labels(self, labels: np.ndarray) -> "StreamedDataset":
         """The same images with other labels `[n]` int32."""
         return dataclasses.replace(self, train=Relabelled(self.train, labels))
+
+
+def hold_out(
+    dataset: Dataset | StreamedDataset, fraction: float, seed: int
+) -> Dataset | StreamedDataset:
+    """Holds out a random part of the training images, which takes the place of the test images.
+
+    For choosing settings: what is chosen on the part that was held out has not seen the test set.
+
+    Args:
+      dataset: The whole set.
+      fraction: Part of the training images, in (0, 1).
+      seed: Seed of the choice, 0 to 2**32 - 1.
+
+    Raises:
+      ValueError: The fraction leaves nothing to train or to evaluate on.
+    """
+    size = len(dataset.train_labels)
+    held = round(fraction * size)
+    if not 0 < held < size:
+        raise ValueError(
+            f"{dataset.name}: holding out {fraction} of {size} training images leaves {size - held} "
+            f"to train and {held} to evaluate on; both must be at least 1."
+        )
+    order = generator(Stream.HOLD_OUT, seed).permutation(size)
+    test, train = np.sort(order[:held]), np.sort(order[held:])
+    if isinstance(dataset, StreamedDataset):
+        parts = {"train": Part(dataset.train, train), "test": Part(dataset.train, test)}
+    else:
+        images, labels = dataset.train_images, dataset.train_labels
+        parts = {
+            "train_images": images[train],
+            "train_labels": labels[train],
+            "test_images": images[test],
+            "test_labels": labels[test],
+        }
+    return dataclasses.replace(dataset, **parts)
 
 
 def _check_labels(name: str, split: str, labels: np.ndarray, number: int, classes: int) -> None:

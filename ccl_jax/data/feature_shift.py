@@ -100,7 +100,7 @@ class Shifted:
         self, feed: Feed, shifts: Sequence[Shift], degrees: Sequence[np.ndarray], scale: float
     ) -> None:
         self.agents, self.steps, self.constants = feed.agents, feed.steps, feed.constants
-        self.unreadable = feed.unreadable
+        self.here, self.unreadable = feed.here, feed.unreadable
         # Degrees travel with the item, as all that leads with the agents axis does.
         self._degrees = tuple(degrees)
         self.item = (
@@ -117,8 +117,9 @@ class Shifted:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PyTree]:
         """The feed's items, each with the degrees; see `Feed.epoch`."""
+        degrees = tuple(degree[self.here] for degree in self._degrees)
         for item in self._feed.epoch(epoch, start):
-            yield item, self._degrees
+            yield item, degrees
 
     def fetch(self, constants: PyTree, item: PyTree) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The feed's batch with shifted images; see `Feed.fetch`."""

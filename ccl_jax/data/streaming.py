@@ -6,7 +6,7 @@ epoch can be the first. An image that cannot be read is left out and counted, up
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,7 @@ class Streaming:
       seed: Seed of the order of images.
       workers: Threads that decode.
       max_unreadable: Images that may be unreadable, over the whole run.
+      here: The agents of this process, whose images alone are decoded; None for all.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Streaming:
         *,
         workers: int = 16,
         max_unreadable: int = 10,
+        here: Sequence[int] | None = None,
     ) -> None:
         side = dataset.stored_side
         batch = (partition.agents, batch_size)
@@ -125,6 +127,7 @@ class Streaming:
             jax.ShapeDtypeStruct(batch, jnp.int32),
             jax.ShapeDtypeStruct(batch, jnp.bool_),
         )
+        self.here = slice(None) if here is None else here
         skipped = Skipped(max_unreadable)
         self.unreadable = skipped.names
         self._order = lambda epoch: batches.epoch_indices(partition, batch_size, epoch, seed)
@@ -134,7 +137,7 @@ class Streaming:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Chunk]:
         """Images, labels and mask for each step; see `Feed.epoch`."""
-        for pixels, labels, mask in self._decode(self._order(epoch)[start:]):
+        for pixels, labels, mask in self._decode(self._order(epoch)[start:, self.here]):
             if not mask.all():
                 fill_gaps(pixels, mask)
             yield pixels, labels, mask

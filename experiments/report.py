@@ -1,0 +1,303 @@
+"""Makes report.html and results.md of what has been run of a study.
+
+    python -m experiments.report --study=first_three
+    python -m experiments.report --study=rounds --bandwidth_mbps=10 --latency_ms=50 --gflops=2
+
+They lie in RESULTS/STUDY-DATA beside runs.jsonl. A file finding.md that lies there is taken in: what was
+found, in words.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, report_figures, report_page, study, tuning
+from experiments.outcome import AXES, Outcome, heading
+from experiments.records import known as known_records
+from experiments.wall_clock import Link
+
+_VERSIONS = ("python", "jax", "device", "cpu", "git_commit")
+
+
+def write(outcome: Outcome, results: Path, total: int) -> Path:
+    """Writes report.html and results.md.
+
+    Args:
+      outcome: What there is of the study.
+      results: The results directory.
+      total: How many runs the study has when it is whole.
+
+    Returns:
+      Where they lie.
+    """
+    where = study.folder(outcome.study, results)
+    finding = (where / "finding.md").read_text() if (where / "finding.md").exists() else ""
+    parts = [
+        *_opening(outcome, total),
+        *([f'<div class="finding">{report_page.markdown(finding)}</div>'] if finding else []),
+        report_page.element("h2", "In short"),
+        report_page.bullets(outcome.statements()),
+        report_page.element("p", caution(outcome), "soft"),
+        report_page.element("h2", "Results"),
+        report_page.table(outcome.header(), outcome.rows(), len(outcome.study.axes)),
+        report_page.element("p", _reading(outcome), "soft"),
+        *_to_target(outcome),
+        *_diverged(outcome),
+        report_page.element("h2", "Figures"),
+        f'<div class="figures">{"".join(_figures(outcome))}</div>',
+        *_left_out(outcome),
+        *_tuned(outcome, results),
+        report_page.element("h2", "How it was made"),
+        report_page.facts(_made(outcome)),
+    ]
+    where.mkdir(parents=True, exist_ok=True)
+    title = f"{outcome.study.title} ({outcome.study.data})"
+    (where / "report.html").write_text(report_page.page(title, parts))
+    (where / "results.md").write_text(markdown(outcome, total, finding))
+    return where
+
+
+def markdown(outcome: Outcome, total: int, finding: str = "") -> str:
+    """The results as Markdown."""
+    study_ = outcome.study
+    return (
+        "\n\n".join(
+            [
+                f"# {study_.title} ({study_.data})",
+                *([f"The paper: {study_.claim}"] if study_.claim else []),
+                *([f"Asked: {study_.question}"] if study_.question else []),
+                f"{len(outcome.records)} of {total} runs.",
+                *([finding.strip()] if finding else []),
+                "\n".join(f"- {text}" for text in outcome.statements()),
+                caution(outcome),
+                report_page.markdown_table(outcome.header(), outcome.rows()),
+                _reading(outcome),
+                "\n".join(f"- {name}: {text}" for name, text in _made(outcome)),
+            ]
+        )
+        + "\n"
+    )
+
+
+def caution(outcome: Outcome) -> str:
+    """What so many comparisons are worth."""
+    number = len(outcome.study.cells) * (len(outcome.study.methods) - 1)
+    return (
+        "A difference whose 95% interval contains 0 is called “no difference seen”. There are "
+        f"{number} comparisons in the table; of comparisons without any true difference about one in "
+        "twenty shows one by chance."
+    )
+
+
+def _opening(outcome: Outcome, total: int) -> list[str]:
+    study_ = outcome.study
+    count = f"{len(outcome.records)} of {total} runs"
+    return [
+        report_page.element(
+            "p", f"ccl_jax · study {study_.name} · {study_.data} · {count}", "soft"
+        ),
+        report_page.element("h1", study_.title),
+        *([report_page.element("p", f"The paper: {study_.claim}")] if study_.claim else []),
+        *([report_page.element("p", f"Asked: {study_.question}")] if study_.question else []),
+    ]
+
+
+def _reading(outcome: Outcome) -> str:
+    return (
+        "Mean ± standard deviation over seeds, of the runs that did not diverge, on the test set at the "
+        "end. Differences are paired by seed (same split, same start, same order of data), with "
+        f"Student's t; in points for accuracies; of {heading(outcome.metric, unit=False)}. MB: what one "
+        "agent sent."
+    )
+
+
+def _to_target(outcome: Outcome) -> list[str]:
+    study_ = outcome.study
+    if study_.target is None:
+        return []
+    rows = []
+    for cell in study_.cells:
+        for method in study_.methods:
+            reached = {axis: outcome.reached(cell, method, axis) for axis in AXES}
+            if not reached["rounds"].of:
+                continue
+            shown = [f"{r.mean:.3g}" if r.seeds else "never" for r in reached.values()]
+            rows.append(
+                [*cell, method, f"{reached['rounds'].seeds} of {reached['rounds'].of}", *shown]
+            )
+    header = [*study_.axes, "method", "runs that reach it", *AXES.values()]
+    return [
+        report_page.element(
+            "h2", f"To {100 * study_.target:g}% {heading(outcome.metric, unit=False)}"
+        ),
+        report_page.table(header, rows, len(study_.axes)),
+        report_page.element(
+            "p",
+            "Mean over the runs that reach it, at the first evaluation that does. "
+            + _model(outcome),
+        ),
+    ]
+
+
+def _diverged(outcome: Outcome) -> list[str]:
+    rows = [
+        [*cell, method, str(record["seed"]), str(record["step"]), record["reason"]]
+        for cell in outcome.study.cells
+        for method in outcome.study.methods
+        for record in outcome.diverged(cell, method)
+    ]
+    if not rows:
+        return []
+    header = [*outcome.study.axes, "method", "seed", "step", "what happened"]
+    return [
+        report_page.element("h2", "Runs that diverged"),
+        report_page.table(header, rows, len(outcome.study.axes)),
+    ]
+
+
+def _figures(outcome: Outcome) -> list[str]:
+    study_ = outcome.study
+    names = list(study_.methods)
+    colors = [report_figures.css_color(index) for index in range(len(names))]
+    dashed = [index >= len(report_figures.COLORS) for index in range(len(names))]
+    legend = report_page.legend(list(zip(names, colors, dashed, strict=True)))
+    parts = []
+    for spec in study_.figures:
+        title = spec.get("title") or heading(spec.get("metric", outcome.metric))
+        shown = "" if spec["kind"] == "heatmap" else legend
+        panels = report_figures.of_study(outcome, spec)
+        parts.append(report_page.figure(title, _CAPTIONS[spec["kind"]], panels, shown))
+    for axis, unit in AXES.items():
+        caption = "Line: mean over seeds; band: lowest to highest seed."
+        caption += " " + _model(outcome) if axis == "seconds" else ""
+        panels = report_figures.curves(outcome, axis)
+        parts.append(report_page.figure(f"Accuracy against {unit}", caption, panels, legend))
+    parts.append(
+        report_page.figure(
+            "The agents of a run",
+            "Test accuracy of the worst, the mean and the best agent, averaged over seeds.",
+            report_figures.agents(outcome),
+            legend,
+        )
+    )
+    panels = report_figures.splits(outcome)
+    if panels:
+        caption = "The area of a bubble is the number of samples of a class that an agent holds."
+        parts.append(report_page.figure("Who holds which classes", caption, panels))
+    return parts
+
+
+def _left_out(outcome: Outcome) -> list[str]:
+    more = len(outcome.study.cells) - report_figures.MOST_CELLS
+    text = f"Curves and splits of {more} more cells are not drawn; runs.jsonl has them."
+    return [report_page.element("p", text, "soft")] if more > 0 else []
+
+
+_CAPTIONS = {
+    "dots": "Strokes: single seeds; dot and bar: mean and standard deviation.",
+    "lines": "Mean and standard deviation over seeds.",
+    "heatmap": "Mean over seeds. With differences, a star marks a 95% interval that leaves out 0.",
+    "scatter": "A dot is a run.",
+}
+
+
+def _model(outcome: Outcome) -> str:
+    """The model of time, in one sentence."""
+    link = outcome.link
+    compute = f"floating-point operations at {link.gflops:g} GFLOP/s"
+    if link.seconds_per_step is not None:
+        compute = f"{link.seconds_per_step:g} s of computing"
+    return (
+        f"Modelled time of a round, for the slowest agent: {compute}, plus {link.latency_ms:g} ms for "
+        f"every exchange, plus bytes sent at {link.bandwidth_mbps:g} Mbit/s; a gradient counts as three "
+        "forward passes, a cross-feature as one."
+    )
+
+
+def _tuned(outcome: Outcome, results: Path) -> list[str]:
+    study_ = outcome.study
+    if study_.tune is None:
+        return []
+    header, rows = tuning.table_of_tuning(study_, known_records(results))
+    text = (
+        f"{heading(study_.metrics[0])} on {study_.tune.validation:.0%} of the training data, held out, "
+        f"after training on the rest with seeds {', '.join(map(str, study_.tune.seeds))}. Every method "
+        "has the same grid and the same number of runs."
+    )
+    return [
+        report_page.element("h2", "Learning rates"),
+        report_page.table(header, rows, len(study_.axes)),
+        report_page.element("p", text, "soft"),
+    ]
+
+
+def _made(outcome: Outcome) -> list[tuple[str, str]]:
+    """Command, versions, hardware, date and cost."""
+    study_, found = outcome.study, outcome.records
+    made = [record["made_with"] for record in found]
+    every = lambda name: ", ".join(sorted({str(m[name]) for m in made if m.get(name)})) or "unknown"
+    dates = sorted(m["date"] for m in made)
+    kinds = ("seconds_compile", "seconds_training", "seconds_evaluation")
+    seconds = sum(record["summary"].get(kind) or 0.0 for record in found for kind in kinds)
+    options = "" if study_.data == "digits" else f" --data={study_.data}"
+    shown = {k: v for k, v in vars(study_.defaults).items() if k in _SHOWN}
+    return [
+        ("runs", f"python -m experiments.study --study={study_.name}{options}"),
+        ("this page", f"python -m experiments.report --study={study_.name}{options}"),
+        ("settings of all runs", ", ".join(f"{name} {value}" for name, value in shown.items())),
+        ("seeds", ", ".join(map(str, study_.seeds))),
+        *((name.replace("_", " "), every(name)) for name in _VERSIONS),
+        ("dates", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none"),
+        ("time of all runs", study.duration(seconds)),
+    ]
+
+
+_SHOWN = (
+    "dataset",
+    "model",
+    "epochs",
+    "batch_size",
+    "lr",
+    "schedule",
+    "agents",
+    "topology",
+    "alpha",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes a report; returns the exit code."""
+    values = study.define()
+    link = Link()
+    for name, text in (
+        ("bandwidth_mbps", "megabits a second that an agent can send"),
+        ("latency_ms", "milliseconds until a message arrives"),
+        ("gflops", "billions of floating-point operations a second, of an agent"),
+    ):
+        default = getattr(link, name)
+        flags.DEFINE_float(name, default, text, lower_bound=1e-9, flag_values=values)
+    text = "computing time of a round, as measured, in place of --gflops"
+    flags.DEFINE_float("seconds_per_step", None, text, lower_bound=0, flag_values=values)
+
+    def body() -> None:
+        study.parse(values, argv)
+        if values["help"].value:
+            print(f"{__doc__}\n{values.main_module_help()}")
+            return
+        wanted, results = study.requested(values), Path(values["results"].value)
+        found, total = study.collect(wanted, results)
+        if not found:
+            raise ValueError(
+                f"no run of {wanted.name} on {wanted.data} is in {results}; run `python -m "
+                f"experiments.study --study={wanted.name} --data={wanted.data}` first"
+            )
+        assumed = Link(**{name: values[name].value for name in Link._fields})
+        print(write(Outcome(wanted, found, assumed), results, total))
+
+    return cli.guard(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

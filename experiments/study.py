@@ -1,0 +1,203 @@
+"""Runs a study of experiments/studies: methods x settings x seeds, as far as they have not been run.
+
+    python -m experiments.study --list
+    python -m experiments.study --study=first_three
+    python -m experiments.study --study=first_three --data=cifar10 --data_dir=DIR --workers=2
+
+What a run gave is kept in RESULTS/STUDY-DATA/runs.jsonl, and studies share runs. The same command
+goes on where it was stopped. `python -m experiments.report` makes tables and figures of it.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, pool, records, studies
+from experiments.records import Record
+from experiments.studies import Job, Study
+from experiments.tuning import chosen_rates
+
+RESULTS = "experiments/results"
+
+
+def folder(study: Study, results: Path) -> Path:
+    """Where a study's results lie."""
+    return results / f"{study.name}-{study.data}"
+
+
+def run(study: Study, results: Path, workers: int = 1) -> None:
+    """Runs what is missing of a study, and writes its runs.jsonl, however it ends.
+
+    Raises:
+      pool.Interrupted: A signal came; what has been run is kept.
+      OSError, ValueError: A run cannot be made.
+    """
+    tuning = study.tuning_jobs()
+    try:
+        _run_missing(tuning, results, workers, "tuning, ")
+        rates = chosen_rates(study, records.known(results)) if tuning else None
+        _run_missing(study.jobs(rates), results, workers)
+    finally:
+        found, total = collect(study, results)
+        _tell(f"{len(found)} of {total} runs are in {folder(study, results) / 'runs.jsonl'}")
+
+
+def _run_missing(jobs: Sequence[Job], results: Path, workers: int, phase: str = "") -> None:
+    known = records.known(results)
+    missing = list({job.identity: job for job in jobs if job.identity not in known}.values())
+    if done := len(jobs) - len(missing):
+        _tell(f"{phase}{done} of {len(jobs)} runs are there already")
+    began = time.monotonic()
+    for count, (job, record, seconds) in enumerate(pool.run_all(missing, results, workers), 1):
+        each = (time.monotonic() - began) / count
+        left = each * (len(missing) - count)
+        _tell(
+            f"{phase}{count}/{len(missing)} {job}: {_outcome(record)} in {seconds:.0f} s; "
+            f"{duration(left)} left"
+        )
+
+
+def collect(study: Study, results: Path) -> tuple[list[tuple[Job, Record]], int]:
+    """Gathers what there is of a study, and writes it to its runs.jsonl.
+
+    Returns:
+      The jobs with a record, and how many jobs there are in all. While tuning is not finished there
+      are none.
+    """
+    known = records.known(results)
+    tuning = study.tuning_jobs()
+    there = [(job, known[job.identity]) for job in tuning if job.identity in known]
+    jobs = []
+    if len(there) == len(tuning):
+        jobs = study.jobs(chosen_rates(study, known) if tuning else None)
+    found = [(job, known[job.identity]) for job in jobs if job.identity in known]
+    unique = {record["id"]: record for _, record in [*there, *found]}
+    for record in unique.values():
+        if record["seed"] != study.seeds[0]:  # One split is enough to look at.
+            record.pop("samples_by_agent_and_class", None)
+    if unique:
+        records.write(folder(study, results) / "runs.jsonl", unique.values())
+    cells = len(study.cells) * len(study.methods) * len(study.seeds)
+    return found, cells
+
+
+def listing(study: Study, results: Path) -> str:
+    """What a study's runs are, and which of them have been made."""
+    known = records.known(results)
+    tuning = study.tuning_jobs()
+    lines = [f"{study.name} on {study.data}: {study.title}"]
+    lines += [f"  {_state(known, job)}  {job}, lr {job.config.lr:g} (tuning)" for job in tuning]
+    if not all(job.identity in known for job in tuning):
+        count = len(study.cells) * len(study.methods) * len(study.seeds)
+        return "\n".join([*lines, f"  and then {count} runs with the learning rates found"])
+    jobs = study.jobs(chosen_rates(study, known) if tuning else None)
+    return "\n".join([*lines, *(f"  {_state(known, job)}  {job}" for job in jobs)])
+
+
+def overview(names: Iterable[str]) -> str:
+    """All studies with their titles and the datasets they are ready for."""
+    lines = []
+    for name in names:
+        study = studies.load(name)
+        runs = len(study.jobs() if study.tune is None else study.tuning_jobs())
+        what = "runs" if study.tune is None else "tuning runs and then those of the study"
+        lines += [f"{name:24} {study.title} ({runs} {what} on {study.data})"]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def define() -> flags.FlagValues:
+    """The flags that study and report share."""
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    flags.DEFINE_string("study", None, "its name, or a .toml file", flag_values=values)
+    flags.DEFINE_string("data", "digits", "on which of its datasets", flag_values=values)
+    flags.DEFINE_list("seeds", [], "these, as 0,1,2; default: its own", flag_values=values)
+    flags.DEFINE_string("results", RESULTS, "results directory", flag_values=values)
+    return values
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str] | None) -> None:
+    """Reads a command line.
+
+    Raises:
+      ValueError: Something on it is no flag.
+      flags.Error: A flag is wrong.
+    """
+    rest = values(list(sys.argv if argv is None else argv))[1:]
+    if rest:
+        raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+
+
+def requested(values: flags.FlagValues, **changes: object) -> Study:
+    """The study that the flags ask for.
+
+    Raises:
+      ValueError: There is no such study, or something in it is wrong.
+    """
+    name = values["study"].value
+    if name is None:
+        raise ValueError(f"--study is missing; it is one of {', '.join(studies.names())}")
+    try:
+        seeds = tuple(map(int, values["seeds"].value))
+    except ValueError:
+        raise ValueError(f"seeds are {values['seeds'].value}; write them as 0,1,2") from None
+    return studies.load(name, values["data"].value, seeds, **changes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs or lists studies; returns the exit code."""
+    values = define()
+    flags.DEFINE_bool("list", False, "show what there is, and run nothing", flag_values=values)
+    flags.DEFINE_integer("workers", 1, "runs at a time", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("data_dir", None, "where the dataset's files are", flag_values=values)
+    flags.DEFINE_integer(
+        "devices", None, "devices of a run; default: the study's own", flag_values=values
+    )
+
+    def body() -> None:
+        parse(values, argv)
+        if values["help"].value:
+            print(f"{__doc__}\n{values.main_module_help()}")
+            return
+        if values["list"].value and values["study"].value is None:
+            print(overview(studies.names()))
+            return
+        given = {name: values[name].value for name in ("data_dir", "devices")}
+        study = requested(values, **{k: v for k, v in given.items() if v is not None})
+        results = Path(values["results"].value)
+        if values["list"].value:
+            print(listing(study, results))
+            return
+        run(study, results, values["workers"].value)
+
+    return cli.guard(body)
+
+
+def _outcome(record: Record) -> str:
+    if record["status"] == "diverged":
+        return f"diverged at step {record['step']}"
+    accuracies = [record["summary"][name] for name in studies.METRICS]
+    return "{:.1f}% consensus, {:.1f}% local".format(*(100 * a for a in accuracies))
+
+
+def _state(known: Mapping[str, Record], job: Job) -> str:
+    record = known.get(job.identity)
+    return "missing " if record is None else f"{record['status']:8}"
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
