@@ -138,7 +138,8 @@ def make_log(values: flags.FlagValues) -> Log:
         "repeats": values.repeats,
         "steps": values.steps,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "made_with": made_with(),
+        # Results are shared: without the path of this checkout.
+        "made_with": made_with() | {"command": ["python -m experiments.benchmark", *sys.argv[1:]]},
     }
 
     def log(kind: str, work: Workload, **fields: Any) -> None:

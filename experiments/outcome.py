@@ -78,17 +78,17 @@ class Outcome:
         return statistics.spread(list(self.values(cell, method, name).values()))
 
     def difference(self, cell: Cell, method: str, name: str) -> Difference:
-        """To the reference in the same cell, paired by seed."""
-        reference = self.values(cell, self.study.reference, name)
+        """To what the method is compared with, in the same cell, paired by seed."""
+        reference = self.values(cell, self.study.reference_of(method) or method, name)
         return statistics.paired(self.values(cell, method, name), reference)
 
     def overall(self, method: str, name: str) -> Difference:
-        """The difference to the reference, averaged over all cells for each seed, paired by seed.
+        """As `difference`, averaged over all cells for each seed, paired by seed.
 
         Seeds that are missing or diverged in any cell are left out.
         """
         means = []
-        for which in (method, self.study.reference):
+        for which in (method, self.study.reference_of(method) or method):
             cells = [self.values(cell, which, name) for cell in self.study.cells]
             seeds = set.intersection(*map(set, cells))
             means.append({seed: sum(c[seed] for c in cells) / len(cells) for seed in seeds})
@@ -126,8 +126,9 @@ class Outcome:
             "method",
             "runs",
             *map(heading, study.metrics),
-            f"difference to {study.reference} [95% interval]",
+            "difference [95% interval]",
             "",
+            "compared with",
             "MB sent",
             *([f"rounds to {100 * study.target:g}%"] if study.target is not None else []),
         ]
@@ -142,10 +143,10 @@ class Outcome:
         count = str(len(self.runs(cell, method)))
         if diverged:
             count += f", {diverged} diverged"
-        difference, verdict = "", "reference"
-        if method != study.reference:
+        compared = ["", "", ""]
+        if reference := study.reference_of(method):
             found = self.difference(cell, method, self.metric)
-            difference, verdict = show_difference(found, self.metric), found.verdict
+            compared = [show_difference(found, self.metric), found.verdict, reference]
         sent = self.spread(cell, method, "bytes_sent_per_agent").mean / 1e6
         to_target = []
         if study.target is not None:
@@ -154,25 +155,26 @@ class Outcome:
             to_target = [f"{reached.mean:.0f}{part}" if reached.seeds else "never"]
         shown = [show_spread(self.spread(cell, method, name), name) for name in study.metrics]
         megabytes = f"{sent:.2f}" if math.isfinite(sent) else "–"
-        return [*cell, method, count, *shown, difference, verdict, megabytes, *to_target]
+        return [*cell, method, count, *shown, *compared, megabytes, *to_target]
 
     def statements(self) -> list[str]:
-        """For each method one sentence on how it compares with the reference, no more than is seen."""
-        return [self._statement(m) for m in self.study.methods if m != self.study.reference]
+        """For each method one sentence on how it compares, and no more than is seen."""
+        return [self._statement(m) for m in self.study.methods if self.study.reference_of(m)]
 
     def _statement(self, method: str) -> str:
         study = self.study
         verdicts = [self.difference(cell, method, self.metric).verdict for cell in study.cells]
         overall = self.overall(method, self.metric)
         where = "" if len(study.cells) == 1 else " on average over all cells"
-        text = f"{method}: {overall.verdict}{where}"
+        text = f"{method} compared with {study.reference_of(method)}: {overall.verdict}{where}"
         if overall.n >= 2:
             text += f" ({show_difference(overall, self.metric)}, {overall.n} seeds)"
         if len(study.cells) > 1:
             counts = {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}
             text += "; cell by cell: " + ", ".join(f"{v} in {n}" for v, n in counts.items())
         diverged = sum(len(self.diverged(cell, method)) for cell in study.cells)
-        return text + (f"; {diverged} runs diverged." if diverged else ".")
+        lost = f"; {diverged} run{'s' if diverged > 1 else ''} diverged" if diverged else ""
+        return f"{text}{lost}."
 
 
 _HEADINGS = {

@@ -83,7 +83,8 @@ def markdown(outcome: Outcome, total: int, finding: str = "") -> str:
 
 def caution(outcome: Outcome) -> str:
     """What so many comparisons are worth."""
-    number = len(outcome.study.cells) * (len(outcome.study.methods) - 1)
+    compared = [m for m in outcome.study.methods if outcome.study.reference_of(m)]
+    number = len(outcome.study.cells) * len(compared)
     return (
         "A difference whose 95% interval contains 0 is called “no difference seen”. There are "
         f"{number} comparisons in the table; of comparisons without any true difference about one in "
@@ -128,11 +129,12 @@ def _to_target(outcome: Outcome) -> list[str]:
                 [*cell, method, f"{reached['rounds'].seeds} of {reached['rounds'].of}", *shown]
             )
     header = [*study_.axes, "method", "runs that reach it", *AXES.values()]
+    table = report_page.table(header, rows, len(study_.axes))
     return [
         report_page.element(
             "h2", f"To {100 * study_.target:g}% {heading(outcome.metric, unit=False)}"
         ),
-        report_page.table(header, rows, len(study_.axes)),
+        table if len(rows) <= 24 else report_page.folded(f"{len(rows)} rows", table),
         report_page.element(
             "p",
             "Mean over the runs that reach it, at the first evaluation that does. "
@@ -166,9 +168,18 @@ def _figures(outcome: Outcome) -> list[str]:
     parts = []
     for spec in study_.figures:
         title = spec.get("title") or heading(spec.get("metric", outcome.metric))
+        title = title[0].upper() + title[1:]
         shown = "" if spec["kind"] == "heatmap" else legend
         panels = report_figures.of_study(outcome, spec)
         parts.append(report_page.figure(title, _CAPTIONS[spec["kind"]], panels, shown))
+    parts.append(
+        report_page.figure(
+            "Differences",
+            "Mean and 95% interval, paired by seed; 0 is what the method is compared with.",
+            report_figures.differences(outcome),
+            legend,
+        )
+    )
     for axis, unit in AXES.items():
         caption = "Line: mean over seeds; band: lowest to highest seed."
         caption += " " + _model(outcome) if axis == "seconds" else ""

@@ -122,6 +122,23 @@ def dots(outcome: Outcome, metric: str | None = None) -> list[Panel]:
     return _by_row(outcome, draw, heading(metric), f"dots {metric}")
 
 
+def differences(outcome: Outcome) -> list[Panel]:
+    """What each method is better or worse by than what it is compared with: mean and 95% interval."""
+
+    def draw(axes: Axes, y: float, cell: Cell, method: str, index: int) -> None:
+        found = outcome.difference(cell, method, outcome.metric)
+        if outcome.study.reference_of(method) is None or found.n == 0:
+            return
+        mean, low, high = np.array(found[1:]) * _scale(outcome.metric)
+        reach = None if found.n < 2 else [[mean - low], [high - mean]]
+        axes.errorbar(mean, y, xerr=reach, fmt="o", color=color(index), markersize=5)
+        axes.axvline(0, color=_INK, linewidth=0.8)
+
+    unit = "points" if is_share(outcome.metric) else ""
+    label = f"difference in {heading(outcome.metric, unit=False)} {unit}".strip()
+    return _by_row(outcome, draw, label, "differences")
+
+
 def agents(outcome: Outcome) -> list[Panel]:
     """The agents of a run: test accuracy of the worst, the mean and the best, averaged over seeds."""
 
@@ -196,6 +213,21 @@ def heatmap(
     """
     metric, study = metric or outcome.metric, outcome.study
 
+    def number(cell: Cell, method: str) -> float:
+        found = outcome.difference(cell, method, metric)
+        shown = found.mean if difference else outcome.spread(cell, method, metric).mean
+        return shown * _scale(metric)
+
+    # One scale for all panels; for differences white is 0.
+    everything = np.array(
+        [number(cell, method) for cell in study.cells for method in study.methods]
+    )
+    known = everything[np.isfinite(everything)] if np.isfinite(everything).any() else np.zeros(1)
+    most = max(np.abs(known).max(), 1e-9)
+    limits = {"vmin": known.min(), "vmax": known.max(), "cmap": "Blues"}
+    if difference:
+        limits = {"vmin": -most, "vmax": most, "cmap": "RdBu"}
+
     def draw(axes: Axes, cell: Cell) -> None:
         configs = {method: study.config(method, cell) for method in study.methods}
         xs = sorted({getattr(config, x) for config in configs.values()})
@@ -204,22 +236,17 @@ def heatmap(
         for method, config in configs.items():
             at = ys.index(getattr(config, y)), xs.index(getattr(config, x))
             found = outcome.difference(cell, method, metric)
-            shown = found.mean if difference else outcome.spread(cell, method, metric).mean
-            grid[at] = shown * _scale(metric)
+            grid[at] = number(cell, method)
             seen = difference and found.verdict in ("higher", "lower")
             lost = len(outcome.diverged(cell, method))
             texts[at] = f"{grid[at]:{'+' if difference else ''}.2f}{' *' if seen else ''}"
             texts[at] = "diverged" if np.isnan(grid[at]) else texts[at]
             texts[at] += f"\n{lost} diverged" if lost and not np.isnan(grid[at]) else ""
-        # For differences white is 0; one scale for a panel.
-        most = np.nanmax(np.abs(grid), initial=1e-9) if difference else None
-        limits = {"vmin": -most, "vmax": most, "cmap": "RdBu"} if difference else {"cmap": "Blues"}
         axes.imshow(grid, origin="lower", aspect="auto", **limits)
-        low, high = (np.nanmin(grid), np.nanmax(grid)) if np.isfinite(grid).any() else (0, 1)
         for (row, column), text in texts.items():
-            number = grid[row, column]
-            strong = abs(number) > 0.6 * most if difference else number > (low + high) / 2
-            ink = _INK if np.isnan(number) else "#ffffff" if strong else "#222222"
+            value = grid[row, column]
+            strong = abs(value) > 0.6 * most if difference else value > known.mean()
+            ink = _INK if np.isnan(value) else "#ffffff" if strong else "#222222"
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
         axes.grid(False)
         axes.set_xticks(range(len(xs)), [f"{v:g}" for v in xs])

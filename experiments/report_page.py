@@ -89,6 +89,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], group: int = 0) 
     return f'<div class="wide"><table>{"".join(lines)}</tbody></table></div>'
 
 
+def folded(summary: str, inside: str) -> str:
+    """Something that is shown when its summary is clicked."""
+    return f"<details>{element('summary', summary)}{inside}</details>"
+
+
 def figure(title: str, caption: str, panels: Sequence[str], legend: str = "") -> str:
     """Panels side by side under a title, above a caption."""
     kind = ' class="many"' if len(panels) > 1 else ""

@@ -263,7 +263,10 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
                     rollbacks = start.rollbacks + 1
                     if config.on_divergence != "rollback" or rollbacks > ROLLBACKS:
                         raise
-                    if start.rollbacks and saved.steps()[-1:] == [start.step]:
+                    with hosts.together():
+                        saved.wait()
+                        twice = start.rollbacks and saved.steps()[-1:] == [start.step]
+                    if twice:
                         saved.drop(start.step)  # It has led here twice.
                     _note(
                         f"{error}; going back to the last checkpoint (of steps {saved.steps()}) or "

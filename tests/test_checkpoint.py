@@ -67,7 +67,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert Checkpoints(tmp_path).best() == 2
 
 
-def test_a_checkpoint_that_is_being_written_counts(tmp_path):
+def test_a_dropped_checkpoint_is_gone(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(7, size=200_000), make_progress(7))
         assert checkpoints.steps() == [7]

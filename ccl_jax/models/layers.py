@@ -5,6 +5,7 @@ otherwise: weights and biases of convolutions and linear layers are uniform in +
 ("kaiming_uniform with a = sqrt(5)"), fan_in the number of inputs of one output.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -80,6 +81,55 @@ def conv(
         name=name,
     )
     return layer(x)
+
+
+class ConvPool(nn.Module):
+    """`max_pool_2x2(conv(x))` with bias at stride 1, as one convolution at half the resolution.
+
+    The 2x2 outputs of a square see a window of size + 1 pixels a side. So squares of 2x2 pixels become
+    channels, the kernel is laid at each of the four places into a window of that size, and pooling is
+    the maximum over the four groups of channels that result. (size + 1)^2 / size^2 times the
+    arithmetic, but four times the channels: many times faster where they are few, as in LeNet-5.
+
+    Attributes:
+        features: channels of the result.
+        size: side of the kernel, odd.
+        padding: zeros on each side.
+        dtype: compute type.
+    """
+
+    features: int
+    size: int
+    padding: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, H, W, C] -> [batch, H' // 2, W' // 2, features], H' the convolution's height."""
+        size, channels = self.size, x.shape[-1]
+        shape = (size, size, channels, self.features)
+        kernel = self.param("kernel", uniform_fan_in, shape).astype(self.dtype)
+        bias = self.param("bias", uniform_bias(size * size * channels), (self.features,))
+
+        x = jnp.pad(x.astype(self.dtype), [(0, 0), *[(self.padding, self.padding)] * 2, (0, 0)])
+        even = [max(side - size + 1, 0) // 2 * 2 + size - 1 for side in x.shape[1:3]]
+        x = _squares_to_channels(x[:, : even[0], : even[1]])
+        places = [(a, b) for a in (0, 1) for b in (0, 1)]
+        kernels = [jnp.pad(kernel, [(a, 1 - a), (b, 1 - b), (0, 0), (0, 0)]) for a, b in places]
+        kernel = jnp.concatenate(kernels, axis=-1)
+        kernel = _squares_to_channels(kernel.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        pooled = functools.reduce(jnp.maximum, jnp.split(x, len(places), axis=-1))
+        return pooled + bias.astype(self.dtype)[None, None, None]
+
+
+def _squares_to_channels(x: jax.Array) -> jax.Array:
+    """[batch, 2 h, 2 w, C] -> [batch, h, w, 4 C]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // 2, width // 2, 4 * channels)
 
 
 def head(features: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:

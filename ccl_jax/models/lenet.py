@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ccl_jax.models.layers import conv, dense, head, max_pool_2x2
+from ccl_jax.models.layers import ConvPool, conv, dense, head, max_pool_2x2
 from ccl_jax.models.norm import activation, norm
 
 
@@ -31,6 +31,10 @@ class LeNet5(nn.Module):
         act = activation(self.norm)
         x = images
         for i, (channels, padding) in enumerate([(6, 2), (16, 0)], start=1):
+            if self.norm == "none":
+                x = ConvPool(channels, 5, padding, dtype=self.dtype, name=f"conv{i}")(x)
+                x = nn.relu(x)
+                continue
             x = conv(
                 x, channels, 5, padding=padding, use_bias=True, dtype=self.dtype, name=f"conv{i}"
             )

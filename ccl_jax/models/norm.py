@@ -11,6 +11,7 @@ A model uses two functions: `norm(kind, ...)` makes the layer, `activation(kind)
 it, which is the identity for EvoNorm and ReLU otherwise.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -22,29 +23,78 @@ NORMS = ("evonorm", "group", "batch", "none")
 EPSILON = 1e-5  # PyTorch's default, and EvoNorm's in the published code
 
 
-def group_variance(x: jax.Array, groups: int) -> jax.Array:
-    """Biased variance of each sample's groups of neighbouring channels.
+def group_moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of each sample's groups of neighbouring channels.
 
-    The mean of the channels' variances plus the variance of their means: equal to one variance over
-    the group, and faster on CPUs, because the large sums run over contiguous channels.
+    The variance is the mean of the channels' variances plus the variance of their means: equal to one
+    variance over the group, and faster on CPUs, because the large sums run over contiguous channels.
 
     Args:
         x: [batch, H, W, C] float32.
         groups: number of groups, a divisor of C.
 
     Returns:
-        [batch, 1, 1, C]: every channel carries the variance of its group.
+        Two arrays [batch, 1, 1, C]: every channel carries the values of its group.
     """
     batch, _, _, channels = x.shape
-    by_group = (batch, groups, channels // groups)
-    means = jnp.mean(x, axis=(1, 2)).reshape(by_group)
-    variances = jnp.var(x, axis=(1, 2)).reshape(by_group)
+    width = channels // groups
+    means = jnp.mean(x, axis=(1, 2)).reshape(batch, groups, width)
+    variances = jnp.var(x, axis=(1, 2)).reshape(batch, groups, width)
     variance = jnp.mean(variances, axis=-1) + jnp.var(means, axis=-1)
-    return jnp.repeat(variance, channels // groups, axis=-1)[:, None, None, :]
+    carry = lambda by_group: jnp.repeat(by_group, width, axis=-1)[:, None, None, :]
+    return carry(jnp.mean(means, axis=-1)), carry(variance)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def evonorm_s0(x: jax.Array, scale: jax.Array, shift: jax.Array, groups: int) -> jax.Array:
+    """EvoNorm-S0 as a function, with a derivative of its own (reverse mode only).
+
+    The derivative reads x and the incoming gradient twice and keeps nothing of x's size but x, in x's
+    own type; automatic differentiation writes and reads several arrays of that size.
+
+    Args:
+        x: [batch, H, W, C].
+        scale: [C] float32.
+        shift: [C] float32.
+        groups: number of groups, a divisor of C.
+
+    Returns:
+        [batch, H, W, C] in the type of x; computed in float32.
+    """
+    return _evonorm_forward(x, scale, shift, groups)[0]
+
+
+def _evonorm_forward(x, scale, shift, groups):
+    wide = x.astype(jnp.float32)
+    mean, variance = group_moments(wide, groups)
+    std = jnp.sqrt(variance + EPSILON)
+    y = wide * jnp.clip(wide / 6 + 0.5, 0, 1) * (scale[None, None, None] / std)
+    return (y + shift[None, None, None]).astype(x.dtype), (x, scale, mean, std)
+
+
+def _evonorm_backward(groups, kept, gradient):
+    x, scale, mean, std = kept
+    wide, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    batch, height, width, channels = x.shape
+    # By scale and by 1 / std: sums of gradient * x clamp(x / 6 + 1/2, 0, 1).
+    gated = gradient * (wide * jnp.clip(wide / 6 + 0.5, 0, 1))
+    by_channel = jnp.sum(gated, axis=(1, 2), keepdims=True)
+    by_group = (by_channel * scale[None, None, None]).reshape(batch, groups, -1).sum(axis=-1)
+    by_group = jnp.repeat(by_group, channels // groups, axis=-1)[:, None, None]
+    size = height * width * channels // groups
+    # At the kinks of the clamp, -3 and 3, PyTorch's choice: the slope of the inside.
+    slope = jnp.where(jnp.abs(wide) <= 3, wide / 3 + 0.5, jnp.where(wide > 0, 1.0, 0.0))
+    by_x = gradient * slope * (scale[None, None, None] / std)
+    by_x -= (wide - mean) * (by_group / (size * std**3))
+    by_scale = jnp.sum(by_channel / std, axis=(0, 1, 2))
+    return by_x.astype(x.dtype), by_scale, jnp.sum(gradient, axis=(0, 1, 2))
+
+
+evonorm_s0.defvjp(_evonorm_forward, _evonorm_backward)
 
 
 class EvoNormS0(nn.Module):
-    """EvoNorm-S0: normalisation and activation in one.
+    """EvoNorm-S0: normalisation and activation in one; computes in float32.
 
     Attributes:
         groups: groups of channels; where it does not divide the channels, their greatest common
@@ -58,9 +108,7 @@ class EvoNormS0(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         shift = self.param("bias", nn.initializers.zeros, (channels,))
-        std = jnp.sqrt(group_variance(x, math.gcd(self.groups, channels)) + EPSILON)
-        scale, shift = scale[None, None, None, :], shift[None, None, None, :]
-        return x * jnp.clip(x / 6 + 0.5, 0, 1) * (scale / std) + shift
+        return evonorm_s0(x, scale, shift, math.gcd(self.groups, channels))
 
 
 def norm(
@@ -83,8 +131,9 @@ def norm(
     if kind == "none":
         return lambda x: x
     if kind == "evonorm":
-        layer = EvoNormS0(name=name)
-    elif kind == "group":
+        evonorm = EvoNormS0(name=name)
+        return lambda x: evonorm(x.astype(dtype))
+    if kind == "group":
         layer = nn.GroupNorm(2, epsilon=EPSILON, use_fast_variance=False, name=name)
     elif kind == "batch":
         # Momentum 0.9 is PyTorch's 0.1. PyTorch keeps unbiased running variances, flax biased ones.

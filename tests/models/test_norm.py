@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 from ccl_jax import models
-from ccl_jax.models.norm import EvoNormS0, activation, group_variance, norm
+from ccl_jax.models.norm import EvoNormS0, activation, evonorm_s0, group_moments, norm
 
 
 def slow_evonorm(x, groups, scale, shift):
@@ -49,7 +49,7 @@ def test_group_variance_is_stable_far_from_zero():
     """Mean 1000, standard deviation 2.5: E[x^2] - E[x]^2 would keep no digit in float32."""
     x = images(2, 8, 8, 16, mean=1000.0)
     expected = x.astype(np.float64).reshape(2, 64, 8, 2).var(axis=(1, 3)).repeat(2, axis=-1)
-    np.testing.assert_allclose(group_variance(x, 8)[:, 0, 0], expected, rtol=1e-4)
+    np.testing.assert_allclose(group_moments(x, 8)[1][:, 0, 0], expected, rtol=1e-4)
 
 
 def test_evonorm_gradient():
@@ -59,6 +59,56 @@ def test_evonorm_gradient():
     params = {"scale": jnp.asarray(images(4, seed=1)), "bias": jnp.asarray(images(4, seed=2))}
     apply = lambda params, x: EvoNormS0(groups=2).apply({"params": params}, x)
     check_grads(jax.jit(apply), (params, x), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+def plain_evonorm(x, scale, shift, groups):
+    """The formula, with automatic differentiation."""
+    wide = x.astype(jnp.float32)
+    grouped = wide.reshape(*wide.shape[:3], groups, -1)
+    std = jnp.sqrt(grouped.var(axis=(1, 2, 4), keepdims=True) + 1e-5)
+    std = jnp.broadcast_to(std, grouped.shape).reshape(wide.shape)
+    y = wide * jnp.clip(wide / 6 + 0.5, 0, 1) / std * scale[None, None, None]
+    return (y + shift[None, None, None]).astype(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_evonorm_derivative_equals_automatic_differentiation(dtype):
+    """Under vmap over three agents; inputs reach beyond the clamp on both sides."""
+    x, gradient = (jnp.asarray(images(3, 2, 5, 4, 12, seed=k), dtype) for k in (0, 3))
+    x = jnp.where(jnp.abs(x) == 3, 2, x)  # Not on a kink, where the derivative is a choice.
+    scale, shift = (jnp.asarray(images(3, 12, seed=k)) for k in (1, 2))
+    assert float(x.min()) < -3 < 3 < float(x.max())
+
+    def pull_back(fn):
+        one = lambda x, scale, shift, g: jax.vjp(lambda *a: fn(*a, 4), x, scale, shift)[1](g)
+        return jax.jit(jax.vmap(one))(x, scale, shift, gradient)
+
+    ours, expected = pull_back(evonorm_s0), pull_back(plain_evonorm)
+    tolerance = 2e-5 if dtype == jnp.float32 else 1e-2
+    for a, b in zip(ours, expected, strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+def test_evonorm_at_the_kinks():
+    """PyTorch's choice: slopes -1/2 and 3/2 of x clamp(x / 6 + 1/2, 0, 1), which is (0, 3). The mean
+    is 0 and the std 3, so the derivative of sum(y) is slope / 3 - x * 3 / (2 * 3^3).
+    """
+    x = jnp.array([-3.0, 3.0]).reshape(1, 2, 1, 1)
+    one, zero = jnp.ones(1), jnp.zeros(1)
+    by_x = jax.grad(lambda x: evonorm_s0(x, one, zero, 1).sum())(x)
+    np.testing.assert_allclose(by_x.ravel(), [-1 / 6 + 1 / 6, 1 / 2 - 1 / 6], atol=1e-5)
+
+
+def test_evonorm_keeps_x_in_its_own_type_for_the_derivative():
+    kept = jax.eval_shape(
+        lambda x, s: jax.vjp(lambda x: evonorm_s0(x, s, s, 2), x)[1],
+        jax.ShapeDtypeStruct((2, 3, 3, 4), jnp.bfloat16),
+        jax.ShapeDtypeStruct((4,), jnp.float32),
+    )
+    large = [leaf.dtype for leaf in jax.tree.leaves(kept) if leaf.shape == (2, 3, 3, 4)]
+    assert large == [jnp.bfloat16]
 
 
 class Normalised(nn.Module):
