@@ -261,14 +261,21 @@ class Autosave:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps orbax from logging the traceback of an error that it raises as well."""
+    """Keeps orbax from printing the traceback of an error that it raises as well."""
     logger = logging.getLogger("absl")
-    level = logger.level
+    level, hook = logger.level, sys.unraisablehook
     logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda raised: None if _is_late(raised) else hook(raised)
     try:
         yield
+        sys.unraisablehook = hook  # After a failure, other arrays may be under way still.
     finally:
         logger.setLevel(level)
+
+
+def _is_late(raised: "sys.UnraisableHookArgs") -> bool:
+    """Whether an array has reported to orbax's event loop after that was closed by an error."""
+    return isinstance(raised.exc_value, RuntimeError) and "loop is closed" in str(raised.exc_value)
 
 
 def _orbax() -> ocp.Checkpointer:

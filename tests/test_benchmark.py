@@ -69,6 +69,7 @@ def test_why_there_is_no_comparison(monkeypatch):
     assert "no vgg11" in benchmark.why_not_torch(dataclasses.replace(work, model="vgg11"))
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path, capsys):
     assert benchmark.scales(100) == [8, 16, 32, 64]
     code, lines = run(tmp_path, "--model=digits-cnn", "--scaling", "--max_agents=8", "--devices=8")

@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
 
 
 def test_cifar10_from_its_archive(archive, tmp_path):
-    flags = ("--agents=2", "--batch_size=20", "--model=resnet8", "--partition=iid")
+    flags = ("--agents=2", "--batch_size=20", "--model=lenet5", "--partition=iid", "--lr=0.01")
     code = run(
         cifar10,
         tmp_path / "run",

@@ -71,14 +71,6 @@ if os.environ.get("CCL_TEST_EVERY_ALGORITHM"):
 SAVING = ("--checkpoint_every=2", "--keep=9")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Programs that run for a few steps are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("localhost", 0))

@@ -17,7 +17,7 @@ FULL4 = TRAJECTORIES / "full4_lenet5_dsgdm.npz"
 @pytest.fixture(scope="module", autouse=True)
 def as_users_run_it():
     """Compiled as outside of tests."""
-    quickly = jax.config.jax_disable_most_optimizations
+    quickly = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", quickly)

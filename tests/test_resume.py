@@ -26,14 +26,6 @@ from ccl_jax.metrics import RunDirectory
 from experiments import runner
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Programs that run for a few steps are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def check_resume(experiment: Experiment, path: Path, *moments: int) -> None:
     """Runs to the end, saving at some moments on the way; goes on from each of them in a new run."""
     with Checkpoints(path, keep=99) as saved:
@@ -52,7 +44,12 @@ def check_resume(experiment: Experiment, path: Path, *moments: int) -> None:
         shutil.rmtree(path / str(moment))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# With state of different kinds; the others are marked as slow.
+KINDS = ("qg-dsgdm-n", "relaysgd", "d2", "dsgt", "comp-ngc", "adam", "sgp")
+NAMES = [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in FAMILIES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_family_resumes_to_the_bit(tmp_path, name):
     # Four steps an epoch; any moment but the very end, another one for every family.
     moment = 1 + list(FAMILIES).index(name) * 5 % 11
@@ -283,6 +280,7 @@ def test_a_rollback_recovers(launch, tmp_path):
     assert rows[1]["cross_entropy"] > 1e9 and 0 < rows[-1]["cross_entropy"] < 2.5
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_between_and_within_its_runs(tmp_path, monkeypatch, capsys):
     def compare(folder: str, *flags: str) -> int:
         common = ["--epochs=1", "--eval_every=1", "--devices=1", "--checkpoint_minutes=1e-9"]

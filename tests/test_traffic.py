@@ -88,9 +88,14 @@ def test_every_method_sends_what_it_should(name, lambdas):
     np.testing.assert_array_equal(got, [np.array(degrees) * (per_edge + extra)] * 2)
 
 
-@pytest.mark.parametrize(
-    "name, compressor", [(name, None) for name in PER_EDGE] + [("dsgd", compression.INT8)]
-)
+# Those that do not send models, or send more; the others are marked as slow.
+KINDS = ("relaysgd", "all-reduce", "isolated", "sgp", "dsgt", "cga", "qg-dsgdm-n")
+NAMES = [
+    pytest.param(name, None, marks=() if name in KINDS else pytest.mark.slow) for name in PER_EDGE
+]
+
+
+@pytest.mark.parametrize("name, compressor", [*NAMES, ("dsgd", compression.INT8)])
 def test_every_method_trains_with_ccl(name, compressor):
     step, init, data = build(name, home(name)[0], 5, compressor=compressor)
     state = init()
