@@ -218,6 +218,7 @@ def test_who_is_offline_does_not_train():
     assert 0 < away < 6 * AGENTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", parallel.FORMS)
 def test_faults_do_not_depend_on_the_number_of_devices(form):
     faults = Faults(

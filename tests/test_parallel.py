@@ -98,7 +98,7 @@ def test_every_algorithm_is_the_same_on_four_devices(name):
 
 
 @pytest.mark.parametrize("form", parallel.FORMS)
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_both_forms_on_two_and_eight_devices(form, devices):
     one, metrics = run("qg-dsgdm-n", 1)
     many, sharded = run("qg-dsgdm-n", devices, form)
@@ -111,6 +111,7 @@ def test_every_graph_on_four_devices(graph):
     assert_equal(run("dsgdm-n", 4, graph=graph)[0], run("dsgdm-n", 1, graph=graph)[0])
 
 
+@pytest.mark.slow
 def test_pmap_with_state_in_the_network():
     # Not rounding: there a difference in the last bit can become a whole level.
     options = {"compressor": compression.top_k(0.5), "local_steps": 2}
@@ -124,7 +125,7 @@ def test_pmap_with_state_in_the_network():
     [
         ("qg-dsgdm-n", 2, {"objective": Objective(CLASSES, 0.05, 0.05, clip_norm=0.1)}),
         ("dsgdm-n", 1, {"objective": Objective(CLASSES), "model": Normalised()}),
-        ("ngc", 2, {"objective": Objective(CLASSES)}),
+        pytest.param("ngc", 2, {"objective": Objective(CLASSES)}, marks=pytest.mark.slow),
     ],
 )
 def test_devices_that_share_batches(name, blocks, options):

@@ -176,8 +176,11 @@ CASES = [
 
 @pytest.mark.parametrize(
     "recursion, source, method, w, config",
-    CASES,
-    ids=[f"{k}-{case[0].__name__}" for k, case in enumerate(CASES)],
+    [
+        # Every third; the others are marked as slow.
+        pytest.param(*case, id=f"{k}-{case[0].__name__}", marks=pytest.mark.slow if k % 3 else ())
+        for k, case in enumerate(CASES)
+    ],
 )
 def test_other_graphs_and_settings(recursion, source, method, w, config):
     trackers = ("gradient_tracking", "update_tracking", "momentum_tracking", "exact_diffusion")

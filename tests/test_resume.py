@@ -209,6 +209,7 @@ def check_equal(workdir, other) -> None:
     jax.tree.map(np.testing.assert_array_equal, *contents)
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_again_and_again(launch, whole, tmp_path):
     workdir = tmp_path / "run"
     for kills, step in enumerate((2, 40)):

@@ -75,8 +75,21 @@ def test_the_table_has_every_method():
     assert set(PER_EDGE) == set(algorithms.REGISTRY)
 
 
-@pytest.mark.parametrize("lambdas", [(0.0, 0.0), (0.05, 0.05)], ids=["plain", "ccl"])
-@pytest.mark.parametrize("name", PER_EDGE)
+# Those that do not send models, or send more; with CCL the others are marked as slow.
+KINDS = ("relaysgd", "all-reduce", "isolated", "sgp", "dsgt", "cga", "qg-dsgdm-n")
+WITH_CCL = [
+    pytest.param(
+        name,
+        lambdas,
+        id=f"{name}-{label}",
+        marks=() if name in KINDS or label == "plain" else pytest.mark.slow,
+    )
+    for name in PER_EDGE
+    for label, lambdas in (("plain", (0.0, 0.0)), ("ccl", (0.05, 0.05)))
+]
+
+
+@pytest.mark.parametrize("name, lambdas", WITH_CCL)
 def test_every_method_sends_what_it_should(name, lambdas):
     graph, degrees = home(name)
     got = sent(name, graph, 5, lambdas, steps=2)
@@ -88,8 +101,6 @@ def test_every_method_sends_what_it_should(name, lambdas):
     np.testing.assert_array_equal(got, [np.array(degrees) * (per_edge + extra)] * 2)
 
 
-# Those that do not send models, or send more; the others are marked as slow.
-KINDS = ("relaysgd", "all-reduce", "isolated", "sgp", "dsgt", "cga", "qg-dsgdm-n")
 NAMES = [
     pytest.param(name, None, marks=() if name in KINDS else pytest.mark.slow) for name in PER_EDGE
 ]

@@ -151,6 +151,7 @@ def test_a_directory_in_use_is_refused(tmp_path, capsys):
             pass
 
 
+@pytest.mark.slow
 def test_rollback_goes_on_with_a_lower_rate_and_gives_up_in_the_end(tmp_path, capsys):
     """A learning rate of 1e36 overflows, as does a tenth of it, three times over."""
     config = CONFIG.replace(lr=1e36, on_divergence="rollback", epochs=1, schedule="constant")

@@ -88,6 +88,15 @@ EXPECTED = {
 every_method = pytest.mark.parametrize("name", algorithms.REGISTRY)
 
 
+def every_kind():
+    """All methods; names that share a builder with an earlier one are marked as slow."""
+    names, seen = [], set()
+    for name, method in algorithms.REGISTRY.items():
+        names.append(pytest.param(name, marks=pytest.mark.slow if method.build in seen else ()))
+        seen.add(method.build)
+    return pytest.mark.parametrize("name", names)
+
+
 def test_the_table_has_every_method():
     assert set(EXPECTED) == set(algorithms.REGISTRY)
 
@@ -190,7 +199,7 @@ def test_converges_to_where_it_should(name):
             assert errors[2 * t] < max(0.3 * errors[t], 2e-4)
 
 
-@every_method
+@every_kind()
 def test_the_mean_is_kept_where_nothing_is_learned(name):
     runner = on_its_graph(name)
     start = np.random.default_rng(1).normal(size=(AGENTS, SIZE))
@@ -200,7 +209,7 @@ def test_the_mean_is_kept_where_nothing_is_learned(name):
     assert kept == runner.expected.keeps_mean
 
 
-@every_method
+@every_kind()
 def test_the_state_saves_and_restores(name):
     runner, (a, c, x0) = on_its_graph(name), problem()
     _, (params, state, t) = runner.run(a, c, x0, 4)
@@ -217,7 +226,7 @@ def test_the_state_saves_and_restores(name):
     np.testing.assert_array_equal(on, again)
 
 
-@every_method
+@every_kind()
 def test_dtypes_are_kept_and_nothing_recompiles(name):
     runner, (a, c, x0) = on_its_graph(name), problem()
     runner.run(a, c, x0, 3)
@@ -235,7 +244,7 @@ def test_dtypes_are_kept_and_nothing_recompiles(name):
     runner.compilations = 1  # tracing for shapes is none
 
 
-@every_method
+@every_kind()
 def test_a_graph_over_time_compiles_once_or_is_refused(name):
     if not EXPECTED[name].over_time:
         with pytest.raises(ValueError, match="a graph that does not change"):

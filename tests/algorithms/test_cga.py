@@ -45,8 +45,7 @@ def problems(kind, degree, size, rng):
     return rows, r0
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.5])
-@pytest.mark.parametrize("degree, size", [(2, 6), (4, 6), (2, 20), (7, 20)])
+@pytest.mark.parametrize("degree, size, margin", [(2, 6, 0.0), (4, 6, 0.5), (7, 20, 0.5)])
 @pytest.mark.parametrize(
     "kind", ["random", "nearly parallel", "repeated", "near the optimum", "padded"]
 )
