@@ -143,6 +143,7 @@ def test_one_method_alone_prints_its_table_and_learns(tmp_path, capsys):
     assert summary["consensus_accuracy"] > 0.4
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_to_the_bit_and_another_seed_is_another_run(comparison, tmp_path):
     def results(workdir):
         return [untimed(row) for row in rows(workdir)], untimed(read(workdir / "summary.json"))
@@ -155,6 +156,7 @@ def test_a_run_is_repeated_to_the_bit_and_another_seed_is_another_run(comparison
     assert results(tmp_path / "other")[0] != results(comparison / "ccl")[0]
 
 
+@pytest.mark.slow
 def test_heterogeneity_is_measured_for_a_baseline_without_traffic(comparison, tmp_path):
     flags = ("--algorithm=dsgdm-n", "--measure_heterogeneity", "--epochs=2", "--eval_every=1")
     assert run(digits, *QUICK, *flags, f"--workdir={tmp_path / 'measured'}") == 0

@@ -79,7 +79,7 @@ def assert_equal(a, b):
 
 
 # One of every way of talking; the others are marked as slow.
-KINDS = ("qg-dsgdm-n", "relaysgd", "sgp", "dsgt", "d2", "ngc", "fedavg", "momentum-tracking")
+KINDS = ("qg-dsgdm-n", "relaysgd", "sgp", "dsgt", "ngc", "fedavg")
 NAMES = [
     pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
     for name in sorted(algorithms.REGISTRY)
@@ -106,7 +106,7 @@ def test_both_forms_on_two_and_eight_devices(form, devices):
     assert_equal(sharded, metrics)
 
 
-@pytest.mark.parametrize("graph", ["torus:2x4", "star", "random-matching", "circulant:1,3"])
+@pytest.mark.parametrize("graph", ["torus:2x4", "random-matching"])
 def test_every_graph_on_four_devices(graph):
     assert_equal(run("dsgdm-n", 4, graph=graph)[0], run("dsgdm-n", 1, graph=graph)[0])
 
@@ -179,6 +179,7 @@ def test_each_device_sees_its_part_of_a_batch():
     assert not re.search(r"f32\[(4|8),8,6\]", text)
 
 
+@pytest.mark.slow
 def test_faults_are_the_same_wherever_the_agents_are():
     faults = Faults(drop=0.3, drop_burst=2.0, offline=0.1, offline_length=3, straggle=0.3, seed=5)
     one, metrics = run("qg-dsgdm-n", 1, faults=faults)

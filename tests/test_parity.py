@@ -72,7 +72,12 @@ def test_the_authors_runs_are_replayed(name, terms, capsys):
 
 @pytest.mark.parametrize(
     "config",
-    [{"lambda_m": 0.01}, {"momentum": 0.89}, {"weight_decay": 5e-4}, {"gossip_rate": 0.99}],
+    [
+        {"lambda_m": 0.01},
+        {"momentum": 0.89},
+        pytest.param({"weight_decay": 5e-4}, marks=pytest.mark.slow),
+        pytest.param({"gossip_rate": 0.99}, marks=pytest.mark.slow),
+    ],
     ids=lambda config: next(iter(config)),
 )
 def test_another_setting_does_not_pass(config, tmp_path, capsys):

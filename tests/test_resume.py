@@ -45,7 +45,7 @@ def check_resume(experiment: Experiment, path: Path, *moments: int) -> None:
 
 
 # With state of different kinds; the others are marked as slow.
-KINDS = ("qg-dsgdm-n", "relaysgd", "d2", "dsgt", "comp-ngc", "adam", "sgp")
+KINDS = ("qg-dsgdm-n", "relaysgd", "dsgt", "comp-ngc")
 NAMES = [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in FAMILIES]
 
 
@@ -62,6 +62,7 @@ def test_every_moment_resumes_to_the_bit(tmp_path):
     check_resume(experiment, tmp_path, *range(1, 12))
 
 
+@pytest.mark.slow
 def test_a_network_with_faults_resumes_to_the_bit(tmp_path):
     faults = Faults(drop=0.3, drop_burst=3, offline=0.2, offline_length=2, straggle=0.3, delay=2)
     check_resume(Experiment(lambdas=(0.1, 0.1), faults=faults), tmp_path, 3, 6, 8)
