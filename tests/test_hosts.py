@@ -153,15 +153,18 @@ def assert_close(a, b):
                 np.testing.assert_allclose(row[key], wanted[key], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_as_one_device(name, pair, tmp_path):
     assert_close(outcome(pair[0] / name), alone(tmp_path, name, devices=1))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_of_eight_devices(pair, tmp_path):
     assert_close(outcome(pair[0] / "ccl"), alone(tmp_path, "ccl", devices=8))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_at_the_same_step_and_both_go_on(pair):
     """That they go on to the same end is what the tests above have seen."""
     _, _, outs, errors = pair
@@ -172,6 +175,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step_and_both_go_on(pair):
     assert "goes on after step 9" in errors[0]
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_what_two_have_saved(pair, tmp_path):
     shutil.copytree(pair[0] / "ccl", tmp_path / "one")
     shutil.rmtree(tmp_path / "one" / "checkpoints" / "24")
@@ -181,6 +185,7 @@ def test_one_process_goes_on_with_what_two_have_saved(pair, tmp_path):
     assert_close(outcome(tmp_path / "one"), outcome(pair[0] / "ccl"))
 
 
+@pytest.mark.slow
 def test_only_the_first_prints_and_what_fails_in_one_fails_in_both(pair):
     folder, codes, outs, errors = pair
     assert outs[0].count("run directory: ") == len(RUNS)

@@ -85,7 +85,9 @@ def reference_step(params, momentum, batch, table, lambda_m, lambda_d):
     return stack(new_params), stack(new_momentum), np.array(losses).T
 
 
-@pytest.mark.parametrize("lambda_m, lambda_d", [(0.3, 0.2), (0.0, 0.7)])
+@pytest.mark.parametrize(
+    "lambda_m, lambda_d", [(0.3, 0.2), pytest.param(0.0, 0.7, marks=pytest.mark.slow)]
+)
 def test_step_equals_the_slow_reference(lambda_m, lambda_d):
     table = [[1, 3], [0, 2], [1, 3], [2, 0]]
     step, state = build(4, Objective(CLASSES, lambda_m, lambda_d, measure=True))
