@@ -8,7 +8,7 @@ import os
 os.environ["JAX_PLATFORMS"] = os.environ.get("CCL_TEST_PLATFORM", "cpu")
 os.environ["MPLBACKEND"] = "agg"
 # Most of the time goes into compiling programs that run for a few steps: compile them quickly. Set to
-# 0 to test what users run; the recorded trajectories always do.
+# 0 to test what users run; tests that compare small numbers always do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
@@ -26,10 +26,24 @@ def forget():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def as_users_run_it():
+    """Compiled as outside of tests."""
+    quickly = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", quickly)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=1, help="how often test_kill.py kills each of its runs"
     )
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: a sixth of the time is waiting, for processes and for disks."""
+    return os.cpu_count() + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:

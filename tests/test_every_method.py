@@ -13,6 +13,7 @@ NEEDS = {
     "fedavg": ["--topology=star"],
     "sgp": ["--topology=one-peer-exponential"],
     "d2": ["--weights=lazy"],
+    "dsgd": ["--lr=0.5"],
     "adam": ["--lr=0.003"],
     "adamw": ["--lr=0.003"],
     "qg-adam": ["--lr=0.003"],
@@ -38,5 +39,5 @@ def test_it_learns_digits(tmp_path, name, lambdas):
     argv = ["digits", f"--workdir={workdir}", *flags, *NEEDS.get(name, [])]
     assert cli.run_main(digits.main, digits.DEFAULTS, digits.__doc__, argv) == 0
     summary = json.loads((workdir / "summary.json").read_text())
-    # Knowing nothing gives 0.1; in 120 steps, methods without momentum come to about 0.35.
-    assert summary["local_accuracy_mean"] > 0.25, summary
+    # Knowing nothing gives 0.1.
+    assert summary["local_accuracy_mean"] > 0.5, summary

@@ -106,7 +106,12 @@ def test_both_forms_on_two_and_eight_devices(form, devices):
     assert_equal(sharded, metrics)
 
 
-@pytest.mark.parametrize("graph", ["torus:2x4", "random-matching"])
+GRAPHS = ["torus:2x4", "random-matching"] + [
+    pytest.param(graph, marks=pytest.mark.slow) for graph in ("star", "circulant:1,3")
+]
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_every_graph_on_four_devices(graph):
     assert_equal(run("dsgdm-n", 4, graph=graph)[0], run("dsgdm-n", 1, graph=graph)[0])
 

@@ -4,7 +4,6 @@ import json
 import pathlib
 import zipfile
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,13 +13,7 @@ TRAJECTORIES = pathlib.Path(__file__).parent / "data" / "trajectories"
 FULL4 = TRAJECTORIES / "full4_lenet5_dsgdm.npz"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def as_users_run_it():
-    """Compiled as outside of tests."""
-    quickly = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", quickly)
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def run(path, capsys):
