@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -127,6 +127,14 @@ def largest(*values: int) -> tuple[int, ...]:
     if count() == 1:
         return values
     return tuple(gather(np.asarray(values, np.int64)).max(axis=0).tolist())
+
+
+def union(numbers: Collection[int]) -> set[int]:
+    """The numbers, from 0 on, that any process has; all processes must call it."""
+    (size,) = largest(len(numbers))
+    own = np.full(max(1, size), -1, np.int64)
+    own[: len(numbers)] = sorted(numbers)
+    return set(gather(own).ravel().tolist()) - {-1}
 
 
 def whole(tree: PyTree) -> PyTree:

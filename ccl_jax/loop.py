@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccl_jax import streams, training
+from ccl_jax import hosts, streams, training
 from ccl_jax.cross_features import Batch
 from ccl_jax.data import augment
 from ccl_jax.data.datasets import Dataset
@@ -149,6 +149,7 @@ def fit(
     seconds_compile = time.perf_counter() - began
 
     done = start
+    feed.unreadable.update(start.unreadable)
     while done.epoch <= epochs:
         began = time.perf_counter()
         steps = feed.epoch(done.epoch, done.position)
@@ -164,9 +165,11 @@ def fit(
                     raise Diverged(problem)
                 on_step(done.step)
             if done.position < feed.steps:
-                on_progress(state, done)
+                on_progress(state, done._replace(unreadable=tuple(sorted(feed.unreadable))))
             began = time.perf_counter()
 
+        feed.unreadable.update(hosts.union(feed.unreadable))
+        done = done._replace(unreadable=tuple(sorted(feed.unreadable)))
         row, seconds_evaluation = done.row(), 0.0
         if done.epoch % eval_every == 0 or done.epoch == epochs:
             began = time.perf_counter()

@@ -109,6 +109,7 @@ class Progress(NamedTuple):
       seconds_evaluation: Time spent evaluating.
       rollbacks: How often the run went back to a checkpoint with a lower learning rate.
       rows: The rows of metrics of all finished epochs.
+      unreadable: Positions in the training set of the images that could not be read so far.
     """
 
     step: int = 0
@@ -120,6 +121,7 @@ class Progress(NamedTuple):
     seconds_evaluation: float = 0.0
     rollbacks: int = 0
     rows: tuple[Row, ...] = ()
+    unreadable: tuple[int, ...] = ()
 
     def after_step(self, metrics: StepMetrics, seconds: float, taken: bool) -> "Progress":
         """One step later. A step that was not taken counts, but its numbers do not."""
@@ -171,5 +173,6 @@ class Progress(NamedTuple):
                 "totals": Totals(**value["totals"]),
                 "bytes_sent": tuple(value["bytes_sent"]),
                 "rows": tuple(value["rows"]),
+                "unreadable": tuple(value.get("unreadable", ())),
             }
         )

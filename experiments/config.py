@@ -52,6 +52,7 @@ MAY_DIFFER = frozenset(
         "data_dir",
         "workers",
         "verify_checksums",
+        "max_unreadable",
     ]
 )
 
@@ -103,7 +104,10 @@ class Config:
         (),
         DATA,
         "another dataset, NAME or NAME:PATH, with the same number of classes, put beside the first; "
-        "each agent then holds samples of one; may be repeated",
+        "each agent then holds samples of one; may be repeated. folder:PATH may hold many domains, "
+        "PATH/<domain>/<class>/ or PATH/<domain>/train/<class>/ and val/<class>/; where there is no "
+        "train/, a fifth of each class, always the same, is for testing. With --dataset=folder and "
+        "no --data_dir these are all",
     )
     validation: float = setting(
         0.0,

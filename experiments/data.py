@@ -1,11 +1,12 @@
 """From a Config to its data: the dataset, who holds what of it, and how batches are fed."""
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccl_jax.data import batches, datasets, feature_shift, heterogeneity, partition
+from ccl_jax.data import batches, datasets, feature_shift, folders, heterogeneity, partition
 from ccl_jax.data.dataset import Dataset, StreamedDataset, hold_out
 from ccl_jax.data.feeds import Feed, InMemory, OnHost
 from ccl_jax.data.streaming import Streaming
@@ -22,6 +23,7 @@ class Data:
       shifts: What agents' images go through.
       degrees: How much, `feature_shift.degrees`.
       report: What is known about the split; see `describe`.
+      notes: What a user should know of the files before training, one line each.
     """
 
     dataset: Dataset | StreamedDataset
@@ -29,6 +31,7 @@ class Data:
     shifts: tuple[feature_shift.Shift, ...]
     degrees: tuple[np.ndarray, ...]
     report: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Data:
@@ -43,13 +46,10 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
     """
     shifts = tuple(feature_shift.parse(text) for text in config.feature_shift)
     rates = heterogeneity.noise_rates(config.label_noise, config.agents)
-    dataset = dataset or datasets.load(
-        config.dataset,
-        config.data_dir,
-        image_size=config.image_size,
-        verify_checksums=config.verify_checksums,
-    )
-    sets = [dataset, *(_domain(config, text) for text in config.domain)]
+    sources = _sources(config)
+    dataset = dataset or _read(config, sources[0], first=True)
+    sets = [dataset, *(_read(config, source, first=False) for source in sources[1:])]
+    notes = [note for pair in zip(sources, sets, strict=True) for note in _notes(*pair)]
     if config.validation > 0:
         sets = [hold_out(each, config.validation, config.seed) for each in sets]
     dataset = sets[0]
@@ -73,11 +73,12 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
         dataset = dataset.with_train_labels(noisy)
     degrees = feature_shift.degrees(shifts, config.agents, dataset.image_shape[2], config.seed)
     wrong = dataset.train_labels != true_labels
-    report = describe(held, dataset, domains, wrong) | {
+    report = describe(held, dataset, domains, wrong) | {"domains": list(map(str, sources))}
+    report |= {
         f"feature_shift {shift.kind}:{shift.strength:g}": degree
         for shift, degree in zip(shifts, degrees, strict=True)
     }
-    return Data(dataset, held, shifts, degrees, report)
+    return Data(dataset, held, shifts, degrees, report, tuple(notes))
 
 
 def make_feed(data: Data, config: Config, here: np.ndarray | None = None) -> Feed:
@@ -96,7 +97,7 @@ def make_feed(data: Data, config: Config, here: np.ndarray | None = None) -> Fee
             config.seed,
             workers=config.workers,
             max_unreadable=config.max_unreadable,
-            here=here,
+            here=slice(None) if here is None else here,
         )
     elif here is not None:
         feed = OnHost(data.dataset, data.partition, config.batch_size, config.seed, here)
@@ -174,13 +175,52 @@ def _split(config: Config, labels: np.ndarray, agents: int) -> partition.Partiti
     )
 
 
-def _domain(config: Config, text: str) -> Dataset:
-    """Loads NAME or NAME:PATH, image files at the size of the first set's."""
+class _Source(NamedTuple):
+    """One of the sets of a run: a dataset's name, and where its files lie."""
+
+    name: str
+    place: str | None
+
+    def __str__(self) -> str:
+        return ":".join(filter(None, self))
+
+
+def _sources(config: Config) -> list[_Source]:
+    """The first set and those beside it; without a folder of images of its own, those alone."""
+    others = [source for text in config.domain for source in _domains(text)]
+    if others and config.dataset == "folder" and config.data_dir is None:
+        return others
+    return [_Source(config.dataset, config.data_dir), *others]
+
+
+def _domains(text: str) -> list[_Source]:
+    """NAME or NAME:PATH, and of a folder of domains each one."""
     name, _, path = text.partition(":")
-    size = config.image_size if name in datasets.SIZED else None
-    dataset = datasets.load(name, path or None, image_size=size)
-    if isinstance(dataset, StreamedDataset):
-        raise ValueError(
-            f"domain {text!r} is streamed; only sets that fit in memory can be joined."
-        )
+    inside = folders.domains(Path(path)) if name == "folder" and path else ()
+    return [_Source(name, str(place)) for place in inside] or [_Source(name, path or None)]
+
+
+def _read(config: Config, source: _Source, first: bool) -> Dataset | StreamedDataset:
+    """Loads one of the sets; image files at the size of the first set's."""
+    sized = first or source.name in datasets.SIZED
+    dataset = datasets.load(
+        source.name,
+        source.place,
+        image_size=config.image_size if sized else None,
+        verify_checksums=config.verify_checksums and first,
+    )
+    if config.domain and isinstance(dataset, StreamedDataset):
+        raise ValueError(f"{source} is streamed; only sets that fit in memory can be domains.")
     return dataset
+
+
+def _notes(source: _Source, dataset: Dataset | StreamedDataset) -> list[str]:
+    """What a user should know of the files of a set."""
+    notes = [note] if (note := datasets.size_note(dataset)) else []
+    own = source.name in ("folder", "folder-full") and source.place is not None
+    if own and folders.is_undivided(Path(source.place)):
+        notes += [
+            f"{source.place} is not divided into train/ and val/: {folders.TEST_PART:.0%} of each "
+            f"class, drawn with seed {folders.TEST_SEED} in every run, are for testing."
+        ]
+    return notes

@@ -7,7 +7,9 @@ DIR holds imagenette2/ (or its 320 or 160 pixel version), or is that folder, or 
 
 python -m experiments.imagenette --dataset=imagenette-full --model=resnet18 --data_dir=DIR
 
-A folder of your own, with train/<class>/ and val/<class>/, goes by --dataset=folder or folder-full.
+A folder of your own, with train/<class>/ and val/<class>/ or with <class>/ only, goes by
+--dataset=folder or folder-full; a folder of domains, each with the same classes, by
+--dataset=folder --domain=folder:PATH.
 """
 
 import sys

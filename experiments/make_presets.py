@@ -3,7 +3,8 @@
     python -m experiments.make_presets
 
 Five sets with their networks, on the authors' four graphs, at two alphas. A file opens with the command
-that runs it and what that costs, as far as it follows from the setting: steps, and what an agent sends.
+that runs it, what that costs as far as it follows from the setting (steps, what is sent, and the
+arithmetic of the network; no time, which depends on the machine), and what came out, where it was run.
 """
 
 import functools
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ccl_jax import graphs, models
+from experiments.workload import count_flop
 
 FOLDER = Path(__file__).with_name("presets")
 EPOCHS, BATCH_SIZE = 200, 32
@@ -85,16 +88,25 @@ def preset(
     setting: Setting, name: str, agents: int, topology: str, gamma: float, alpha: float
 ) -> str:
     """One preset's content."""
-    steps = EPOCHS * -(-(setting.train_images // agents) // BATCH_SIZE)
     degree = int(graphs.make(topology, agents).adjacency[0].sum(axis=1).max())
-    per_step = degree * message_bytes(setting)
+    steps = -(-(setting.train_images // agents) // BATCH_SIZE)
+    sent = degree * message_bytes(setting)
+    images = steps * agents * BATCH_SIZE
+    forward = forward_flop(setting)
+    gflop = (3 + degree) * images * forward / 1e9
     file = f"experiments/presets/{setting.main}_{name}{agents}_alpha{alpha}.flags"
     note = f"# {setting.note}\n" if setting.note else ""
     return f"""\
 # CCL on QG-DSGDm-N, {setting.model}, {agents} agents, {name}, alpha {alpha} (arXiv:2310.15890).
 #   python -m experiments.{setting.main} --data_dir=DIR --flagfile={file}
-# Cost: {steps:,} steps; each agent sends {per_step:,} bytes a step to {degree} neighbours,
-#   {steps * per_step / 1e9:,.1f} GB in all. Not run yet: no time, no result.
+# Cost: {EPOCHS * steps:,} steps; each agent sends {sent:,} bytes a step to {degree} neighbours,
+#   {EPOCHS * steps * sent / 1e6:,.2f} MB in all (bytes_sent_per_agent in summary.json).
+#   An epoch is {steps:,} steps of {agents} x {BATCH_SIZE} images, {images:,} with the filled last batch.
+#   Each goes forward and backward through its agent's model, and forward through {degree} neighbours':
+#   {gflop:,.0f} GFLOP an epoch. Counted in the traced network: {forward:,} FLOP for an image
+#   forward (two for a multiply-add of convolutions and matrix products), twice that backward.
+#   Evaluation comes on top. experiments.benchmark measures what a machine makes of it.
+# Result: it has not been run.
 {note}--agents={agents}
 --topology={topology}
 --alpha={alpha}
@@ -120,6 +132,17 @@ def message_bytes(setting: Setting) -> int:
     parameters = sum(x.size for x in jax.tree.leaves(params))
     features = params["head"]["kernel"].shape[0]
     return 4 * (parameters + setting.classes * (features + 1))
+
+
+@functools.cache
+def forward_flop(setting: Setting) -> int:
+    """FLOP of one image's forward pass, as `workload.count_flop` counts them."""
+    # With any norm but "none", LeNet-5 spells its convolutions out.
+    model = models.make(setting.model, setting.classes, norm="group")
+    shapes = models.shapes(model, setting.image_shape)
+    image = jax.ShapeDtypeStruct((1, *setting.image_shape), jnp.float32)
+    forward = lambda params, state, image: models.apply_eval(model, params, state, image)
+    return count_flop(jax.make_jaxpr(forward)(*shapes, image).jaxpr)
 
 
 def main() -> None:

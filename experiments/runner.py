@@ -204,6 +204,8 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
             f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}",
             run.dataset.class_names,
         )
+    for note in run.data.notes:
+        _note(f"note: {note}")
     run.directory.write_json("partition.json", run.data.report)
     feed = data.make_feed(run.data, config, run.plan.agents_here(config.agents))
     evaluator = Evaluator(

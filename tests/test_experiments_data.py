@@ -1,9 +1,16 @@
 """Data and model flags end to end, for one short epoch each; the presets; preparing with TFDS."""
 
+import contextlib
 import io
+import itertools
 import json
 import pathlib
+import shutil
+import signal
+import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -11,10 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ccl_jax import graphs, parallel
 from experiments import (
     cifar10,
     cifar100,
     cli,
+    data,
     digits,
     fmnist,
     imagenet,
@@ -23,6 +32,7 @@ from experiments import (
     prepare,
     runner,
 )
+from experiments.workload import Workload, step_gflop
 
 RNG = np.random.default_rng(0)
 TFDS_ZIP = pathlib.Path(__file__).with_name("data") / "tfds.zip"
@@ -72,8 +82,9 @@ def folder(tmp_path_factory):
     return root
 
 
-def test_cifar10_from_its_archive(archive, tmp_path):
-    flags = ("--agents=2", "--batch_size=20", "--model=lenet5", "--partition=iid", "--lr=0.01")
+@pytest.mark.parametrize("model", ["lenet5", pytest.param("resnet8", marks=pytest.mark.slow)])
+def test_cifar10_from_its_archive(archive, tmp_path, model, capsys):
+    flags = ("--agents=2", "--batch_size=20", f"--model={model}", "--partition=iid", "--lr=0.01")
     code = run(
         cifar10,
         tmp_path / "run",
@@ -88,6 +99,11 @@ def test_cifar10_from_its_archive(archive, tmp_path):
     split = read(tmp_path / "run" / "partition.json")
     assert np.sum(split["samples_by_agent_and_class"], axis=0).tolist() == [10] * 6 + [5] * 4
     assert split["samples_by_agent"] == [40, 40] and split["classes"][0] == "airplane"
+    # A small archive in the true format trains, and is not mistaken for the published one.
+    assert capsys.readouterr().err == (
+        "note: cifar10: found 80 training and 20 test images, the published set has 50,000 training "
+        "and 10,000 test images: this is a part of it, or not whole.\n"
+    )
 
 
 @pytest.mark.slow
@@ -97,6 +113,9 @@ def test_resnet20_with_ccl_on_the_published_graphs(archive, tmp_path, topology, 
     ccl = ("--lambda_m=0.1", "--lambda_d=0.1", "--model=resnet20", f"--data_dir={archive}")
     assert run(cifar10, tmp_path / "run", *flags, *ccl) == 0
     summary = read(tmp_path / "run" / "summary.json")
+    degree = {"ring": 2, "dyck": 3, "circulant-torus": 4}[topology]
+    sent = degree * make_presets.message_bytes(make_presets.SETTINGS[0])
+    assert summary["bytes_sent_per_agent"] == summary["steps"] * sent
     assert summary["parameters"] == 272_474 and np.isfinite(summary["model_variant_loss"])
 
 
@@ -108,11 +127,13 @@ def test_folders_stream_into_resnet18(folder, tmp_path):
     assert read(tmp_path / "run" / "summary.json")["steps"] == 4
 
 
-def test_cifar10_from_tfds(tmp_path):
+def test_cifar10_from_tfds(tmp_path, capsys):
     with zipfile.ZipFile(TFDS_ZIP) as file:
         file.extractall(tmp_path)
     flags = ("--agents=2", "--batch_size=20", "--model=lenet5", "--partition=iid", "--lr=0.01")
     assert run(cifar10, tmp_path / "run", *flags, f"--data_dir={tmp_path}") == 0
+    note = "found 40 training and 10 test images, the published set has 50,000"
+    assert capsys.readouterr().err.count(note) == 1
     assert read(tmp_path / "run" / "summary.json")["steps"] == 1
 
 
@@ -129,6 +150,146 @@ def test_streamed_folder(folder, tmp_path, capsys):
     whole = ("--dataset=folder", "--agents=2", f"--data_dir={folder}")
     assert run(imagenet, tmp_path / "whole", *whole) == 2
     assert "train/ant/3.jpg: cannot be decoded" in capsys.readouterr().err
+
+
+def stop_after(calls):
+    """In place of `stop_signals`: asks the run to stop when it has been looked at so often."""
+
+    @contextlib.contextmanager
+    def signals():
+        count = itertools.count(1)
+        yield lambda: signal.SIGTERM if next(count) == calls else 0
+
+    return signals
+
+
+@pytest.fixture
+def interrupted(folder, tmp_path, monkeypatch):
+    """A run that was stopped after its first of two epochs, in which one image could not be read.
+
+    `again(flags)` goes on with it; `bad` are that image, which has been mended meanwhile, and another.
+    """
+    root, workdir = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(folder, root)
+    bad = [root / "train" / name / "3.jpg" for name in ("ant", "bee")]
+    flags = ("--dataset=folder-full", "--image_size=8", "--model=digits-cnn", "--agents=2")
+    more = ("--batch_size=4", "--partition=iid", "--lr=0.01", "--epochs=2", "--workers=2")
+    again = lambda *others: run(imagenet, workdir, *flags, *more, f"--data_dir={root}", *others)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "stop_signals", stop_after(2))
+        assert again("--max_unreadable=1") == 143
+    shutil.copy(bad[1], bad[0])
+    return again, bad, workdir
+
+
+def unreadable(workdir):
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(row)["unreadable_images"] for row in rows]
+
+
+def test_the_limit_of_unreadable_images_holds_where_a_run_goes_on(interrupted, capsys):
+    again, bad, _ = interrupted
+    bad[1].write_bytes(b"")
+    assert again("--max_unreadable=1", "--resume") == 2
+    error = capsys.readouterr().err
+    assert "bee/3.jpg: " in error and "number 2 that cannot be read, max_unreadable is 1" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "counts"), [(1, [1, 1]), (2, [1, 2])])
+def test_the_count_of_unreadable_images_is_kept_where_a_run_goes_on(interrupted, limit, counts):
+    again, bad, workdir = interrupted
+    if limit == 2:  # As the message above advises; else all can be read again.
+        bad[1].write_bytes(b"")
+    assert again(f"--max_unreadable={limit}", "--resume") == 0
+    assert unreadable(workdir) == counts
+
+
+@pytest.mark.slow
+def test_processes_count_unreadable_images_together(folder, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(folder, root)
+    (root / "train" / "bee" / "5.jpg").write_bytes(b"")
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        port = taken.getsockname()[1]
+    flags = ("--dataset=folder-full", "--image_size=8", "--model=digits-cnn", "--agents=2")
+    # Each agent has a class, and each process an agent.
+    more = ("--batch_size=4", "--partition=classes", "--classes_per_agent=1", "--epochs=1")
+    where = (f"--data_dir={root}", f"--workdir={tmp_path / 'run'}", "--lr=0.01", "--noprogress")
+    hosts = (f"--coordinator=localhost:{port}", "--num_processes=2", "--join_seconds=120")
+    command = [sys.executable, "-m", "experiments.imagenet", *flags, *more, *where, *hosts]
+    processes = [subprocess.Popen([*command, f"--process_id={k}"]) for k in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert unreadable(tmp_path / "run") == [2]
+    saved = read(tmp_path / "run" / "checkpoints" / "2" / "progress.json")
+    assert saved["unreadable"] == [3, 8 + 5]
+
+
+@pytest.fixture(scope="module")
+def domains(tmp_path_factory):
+    """A folder of domains: photo/<class>/ in grey, sketch/train/<class>/ and val/ in white."""
+    root = tmp_path_factory.mktemp("domains")
+    for place, count, value in (
+        ("photo", 10, 100),
+        ("sketch/train", 8, 255),
+        ("sketch/val", 2, 255),
+    ):
+        for name in ("ant", "bee"):
+            (root / place / name).mkdir(parents=True)
+            for k in range(count):
+                Image.new("RGB", (8, 8), (value,) * 3).save(root / place / name / f"{k}.png")
+    return root
+
+
+@pytest.mark.slow
+def test_a_folder_of_domains(domains, tmp_path, capsys):
+    flags = ("--dataset=folder", "--image_size=8", f"--domain=folder:{domains}", "--agents=4")
+    more = ("--batch_size=4", "--partition=iid", "--model=digits-cnn", "--lr=0.01")
+    assert run(imagenette, tmp_path / "run", *flags, *more) == 0
+    split = read(tmp_path / "run" / "partition.json")
+    assert split["domains"] == [f"folder:{domains}/photo", f"folder:{domains}/sketch"]
+    assert split["domain_by_agent"] == [0, 1, 0, 1]
+    # Of ten photos a class a fifth is held out.
+    assert split["samples_by_agent"] == [8, 8, 8, 8] and split["classes"] == ["ant", "bee"]
+    assert capsys.readouterr().err == (
+        f"note: {domains}/photo is not divided into train/ and val/: 20% of each class, drawn with "
+        "seed 0 in every run, are for testing.\n"
+    )
+
+
+def test_agents_see_their_own_domain_only(domains):
+    config = imagenette.DEFAULTS.replace(
+        dataset="folder",
+        domain=(f"folder:{domains}",),
+        agents=5,
+        batch_size=4,
+        partition="iid",
+        seed=3,
+    )
+    found = data.load(config)
+    (note,) = found.notes
+    assert note.startswith(
+        f"{domains}/photo is not divided into train/ and val/: 20% of each class"
+    )
+    shades = [set(found.dataset.train_images[own].ravel()) for own in found.partition.indices]
+    assert shades == [{100}, {255}, {100}, {255}, {100}]
+    assert len(found.dataset.test_labels) == 2 * 2 + 2 * 2
+    # Whatever the seed of the run, the same photos are for testing.
+    other = data.load(config.replace(seed=4))
+    np.testing.assert_array_equal(found.dataset.test_images, other.dataset.test_images)
+    # Beside another set, or a folder of one's own, the domains are more.
+    more = data.load(config.replace(data_dir=str(domains / "sketch")))
+    assert more.report["domain_by_agent"] == [0, 1, 2, 0, 1]
+    assert more.report["domains"][0] == f"folder:{domains}/sketch"
+    for wrong, message in (
+        ({"domain": (f"folder-full:{domains}/photo",)}, "folder-full:.* is streamed; only sets"),
+        ({"dataset": "folder-full", "data_dir": str(domains / "photo")}, "is streamed; only sets"),
+        ({"agents": 1}, "2 domains need at least 2 agents"),
+        ({"domain": (), "data_dir": str(domains)}, "a folder of domains is given as --domain"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.load(config.replace(**wrong))
 
 
 def test_every_kind_of_heterogeneity_at_once(tmp_path):
@@ -240,6 +401,21 @@ def test_the_cost_in_a_preset_by_hand():
     # 50,000 / 16 = 3,125 images are 98 steps of 32; 272,474 parameters, 10 sums of 64, 10 counts.
     steps, bytes_a_step = 200 * 98, 2 * 4 * (272_474 + 10 * 64 + 10)
     assert f"Cost: {steps:,} steps; each agent sends {bytes_a_step:,} bytes a step to 2" in content
+
+
+def test_the_arithmetic_in_a_preset_by_hand():
+    settings = {setting.main: setting for setting in make_presets.SETTINGS}
+    # LeNet-5, multiply-adds: 25 for each of 6 x 28 x 28 outputs, 150 for each of 16 x 10 x 10, and
+    # three dense layers.
+    multiply_adds = 25 * 6 * 784 + 150 * 16 * 100 + 400 * 120 + 120 * 84 + 84 * 10
+    assert make_presets.forward_flop(settings["fmnist"]) == 2 * multiply_adds
+    assert make_presets.message_bytes(settings["fmnist"]) == 4 * (61_706 + 10 * 84 + 10)
+    # The benchmark counts the same for a step: 98 of them are an epoch.
+    work = Workload("resnet20", None, "float32", graphs.make("ring", 16), 32, parallel.Plan())
+    gflop = 98 * step_gflop(work, "ccl")
+    content = (make_presets.FOLDER / "cifar10_ring16_alpha0.1.flags").read_text()
+    assert "98 steps of 16 x 32 images, 50,176 with" in content
+    assert f"{gflop:,.0f} GFLOP an epoch" in content
 
 
 def test_prepare_without_tensorflow_and_with_wrong_flags(monkeypatch, capsys, tmp_path):

@@ -88,3 +88,18 @@ def gather(
     again = place % jnp.maximum(held, 1)
     shown = jnp.maximum(jnp.take_along_axis(indices, again, axis=-1), 0)
     return images[shown], jnp.where(mask, labels[shown], 0), mask
+
+
+def fill_gaps(pixels: np.ndarray, mask: np.ndarray) -> None:
+    """Shows a batch's own images again where there are none, in place, as `gather` does.
+
+    Batch statistics are then those of real images. A batch without any image stays black.
+
+    Args:
+      pixels: `[agents, batch, H, W, C]`.
+      mask: `[agents, batch]` bool.
+    """
+    for own, there in zip(pixels, mask, strict=True):
+        held, gaps = np.flatnonzero(there), np.flatnonzero(~there)
+        if len(held):
+            own[gaps] = own[held[np.arange(len(gaps)) % len(held)]]

@@ -16,31 +16,19 @@ has prepared, and reads them with every check. A new set is one function
   npz              A user's own arrays in one file.
 """
 
-import concurrent.futures
-import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.datasets import load_digits as sklearn_load_digits
 
-from ccl_jax.data import cifar, folders, images, npz, tfds_sets
-from ccl_jax.data.dataset import Dataset, ImageStore, StreamedDataset
+from ccl_jax.data import cifar, npz, photographs
+from ccl_jax.data.dataset import Dataset, StreamedDataset
 from ccl_jax.data.idx import read_images_and_labels
+from ccl_jax.data.loading import Request, in_memory, prepared, with_own_constants
 from ccl_jax.names import look_up
 
-__all__ = ["NAMES", "Dataset", "Request", "StreamedDataset", "load"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What `load` is asked for; see its arguments."""
-
-    name: str
-    data_dir: pathlib.Path | None = None
-    image_size: int | None = None
-    verify_checksums: bool = False
+__all__ = ["NAMES", "PUBLISHED_SIZES", "SIZED", "Dataset", "StreamedDataset", "load", "size_note"]
 
 
 def load(
@@ -80,6 +68,25 @@ def load(
     if place is not None and not place.exists():
         raise ValueError(f"{place}: data_dir does not exist.")
     return loader(Request(name, place, image_size, verify_checksums))
+
+
+def size_note(dataset: Dataset | StreamedDataset) -> str | None:
+    """What to tell a user whose set has other numbers of images than the published one of its name.
+
+    It may be a part on purpose, or a copy that was broken off.
+
+    Returns:
+      One line with the numbers found and published; None where they agree, or none are published.
+    """
+    published = PUBLISHED_SIZES.get(dataset.name)
+    found = (len(dataset.train_labels), len(dataset.test_labels))
+    if published in (None, found):
+        return None
+    numbers = "{:,} training and {:,} test images".format
+    return (
+        f"{dataset.name}: found {numbers(*found)}, the published set has {numbers(*published)}: "
+        "this is a part of it, or not whole."
+    )
 
 
 def load_digits(request: Request) -> Dataset:
@@ -146,11 +153,11 @@ def load_fmnist(request: Request) -> Dataset:
     """
     place = request.data_dir
     places = (place, place / "fashion-mnist", place / "FashionMNIST" / "raw") if place else ()
-    prepared = _prepared(request)
-    if prepared is not None:
-        *stores, _ = prepared
+    found = prepared(request)
+    if found is not None:
+        *stores, _ = found
         train, test = (
-            (pixels[..., :1], labels) for pixels, labels in (_in_memory(s) for s in stores)
+            (pixels[..., :1], labels) for pixels, labels in (in_memory(s) for s in stores)
         )
     else:
         files = _find_files(
@@ -200,87 +207,12 @@ def _load_cifar(
     if source is not None:
         arrays = cifar.read(form, source, verify_checksum=request.verify_checksums)
         names = form.class_names
-    elif (prepared := _prepared(request)) is not None:
-        *stores, names = prepared
-        arrays = cifar.Arrays(*(part for store in stores for part in _in_memory(store)))
+    elif (found := prepared(request)) is not None:
+        *stores, names = found
+        arrays = cifar.Arrays(*(part for store in stores for part in in_memory(store)))
     else:
         raise ValueError(cifar.missing(form, request.data_dir))
     return Dataset(request.name, *arrays, form.label_ranges[-1], mean, std, 255.0, names)
-
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training pixels; the custom for all sets of photographs."""
-
-IMAGENETTE_CLASSES = (
-    "n01440764",
-    "n02102040",
-    "n02979186",
-    "n03000684",
-    "n03028079",
-    "n03394916",
-    "n03417042",
-    "n03425413",
-    "n03445777",
-    "n03888257",
-)
-"""Imagenette's classes, as in WordNet: tench, English springer, cassette player, chain saw, church,
-French horn, garbage truck, gas pump, golf ball, parachute."""
-
-
-def load_imagenette(request: Request) -> Dataset:
-    """Imagenette in memory, at 32x32 unless asked otherwise."""
-    return _hold(request, *_imagenette(request))
-
-
-def load_imagenette_full(request: Request) -> StreamedDataset:
-    """Imagenette as a stream, at 224x224 unless asked otherwise."""
-    return _stream(request, *_imagenette(request))
-
-
-def _imagenette(request: Request) -> "_Images":
-    found = _image_files(
-        request,
-        ("imagenette2", "imagenette2-320", "imagenette2-160"),
-        "get it from https://github.com/fastai/imagenette, unpack it and give its folder as "
-        f"data_dir, or run `python -m experiments.prepare --dataset={request.name}`",
-    )
-    if found[2] != IMAGENETTE_CLASSES:
-        raise ValueError(
-            f"{request.data_dir}: has the classes {', '.join(found[2][:3])} ..., Imagenette has "
-            f"{', '.join(IMAGENETTE_CLASSES[:3])} ...: this is another set (dataset 'folder' takes "
-            "any)."
-        )
-    return found
-
-
-def load_imagenet(request: Request) -> StreamedDataset:
-    """ImageNet (ILSVRC 2012) as a stream, at 224x224 unless asked otherwise."""
-    found = _image_files(
-        request,
-        ("imagenet", "ILSVRC2012"),
-        "get it from https://image-net.org, lay it out as train/<class>/ and val/<class>/ and give "
-        "its folder as data_dir, or run `python -m experiments.prepare --dataset=imagenet`",
-    )
-    if len(found[2]) != 1000:
-        raise ValueError(
-            f"{request.data_dir}: has {len(found[2])} classes, ImageNet has 1000: it is not whole, "
-            "or another set (dataset 'folder-full' takes any)."
-        )
-    return _stream(request, *found)
-
-
-def load_folder(request: Request) -> Dataset:
-    """A user's own image folders in memory, normalised by their own mean and std."""
-    return _with_own_constants(_hold(request, *_own_folder(request)))
-
-
-def load_folder_full(request: Request) -> StreamedDataset:
-    """A user's own image folders as a stream, normalised as ImageNet."""
-    return _stream(request, *_own_folder(request))
-
-
-def _own_folder(request: Request) -> "_Images":
-    return _image_files(request, (), "give a folder with train/<class>/ and val/<class>/")
 
 
 def load_npz(request: Request) -> Dataset:
@@ -300,99 +232,12 @@ def load_npz(request: Request) -> Dataset:
             "one as data_dir."
         )
     *arrays, names = npz.read(files[0])
-    channels = arrays[0].shape[3]
-    return _with_own_constants(
-        Dataset("npz", *arrays, len(names), (0.5,) * channels, (0.5,) * channels, 255.0, names)
-    )
-
-
-_Images = tuple[ImageStore, ImageStore, tuple[str, ...]]
-"""Training images, test images and the names of the classes."""
-
-
-def _prepared(request: Request) -> _Images | None:
-    """What TFDS has prepared of this set in data_dir."""
-    source = tfds_sets.SOURCES.get(request.name)
-    if source is None or request.data_dir is None or not request.data_dir.is_dir():
-        return None
-    folder = tfds_sets.find(source, request.data_dir)
-    if folder is None:
-        return None
-    if request.verify_checksums:
-        raise ValueError(
-            f"{folder}: sets that TFDS has prepared have no published checksums: leave "
-            "verify_checksums out."
-        )
-    return tfds_sets.read(source, folder)
-
-
-def _image_files(request: Request, below: Sequence[str], remedy: str) -> _Images:
-    """The images of data_dir, or of a folder `below` it, or prepared by TFDS."""
-    place = request.data_dir
-    if place is None:
-        raise ValueError(f"{request.name} needs its files; no data_dir is given: {remedy}.")
-    roots = [root for root in (place, *(place / b for b in below)) if folders.is_image_folder(root)]
-    found = folders.list_images(roots[0]) if roots else _prepared(request)
-    if found is None:
-        raise ValueError(f"{place}: has no folder train of {request.name}: {remedy}.")
-    return found
-
-
-def _hold(request: Request, train: ImageStore, test: ImageStore, names: Sequence[str]) -> Dataset:
-    side = request.image_size or 32
-    arrays = (*_in_memory(train, side), *_in_memory(test, side))
-    constants = (IMAGENET_MEAN, IMAGENET_STD, 255.0)
-    return Dataset(request.name, *arrays, len(names), *constants, tuple(names))
-
-
-def _stream(
-    request: Request, train: ImageStore, test: ImageStore, names: Sequence[str]
-) -> StreamedDataset:
-    side = request.image_size or 224
-    return StreamedDataset(
-        request.name,
-        train,
-        test,
-        (side, side, 3),
-        # The custom for ImageNet: resize to 256 where the model sees 224.
-        round(side * 256 / 224),
-        len(names),
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        255.0,
-        tuple(names),
-    )
-
-
-def _in_memory(store: ImageStore, side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a store, decoded by threads, and their labels."""
-
-    def decode(index: int) -> np.ndarray:
-        try:
-            return images.decode(store.read(index), side)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{store.name(index)}: {error}: mend or remove it.") from error
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = list(pool.map(decode, range(len(store.labels))))
-    return np.stack(decoded), store.labels
-
-
-def _with_own_constants(dataset: Dataset) -> Dataset:
-    """The dataset, normalised by the mean and std of its training pixels."""
-    histograms = [
-        np.bincount(dataset.train_images[..., c].ravel(), minlength=256)
-        for c in range(dataset.image_shape[2])
-    ]
-    pixels = np.arange(256) / dataset.scale
-    means = [float(np.average(pixels, weights=h)) for h in histograms]
-    variances = [
-        float(np.average((pixels - m) ** 2, weights=h))
-        for m, h in zip(means, histograms, strict=True)
-    ]
-    # A channel of one colour has std 0 and carries nothing: any other divisor serves.
-    stds = [variance**0.5 or 1.0 for variance in variances]
-    return dataclasses.replace(dataset, mean=tuple(means), std=tuple(stds))
+    constants = ((0.5,) * arrays[0].shape[3], (0.5,) * arrays[0].shape[3], 255.0)
+    try:
+        dataset = Dataset("npz", *arrays, len(names), *constants, names)
+    except ValueError as error:
+        raise ValueError(f"{files[0]}: {error}") from error
+    return with_own_constants(dataset)
 
 
 def _find_files(
@@ -415,17 +260,28 @@ _LOADERS: dict[str, Callable[[Request], Dataset | StreamedDataset]] = {
     "fmnist": load_fmnist,
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
-    "imagenette": load_imagenette,
-    "imagenette-full": load_imagenette_full,
-    "imagenet": load_imagenet,
-    "folder": load_folder,
-    "folder-full": load_folder_full,
+    "imagenette": photographs.load_imagenette,
+    "imagenette-full": photographs.load_imagenette_full,
+    "imagenet": photographs.load_imagenet,
+    "folder": photographs.load_folder,
+    "folder-full": photographs.load_folder_full,
     "npz": load_npz,
 }
 
 NAMES = tuple(_LOADERS)
 """The names that `load` knows."""
 
-# Sets of image files, which take an image_size.
 SIZED = ("imagenette", "imagenette-full", "imagenet", "folder", "folder-full")
+"""Sets of image files, which take an image_size."""
+
+PUBLISHED_SIZES = {
+    "fmnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "imagenette": (9_469, 3_925),
+    "imagenette-full": (9_469, 3_925),
+    "imagenet": (1_281_167, 50_000),
+}
+"""Training and test images of the sets as published; of Imagenette its second version."""
+
 _CHECKED = ("fmnist", "cifar10", "cifar100")

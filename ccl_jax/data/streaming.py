@@ -8,16 +8,11 @@ epoch can be the first. An image that cannot be read is left out and counted, up
 import threading
 from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ccl_jax.data import batches, images
+from ccl_jax.data import batches, feeds, images
 from ccl_jax.data.dataset import ImageStore, StreamedDataset
 from ccl_jax.data.partition import Partition
-
-Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Images `[..., batch, side, side, 3]` uint8, labels `[..., batch]` int32, mask `[..., batch]` bool."""
 
 
 class Skipped:
@@ -25,24 +20,27 @@ class Skipped:
 
     Args:
       limit: How many there may be.
+
+    Attributes:
+      indices: Their positions in the store.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.names: set[str] = set()
+        self.indices: set[int] = set()
         self._lock = threading.Lock()
 
-    def add(self, name: str, error: Exception) -> None:
+    def add(self, index: int, name: str, error: Exception) -> None:
         """Counts an image, once however often it is met.
 
         Raises:
           ValueError: It is one too many; the message names it.
         """
         with self._lock:
-            self.names.add(name)
-            if len(self.names) > self.limit:
+            self.indices.add(index)
+            if len(self.indices) > self.limit:
                 raise ValueError(
-                    f"{name}: {error}; it is image number {len(self.names)} that cannot be read, "
+                    f"{name}: {error}; it is image number {len(self.indices)} that cannot be read, "
                     f"max_unreadable is {self.limit}: mend or remove it, or raise max_unreadable."
                 )
 
@@ -54,7 +52,7 @@ def decode_ahead(
     skipped: Skipped,
     *,
     workers: int = 16,
-) -> Iterator[Chunk]:
+) -> Iterator[feeds.Batches]:
     """Reads and decodes images by index, ahead of their use and in order.
 
     Args:
@@ -82,7 +80,7 @@ def decode_ahead(
         try:
             pixels = images.decode(store.read(index), side)
         except (OSError, ValueError) as error:
-            skipped.add(store.name(index), error)
+            skipped.add(int(index), store.name(index), error)
             return nothing
         return pixels, store.labels[index], np.bool_(True)
 
@@ -93,7 +91,7 @@ def decode_ahead(
         yield tuple(part.reshape(*shape, *part.shape[1:]) for part in chunk)
 
 
-class Streaming:
+class Streaming(feeds.Decoded):
     """A feed whose items are the decoded images themselves; see `feeds.Feed`.
 
     Args:
@@ -102,8 +100,9 @@ class Streaming:
       batch_size: Images an agent a step.
       seed: Seed of the order of images.
       workers: Threads that decode.
-      max_unreadable: Images that may be unreadable, over the whole run.
-      here: The agents of this process, whose images alone are decoded; None for all.
+      max_unreadable: Images that may be unreadable, over the whole run (of other processes known at the
+        end of each epoch).
+      here: The agents of this process, whose images alone are decoded; default: all.
     """
 
     def __init__(
@@ -115,49 +114,9 @@ class Streaming:
         *,
         workers: int = 16,
         max_unreadable: int = 10,
-        here: Sequence[int] | None = None,
+        here: slice | Sequence[int] = slice(None),
     ) -> None:
-        side = dataset.stored_side
-        batch = (partition.agents, batch_size)
-        self.agents = partition.agents
-        self.steps = batches.steps_per_epoch(partition, batch_size)
-        self.constants = ()
-        self.item = (
-            jax.ShapeDtypeStruct((*batch, side, side, 3), jnp.uint8),
-            jax.ShapeDtypeStruct(batch, jnp.int32),
-            jax.ShapeDtypeStruct(batch, jnp.bool_),
-        )
-        self.here = slice(None) if here is None else here
-        skipped = Skipped(max_unreadable)
-        self.unreadable = skipped.names
-        self._order = lambda epoch: batches.epoch_indices(partition, batch_size, epoch, seed)
-        self._decode = lambda indices: decode_ahead(
-            dataset.train, indices, side, skipped, workers=workers
-        )
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Chunk]:
-        """Images, labels and mask for each step; see `Feed.epoch`."""
-        for pixels, labels, mask in self._decode(self._order(epoch)[start:, self.here]):
-            if not mask.all():
-                fill_gaps(pixels, mask)
-            yield pixels, labels, mask
-
-    def fetch(self, constants: tuple, item: Chunk) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The item is the batch already; see `Feed.fetch`."""
-        del constants
-        return item
-
-
-def fill_gaps(pixels: np.ndarray, mask: np.ndarray) -> None:
-    """Shows a batch's own images again where there are none, in place, as `batches.gather` does.
-
-    Batch statistics are then those of real images. A batch without any image stays black.
-
-    Args:
-      pixels: `[agents, batch, H, W, C]`.
-      mask: `[agents, batch]` bool.
-    """
-    for own, there in zip(pixels, mask, strict=True):
-        held, gaps = np.flatnonzero(there), np.flatnonzero(~there)
-        if len(held):
-            own[gaps] = own[held[np.arange(len(gaps)) % len(held)]]
+        side, skipped = dataset.stored_side, Skipped(max_unreadable)
+        decode = lambda order: decode_ahead(dataset.train, order, side, skipped, workers=workers)
+        super().__init__((side, side, 3), decode, partition, batch_size, seed, here)
+        self.unreadable = skipped.indices

@@ -11,6 +11,7 @@ import pathlib
 import re
 
 import numpy as np
+from tqdm import tqdm
 
 FORMAT = "array_record"
 """The file format that can be read by index, and without TensorFlow."""
@@ -55,6 +56,9 @@ class TfdsImages:
     Args:
       builder: A builder of TFDS with the set's files.
       split: Name of the split.
+
+    Raises:
+      ValueError: A label is no class; the message names the record.
     """
 
     def __init__(self, builder, split: str) -> None:
@@ -64,8 +68,17 @@ class TfdsImages:
         self._records = builder.as_data_source(
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        # Labels lie in the records, so each is read once.
-        self.labels = np.array([record["label"] for record in self._records], np.int32)
+        # Labels lie beside the images, so all records are read once; for ImageNet that takes its time.
+        title = f"labels of {self._name}"
+        records = tqdm(self._records, title, unit="record", delay=_PATIENCE_SECONDS)
+        self.labels = np.array([record["label"] for record in records], np.int32)
+        classes = builder.info.features["label"].num_classes
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= classes))
+        if len(wrong):
+            raise ValueError(
+                f"{self.name(wrong[0])}: label {self.labels[wrong[0]]}, expected 0 to {classes - 1}: "
+                f"it is damaged; {_AGAIN}."
+            )
 
     def read(self, index: int) -> bytes:
         """The encoded image of a record."""
@@ -80,19 +93,23 @@ def find(source: Source, data_dir: pathlib.Path) -> pathlib.Path | None:
     """The folder of a prepared set, its newest version; None if there is none.
 
     Raises:
-      ValueError: The preparation of the set was broken off.
+      ValueError: The preparation of the set was broken off, or a part of it is missing.
     """
     root = data_dir / source.name
     for folder in [root / config for config in source.configs] or [root]:
-        described = [path.parent for path in folder.glob("*/dataset_info.json")]
-        versions = [path for path in described if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-        if versions:
-            return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+        versions = [p for p in folder.glob("*.*.*") if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+        whole = [path for path in versions if (path / "dataset_info.json").is_file()]
+        if whole:
+            return max(whole, key=lambda path: tuple(map(int, path.name.split("."))))
         broken = next(folder.glob("incomplete.*"), None)
         if broken is not None:
             raise ValueError(
                 f"{broken}: the preparation of this set was broken off: remove it and run "
                 "`python -m experiments.prepare` again."
+            )
+        if versions:
+            raise ValueError(
+                f"{versions[0]}: lacks dataset_info.json, so it is not whole: {_AGAIN}."
             )
     return None
 
@@ -120,6 +137,10 @@ def read(source: Source, folder: pathlib.Path) -> tuple[TfdsImages, TfdsImages, 
         raise ValueError(
             f"{folder}: is no set that TFDS has prepared ({error}): {_AGAIN}."
         ) from error
+    if builder.info.name != source.name:
+        raise ValueError(
+            f"{folder}: holds the set {builder.info.name} and not {source.name}: {_AGAIN}."
+        )
     if file_format != FORMAT:
         raise ValueError(
             f"{folder}: is in the format {file_format}, which needs TensorFlow to be read; prepare "
@@ -149,3 +170,5 @@ def _check_shard(path, records: int) -> None:
 
 
 _AGAIN = "remove the set and run `python -m experiments.prepare` again"
+
+_PATIENCE_SECONDS = 5  # What takes longer shows how far it is.

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ccl_jax.models.convolution import convolve
+
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -68,19 +70,34 @@ def conv(
     Returns:
         [batch, H', W', features].
     """
-    layer = nn.Conv(
-        features,
-        (size, size),
-        stride,
-        padding=size // 2 if padding is None else padding,
-        feature_group_count=groups,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        bias_init=uniform_bias(size * size * x.shape[-1] // groups),
-        name=name,
-    )
-    return layer(x)
+    padding = size // 2 if padding is None else padding
+    return Conv(features, size, stride, padding, groups, use_bias, kernel_init, dtype, name=name)(x)
+
+
+class Conv(nn.Module):
+    """A convolution with a square kernel; attributes as the arguments of `conv`."""
+
+    features: int
+    size: int
+    stride: int
+    padding: int
+    groups: int
+    use_bias: bool
+    kernel_init: Callable[..., jax.Array]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1] // self.groups
+        shape = (self.size, self.size, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        padding = [(self.padding, self.padding)] * 2
+        x = convolve(x.astype(self.dtype), kernel, [self.stride] * 2, padding, self.groups)
+        if not self.use_bias:
+            return x
+        start = uniform_bias(self.size * self.size * channels)
+        bias = self.param("bias", start, (self.features,))
+        return x + bias.astype(self.dtype)[None, None, None]
 
 
 class ConvPool(nn.Module):
@@ -118,9 +135,7 @@ class ConvPool(nn.Module):
         kernels = [jnp.pad(kernel, [(a, 1 - a), (b, 1 - b), (0, 0), (0, 0)]) for a, b in places]
         kernel = jnp.concatenate(kernels, axis=-1)
         kernel = _squares_to_channels(kernel.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        x = convolve(x, kernel)
         pooled = functools.reduce(jnp.maximum, jnp.split(x, len(places), axis=-1))
         return pooled + bias.astype(self.dtype)[None, None, None]
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import pathlib
 import struct
 import tarfile
@@ -77,3 +78,58 @@ def tfds_dir(tmp_path_factory):
     with zipfile.ZipFile(TFDS_ZIP) as file:
         file.extractall(folder)
     return folder
+
+
+@pytest.fixture
+def write_tfds():
+    """A function that writes images as TFDS prepares them: records, and what describes them."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+    def record(image, label):
+        file = io.BytesIO()
+        Image.fromarray(image.squeeze()).save(file, "PNG")
+        feature = tf_feature_pb2.Feature
+        features = {
+            "image": feature(bytes_list=tf_feature_pb2.BytesList(value=[file.getvalue()])),
+            "label": feature(int64_list=tf_feature_pb2.Int64List(value=[label])),
+        }
+        features = tf_feature_pb2.Features(feature=features)
+        return tf_example_pb2.Example(features=features).SerializeToString()
+
+    def write(data_dir, name, splits, classes, shape, shards=1):
+        """`splits` is {split: [(pixels, label)]}, `shape` what TFDS says of the images."""
+        folder = data_dir / name / "1.0.0"
+        folder.mkdir(parents=True)
+        infos = []
+        for split, samples in splits.items():
+            parts = [samples[k::shards] for k in range(shards)]
+            for k, part in enumerate(parts):
+                path = folder / f"{name}-{split}.array_record-{k:05d}-of-{shards:05d}"
+                writer = ArrayRecordWriter(str(path), "group_size:1")
+                for sample in part:
+                    writer.write(record(*sample))
+                writer.close()
+            template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+            lengths = [str(len(part)) for part in parts]
+            infos += [{"filepathTemplate": template, "name": split, "shardLengths": lengths}]
+        info = {"fileFormat": "array_record", "name": name, "splits": infos, "version": "1.0.0"}
+        (folder / "dataset_info.json").write_text(json.dumps(info))
+        place = "tensorflow_datasets.core.features."
+        image = {
+            "image": {"dtype": "uint8", "shape": {"dimensions": [str(n) for n in shape]}},
+            "pythonClassName": place + "image_feature.Image",
+        }
+        label = {
+            "classLabel": {"numClasses": str(len(classes))},
+            "pythonClassName": place + "class_label_feature.ClassLabel",
+        }
+        features = {
+            "featuresDict": {"features": {"image": image, "label": label}},
+            "pythonClassName": place + "features_dict.FeaturesDict",
+        }
+        (folder / "features.json").write_text(json.dumps(features))
+        (folder / "label.labels.txt").write_text("\n".join(classes) + "\n")
+        return folder
+
+    return write

@@ -1,6 +1,7 @@
 """Datasets: what `load` gives from true files, and what it says of missing or damaged ones."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -163,3 +164,59 @@ def test_dataset_checks_itself(change, message):
     )
     with pytest.raises(ValueError, match="toy: .*" + message):
         dataclasses.replace(right, **change)
+
+
+def blank(name, train, test):
+    """A set of so many black pixels."""
+    images = lambda count: np.zeros((count, 1, 1, 1), np.uint8)
+    labels = lambda count: np.zeros(count, np.int32)
+    constants = (1, (0.5,), (0.5,), 255.0, ("one",))
+    return datasets.Dataset(
+        name, images(train), labels(train), images(test), labels(test), *constants
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [
+        ("fmnist", 60_000, 10_000),
+        ("cifar10", 50_000, 10_000),
+        ("cifar100", 50_000, 10_000),
+        ("imagenette", 9_469, 3_925),
+        ("imagenette-full", 9_469, 3_925),
+        ("imagenet", 1_281_167, 50_000),
+    ],
+)
+def test_sets_that_are_not_as_published_are_noted(name, train, test):
+    assert datasets.size_note(blank(name, train, test)) is None
+    for found in ((train - 1, test), (train, test - 1), (train + 1, test)):
+        assert datasets.size_note(blank(name, *found)) == (
+            f"{name}: found {found[0]:,} training and {found[1]:,} test images, the published set "
+            f"has {train:,} training and {test:,} test images: this is a part of it, or not whole."
+        )
+
+
+def test_sets_without_published_sizes_are_not_noted():
+    assert datasets.size_note(datasets.load("digits")) is None
+    assert datasets.size_note(blank("folder", 3, 2)) is None
+    assert set(datasets.PUBLISHED_SIZES) == set(datasets.NAMES) - {
+        "digits",
+        "folder",
+        "folder-full",
+        "npz",
+    }
+
+
+def test_fmnist_checksums(small_fmnist, monkeypatch):
+    folder, _ = small_fmnist
+    with pytest.raises(
+        ValueError, match=r"train-images-idx3-ubyte\.gz: MD5 .* is 8d4fb7e6c68d591d4c3dfef9ec88bf0d"
+    ):
+        datasets.load("fmnist", folder, verify_checksums=True)
+    files = [next(folder.glob(f"{name}*")) for name in FILES]
+    own = {n: hashlib.md5(p.read_bytes()).hexdigest() for n, p in zip(FILES, files, strict=True)}
+    monkeypatch.setattr(datasets, "_FMNIST_MD5", own)
+    assert len(datasets.load("fmnist", folder, verify_checksums=True).train_labels) == 20
+    monkeypatch.setattr(datasets, "_FMNIST_MD5", own | {FILES[3]: 32 * "0"})
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte\.gz: MD5"):
+        datasets.load("fmnist", folder, verify_checksums=True)

@@ -128,3 +128,30 @@ def test_agents_hold_one_domain_each():
     assert split.name == "iid by domain"
     with pytest.raises(ValueError, match="3 domains need at least 3 agents, there are 2"):
         heterogeneity.by_domain(LABELS, domains, 2, lambda y, n: partition.iid(y, n, 0))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(partition.NAMES),
+    sizes=st.lists(st.integers(30, 120), min_size=1, max_size=3),
+    agents=st.integers(1, 9),
+    alpha=st.floats(0.05, 10),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_split_by_domain_holds_a_sample_at_most_once(name, sizes, agents, alpha, seed):
+    domains = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.random.default_rng(seed).integers(0, 4, len(domains)).astype(np.int32)
+    parts = lambda y, n: partition.make(name, y, n, alpha=alpha, seed=seed, min_samples=1)
+    try:
+        split = heterogeneity.by_domain(labels, domains, agents, parts)
+    except ValueError:
+        return  # Too few agents, or a combination that the split itself refuses.
+    held = np.concatenate(split.indices)
+    assert len(np.unique(held)) == len(held) and held.max() < len(labels)
+    for agent, own in enumerate(split.indices):
+        assert set(domains[own]) == {agent % len(sizes)}
+    # What the split of a domain alone leaves out, and no more, is held by nobody.
+    for domain in range(len(sizes)):
+        members = np.flatnonzero(domains == domain)
+        alone = parts(labels[members], len(range(domain, agents, len(sizes))))
+        assert set(members[np.concatenate(alone.indices)]) == set(held) & set(members)

@@ -1,4 +1,4 @@
-"""Folders of images, .npz files and sets prepared by TFDS: exact pixels, and clear errors."""
+"""Folders of images and .npz files: exact pixels, and clear errors."""
 
 import shutil
 
@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccl_jax.data import datasets, folders, images
+from ccl_jax.data import datasets, folders, images, photographs
 from ccl_jax.data.dataset import StreamedDataset
-
-
-def picture(height, width, number):
-    """The picture of tests/data/make_tfds.py."""
-    y, x, c = np.mgrid[:height, :width, :3]
-    return ((7 * number + 3 * y + 5 * x + 11 * c) % 256).astype(np.uint8)
 
 
 def test_folder_in_memory_to_exact_pixels(tmp_path, write_folder):
@@ -91,8 +85,80 @@ def test_folder_without_classes(tmp_path):
         folders.list_images(tmp_path)
 
 
+def write_classes(root, counts, seed=0):
+    """<root>/<class>/k.png with so many images for each class; their pixels by path."""
+    rng, pixels = np.random.default_rng(seed), {}
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for k in range(count):
+            path = root / name / f"{k:02d}.png"
+            pixels[str(path)] = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels[str(path)]).save(path)
+    return pixels
+
+
+def test_a_folder_without_train_is_divided_once_and_for_all(tmp_path):
+    pixels = write_classes(tmp_path, {"ant": 10, "bee": 13, "cat": 2})
+    train, test, names = folders.divide(tmp_path)
+    assert names == ("ant", "bee", "cat") and folders.is_undivided(tmp_path)
+    # A fifth of each class, rounded, and one at least.
+    assert np.bincount(test.labels).tolist() == [2, 3, 1]
+    assert np.bincount(train.labels).tolist() == [8, 10, 1]
+    assert sorted([*map(str, train.paths), *map(str, test.paths)]) == sorted(pixels)
+    for store in (train, test):
+        assert [names[y] for y in store.labels] == [path.parent.name for path in store.paths]
+    again = folders.divide(tmp_path)
+    assert again[0].paths == train.paths and again[1].paths == test.paths
+    # Not the first ones of each class.
+    assert {path.name for path in test.paths} != {"00.png", "01.png", "02.png"}
+
+    dataset = datasets.load("folder", tmp_path, image_size=8)
+    for image, path in zip(dataset.test_images, test.paths, strict=True):
+        np.testing.assert_array_equal(image, pixels[str(path)])
+    assert datasets.load("folder-full", tmp_path).train.paths == train.paths
+
+    (tmp_path / "cat" / "01.png").unlink()
+    with pytest.raises(ValueError, match="cat: has one image; a class needs two"):
+        datasets.load("folder", tmp_path)
+    (tmp_path / "cat" / "00.png").unlink()
+    with pytest.raises(ValueError, match="cat: has no images"):
+        datasets.load("folder", tmp_path)
+
+
+@pytest.mark.parametrize("left", ["train", "val", "test"])
+def test_a_folder_of_which_a_part_is_missing_is_not_taken_for_one_without_parts(tmp_path, left):
+    write_classes(tmp_path / left, {"ant": 3, "bee": 3})
+    Image.new("RGB", (8, 8)).save(tmp_path / left / "cover.png")
+    with pytest.raises(ValueError, match="has no folder"):
+        datasets.load("folder", tmp_path)
+
+
+def test_folders_of_domains(tmp_path, write_folder):
+    write_folder(tmp_path / "sketch")
+    write_classes(tmp_path / "photo", {"ant": 3, "bee": 3})
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "readme.txt").write_text("PACS")
+    assert folders.domains(tmp_path) == (tmp_path / "photo", tmp_path / "sketch")
+    # Neither what is a domain itself, nor a folder of something else.
+    assert folders.domains(tmp_path / "photo") == folders.domains(tmp_path / "sketch") == ()
+    assert folders.domains(tmp_path / "sketch" / "train" / "ant") == ()
+    assert folders.domains(tmp_path / "nowhere") == ()
+
+    write_classes(tmp_path / "art", {"ant": 3, "cow": 3})
+    with pytest.raises(
+        ValueError, match=r"photo: domains need the same .* 'bee' is in only one of"
+    ):
+        folders.domains(tmp_path)
+    shutil.rmtree(tmp_path / "art")
+    (tmp_path / "splits" / "lists").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"splits: is no domain: it needs <class>/ or train/<class>"
+    ):
+        folders.domains(tmp_path)
+
+
 def test_imagenette_and_imagenet_are_told_from_other_sets(tmp_path, write_folder):
-    write_folder(tmp_path / "imagenette2-160", datasets.IMAGENETTE_CLASSES, train=1, val=1)
+    write_folder(tmp_path / "imagenette2-160", photographs.IMAGENETTE_CLASSES, train=1, val=1)
     assert datasets.load("imagenette", tmp_path).train_images.shape == (10, 32, 32, 3)
     assert datasets.load("imagenette-full", tmp_path / "imagenette2-160").num_classes == 10
     with pytest.raises(ValueError, match="has 10 classes, ImageNet has 1000"):
@@ -146,7 +212,7 @@ def test_npz_to_exact_pixels(tmp_path, keras):
 )
 def test_wrong_npz_is_named(tmp_path, change, message):
     np.savez(tmp_path / "own.npz", **(npz_arrays() | change))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"own\.npz: .*" + message.removeprefix("own.npz: ")):
         datasets.load("npz", tmp_path)
 
 
@@ -167,73 +233,3 @@ def test_damaged_and_missing_npz(tmp_path):
     np.savez(tmp_path / "own.npz", train_images=np.zeros((1, 2, 2), np.uint8))
     with pytest.raises(ValueError, match="it has no train_labels, test_images, test_labels, only"):
         datasets.load("npz", tmp_path)
-
-
-def test_tfds_in_memory_to_exact_pixels(tfds_dir):
-    dataset = datasets.load("cifar10", tfds_dir)
-    assert dataset.train_images.shape == (40, 32, 32, 3)
-    # TFDS shuffles: the set of (picture, label) pairs is what was put in.
-    for found, labels, first in (
-        (dataset.train_images, dataset.train_labels, 0),
-        (dataset.test_images, dataset.test_labels, 100),
-    ):
-        pairs = {(image.tobytes(), int(y)) for image, y in zip(found, labels, strict=True)}
-        numbers = range(first, first + len(found))
-        assert pairs == {(picture(32, 32, k).tobytes(), 3 * k % 10) for k in numbers}
-    assert dataset.class_names[6] == "frog"
-
-
-def test_tfds_without_tensorflow(tfds_dir):
-    import sys
-
-    dataset = datasets.load("imagenette-full", tfds_dir)
-    label = dataset.train.labels[0]
-    pixels = images.decode(dataset.train.read(0))
-    assert any(
-        np.array_equal(pixels, picture(32 + k % 3, 40, k)) for k in range(20) if k % 10 == label
-    )
-    assert dataset.train.name(3).endswith("full-size-v2/1.0.0: train record 3")
-    assert datasets.load("imagenette", tfds_dir).train_images.shape == (20, 32, 32, 3)
-    assert "tensorflow" not in sys.modules
-
-
-def test_half_prepared_tfds_sets(tfds_dir, tmp_path):
-    with pytest.raises(ValueError, match="have no published checksums"):
-        datasets.load("cifar10", tfds_dir, verify_checksums=True)
-    whole = tfds_dir / "cifar10" / "3.0.2"
-    broken = tmp_path / "a" / "cifar10" / "incomplete.X1_3.0.2"
-    broken.mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"incomplete.X1_3.0.2: the preparation .* broken off"):
-        datasets.load("cifar10", tmp_path / "a")
-
-    shard = "cifar10-train.array_record-00000-of-00001"
-    folder = tmp_path / "b" / "cifar10" / "3.0.2"
-    for damage, message in (
-        (lambda: (folder / shard).unlink(), shard + ": is missing or damaged"),
-        (
-            lambda: (folder / shard).write_bytes((whole / shard).read_bytes()[:60_000]),
-            shard + ": is missing or damaged",
-        ),
-        (
-            lambda: shutil.copy(whole / "cifar10-test.array_record-00000-of-00001", folder / shard),
-            shard + ": holds 10 records, expected 40",
-        ),
-        (lambda: (folder / "dataset_info.json").write_text("{"), "is no set that TFDS has prep"),
-        (
-            lambda: (folder / "dataset_info.json").write_text(
-                (whole / "dataset_info.json").read_text().replace('"test"', '"other"')
-            ),
-            "has no split test",
-        ),
-        (
-            lambda: (folder / "dataset_info.json").write_text(
-                (whole / "dataset_info.json").read_text().replace('"array_record"', '"tfrecord"')
-            ),
-            "is in the format tfrecord, which needs TensorFlow",
-        ),
-    ):
-        shutil.rmtree(tmp_path / "b", ignore_errors=True)
-        shutil.copytree(whole, folder)
-        damage()
-        with pytest.raises(ValueError, match=message):
-            datasets.load("cifar10", tmp_path / "b")

@@ -66,7 +66,8 @@ def test_unreadable_images_are_skipped_counted_and_in_the_end_an_error(folder):
         for agent, place in np.argwhere(~mask):
             repeated = (pixels[agent] == pixels[agent, place]).all(axis=(1, 2, 3))
             assert repeated[mask[agent]].any()
-    assert feed.unreadable == {str(path) for path in bad}
+    # Nine images a class, in alphabetical order: the bees are 9 to 17.
+    assert feed.unreadable == {9 + 2, 9 + 5}
 
     (folder / "train" / "cat" / "0.png").unlink()
     with pytest.raises(
@@ -85,7 +86,7 @@ def test_a_stream_can_be_left_early(folder):
 def test_fill_gaps():
     pixels = np.arange(2 * 4, dtype=np.uint8).reshape(2, 4, 1, 1, 1)
     mask = np.array([[False, True, False, True], [False] * 4])
-    streaming.fill_gaps(pixels, mask)
+    batches.fill_gaps(pixels, mask)
     np.testing.assert_array_equal(pixels.reshape(2, 4), [[1, 1, 3, 3], [4, 5, 6, 7]])
 
 
@@ -154,3 +155,30 @@ def test_padding_is_not_read(folder):
     np.testing.assert_array_equal(second[0][1], held.train_images[26])
     np.testing.assert_array_equal(first[2], [True, False])
     assert first[0][1].sum() == 0 and second[1].tolist() == [0, 2]
+
+
+def test_images_that_a_run_knew_of_count_when_it_goes_on(folder):
+    streamed, _ = load(folder)
+    for name in ("ant", "bee"):
+        (folder / "train" / name / "0.png").write_bytes(b"")
+    split = partition.iid(streamed.train_labels, 3, seed=0)
+    make = lambda: streaming.Streaming(streamed, split, 9, seed=0, max_unreadable=2)
+    first = make()
+    list(first.epoch(1))
+    assert first.unreadable == {0, 9}
+    # What is met again counts once.
+    again = make()
+    again.unreadable.update(first.unreadable)
+    list(again.epoch(2))
+    assert again.unreadable == {0, 9}
+    # A third one is too much, although this process has met no other.
+    for name in ("ant", "bee"):
+        (folder / "train" / name / "0.png").write_bytes(
+            (folder / "train" / "cat" / "0.png").read_bytes()
+        )
+    (folder / "train" / "cat" / "1.png").write_bytes(b"")
+    list(make().epoch(2))
+    again = make()
+    again.unreadable.update(first.unreadable)
+    with pytest.raises(ValueError, match=r"cat/1\.png: .*number 3 that cannot be read"):
+        list(again.epoch(2))

@@ -1,0 +1,205 @@
+"""A convolution that knows what to do when every agent has kernels of its own.
+
+Batched over kernels, as by `jax.vmap` over agents, `jax.lax.conv_general_dilated` becomes a grouped
+convolution. On CPUs its derivatives are ten to seventy times slower than they need be
+(docs/benchmark.md). So the convolution here has a batching rule of its own, and so have its two
+derivatives:
+
+*   A single agent is not batched: it gets the plain convolution. That is each agent where there are as
+    many devices as agents.
+*   Images that are batched and kernels that are not are more images. Those are the cross-features: one
+    model, the images of several neighbours.
+*   Small convolutions are one batched matrix product of patches of the images and the kernels.
+*   Others are unrolled: a plain convolution an agent, one after another in the program.
+
+On GPUs and TPUs it stays what JAX makes of it. What is chosen is chosen by `_lowering`. Models of users
+that call JAX's convolution work all the same, with JAX's own batching.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+# Numbers in the patches of one agent up to which patches are at least as fast as unrolling; measured.
+_SMALL = 2**15
+# So many agents on one device are unrolled at most: the time to compile grows with them.
+_MOST_UNROLLED = 64
+
+Op = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class _Window(NamedTuple):
+    """How a kernel is moved.
+
+    Attributes:
+        strides: Steps in H and W.
+        padding: Zeros before and after, in H and W.
+        groups: Groups of channels that do not see each other.
+    """
+
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    groups: int
+
+
+def convolve(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[Sequence[int]] = ((0, 0), (0, 0)),
+    groups: int = 1,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, whatever it is batched over; for reverse-mode derivatives.
+
+    Args:
+        images: [batch, H, W, C].
+        kernel: [height, width, C / groups, features].
+        strides: steps in H and W.
+        padding: zeros before and after, in H and W.
+        groups: groups of channels that do not see each other.
+
+    Returns:
+        [batch, H', W', features].
+    """
+    window = _Window(tuple(strides), tuple(tuple(side) for side in padding), groups)
+    return _with_derivatives(window, images.shape[1:3], kernel.shape[:2])(images, kernel)
+
+
+@functools.cache
+def _with_derivatives(window: _Window, image: tuple[int, int], size: tuple[int, int]) -> Op:
+    """The convolution of images [batch, *image, C] and kernels [*size, C / groups, features]."""
+    plain = functools.partial(_plain, window)
+    patched = functools.partial(_patched, window)
+    forward = _over_agents(plain, patched, window, size)
+    by_image = _over_agents(
+        functools.partial(_image_gradient, plain, window, image),
+        functools.partial(_image_gradient, patched, window, image),
+        window,
+        size,
+    )
+    by_kernel = _over_agents(
+        functools.partial(_kernel_gradient, plain, window, size),
+        functools.partial(_kernel_gradient, patched, window, size),
+        window,
+        size,
+        both_are_images=True,
+    )
+
+    convolution = jax.custom_vjp(forward)
+    convolution.defvjp(
+        lambda images, kernel: (forward(images, kernel), (images, kernel)),
+        lambda kept, g: (by_image(g, kept[1]), by_kernel(kept[0], g)),
+    )
+    return convolution
+
+
+def _plain(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        window.strides,
+        window.padding,
+        dimension_numbers=DIMENSIONS,
+        feature_group_count=window.groups,
+    )
+
+
+def _patched(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same as patches [batch H' W', height width C] times [height width C, features]."""
+    images = jnp.pad(images, [(0, 0), *window.padding, (0, 0)])
+    height, width = (
+        (side - k) // stride + 1
+        for side, k, stride in zip(images.shape[1:3], kernel.shape[:2], window.strides, strict=True)
+    )
+    down, right = window.strides
+    patches = jnp.concatenate(
+        [
+            images[
+                :, y : y + (height - 1) * down + 1 : down, x : x + (width - 1) * right + 1 : right
+            ]
+            for y in range(kernel.shape[0])
+            for x in range(kernel.shape[1])
+        ],
+        axis=-1,
+    )
+    features = kernel.shape[-1]
+    product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
+    return product.reshape(images.shape[0], height, width, features)
+
+
+def _image_gradient(
+    convolution: Op, window: _Window, image: tuple[int, int], g: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    shape = (g.shape[0], *image, kernel.shape[2] * window.groups)
+    images = jax.ShapeDtypeStruct(shape, g.dtype)
+    return jax.linear_transpose(lambda x: convolution(x, kernel), images)(g)[0]
+
+
+def _kernel_gradient(
+    convolution: Op, window: _Window, size: tuple[int, int], images: jax.Array, g: jax.Array
+) -> jax.Array:
+    shape = (*size, images.shape[-1] // window.groups, g.shape[-1])
+    kernel = jax.ShapeDtypeStruct(shape, images.dtype)
+    return jax.linear_transpose(lambda k: convolution(images, k), kernel)(g)[0]
+
+
+def _over_agents(
+    plain: Op,
+    patched: Op,
+    window: _Window,
+    size: tuple[int, int],
+    both_are_images: bool = False,
+) -> Op:
+    """An operation with a batching rule.
+
+    Args:
+        plain: op(images, kernel), or of images and images.
+        patched: The same by matrix products.
+        window: Of the convolution.
+        size: Height and width of the kernel.
+        both_are_images: Whether the second argument is images too, so that neither is a model's own.
+    """
+    operation = custom_vmap(plain)
+
+    @operation.def_vmap
+    def rule(agents, batched, first, second):
+        if not batched[1] and not both_are_images:
+            merged = operation(first.reshape(-1, *first.shape[2:]), second)
+            return merged.reshape(agents, -1, *merged.shape[1:]), True
+        first, second = (
+            x if is_batched else jnp.broadcast_to(x[None], (agents, *x.shape))
+            for x, is_batched in zip((first, second), batched, strict=True)
+        )
+        how = _lowering(agents, window, size, first.shape[1:])
+        if how == "unrolled":
+            return jnp.stack([operation(first[i], second[i]) for i in range(agents)]), True
+        return jax.vmap(patched if how == "patches" else plain)(first, second), True
+
+    return operation
+
+
+def _lowering(agents: int, window: _Window, size: tuple[int, int], images: tuple[int, ...]) -> str:
+    """How a convolution of several agents on one device is computed.
+
+    Args:
+        agents: Their number.
+        window: Of the convolution.
+        size: Height and width of the kernel.
+        images: Shape [batch, H, W, C] of an agent's images, or of their gradient.
+
+    Returns:
+        "patches", "unrolled", or "batched" for JAX's own way.
+    """
+    if jax.default_backend() != "cpu" or agents > _MOST_UNROLLED:
+        return "batched"
+    batch, height, width, channels = images
+    down, right = window.strides
+    patches = batch * (height // down) * (width // right) * size[0] * size[1] * channels
+    small = window.groups == 1 and agents > 1 and patches <= _SMALL
+    return "patches" if small else "unrolled"

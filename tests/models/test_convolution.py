@@ -1,0 +1,87 @@
+"""The convolution that knows of agents, against JAX's own, in every way in which it is batched."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccl_jax.models import convolution
+
+AGENTS, NEIGHBOURS = 3, 2
+
+# Strides, padding, groups, channels, features, size of the kernel.
+WINDOWS = [
+    ((1, 1), ((1, 1), (1, 1)), 1, 3, 4, 3),
+    ((2, 1), ((0, 2), (1, 0)), 1, 2, 4, 5),
+    ((2, 2), ((1, 1), (1, 1)), 4, 4, 8, 3),
+    ((2, 2), ((0, 0), (0, 0)), 1, 3, 4, 1),
+]
+
+
+def everything(convolve, images, kernels):
+    """Each agent's own images, its gradients, and its model on the images of others."""
+    loss = lambda kernel, x: jnp.sin(convolve(x, kernel)).sum()
+    return {
+        "forward": jax.vmap(convolve)(images[:, 0], kernels),
+        "gradients": jax.vmap(jax.grad(loss, (0, 1)))(kernels, images[:, 0]),
+        "cross-features": jax.vmap(jax.vmap(convolve, (0, None)))(images, kernels),
+        "cross-gradients": jax.vmap(jax.vmap(jax.grad(loss), (None, 0)))(kernels, images),
+        "one model for all": jax.vmap(convolve, (0, None))(images[:, 0], kernels[0]),
+        "one image for all": jax.vmap(convolve, (None, 0))(images[0, 0], kernels),
+    }
+
+
+@pytest.mark.parametrize("lowering", ["patches", "unrolled", "batched"])
+@pytest.mark.parametrize("strides, padding, groups, channels, features, size", WINDOWS)
+def test_equals_jax(lowering, strides, padding, groups, channels, features, size, monkeypatch):
+    if lowering == "patches" and groups > 1:
+        pytest.skip("patches are for one group")
+    asked = []
+    monkeypatch.setattr(convolution, "_lowering", lambda *args: asked.append(args) or lowering)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(AGENTS, NEIGHBOURS, 2, 9, 8, channels)).astype(np.float32)
+    kernels = rng.normal(size=(AGENTS, size, size, channels // groups, features))
+    kernels = kernels.astype(np.float32)
+
+    def ours(x, kernel):
+        return convolution.convolve(x, kernel, strides, padding, groups)
+
+    def theirs(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    found = jax.jit(everything, static_argnums=0)(ours, images, kernels)
+    expected = jax.jit(everything, static_argnums=0)(theirs, images, kernels)
+    assert asked
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+    jax.tree.map(close, found, expected)
+
+
+def test_cross_features_are_one_larger_convolution():
+    """One model on the images of two neighbours: four images in one convolution."""
+    images, kernel = jnp.ones((NEIGHBOURS, 2, 5, 5, 3)), jnp.ones((3, 3, 3, 4))
+    text = jax.jit(jax.vmap(convolution.convolve, (0, None))).lower(images, kernel).as_text()
+    (line,) = (line for line in text.splitlines() if "stablehlo.convolution" in line)
+    assert "tensor<4x5x5x3xf32>" in line
+
+
+@pytest.mark.parametrize(
+    "agents, image, groups, expected",
+    [
+        (16, (8, 4, 4, 16), 1, "patches"),  # digits: 8 x 16 x 9 x 16 = 18,432 numbers
+        (16, (32, 32, 32, 16), 1, "unrolled"),  # ResNet-20
+        (16, (8, 4, 4, 16), 16, "unrolled"),
+        (1, (8, 4, 4, 16), 1, "unrolled"),  # the plain convolution
+        (65, (8, 4, 4, 16), 1, "batched"),
+    ],
+)
+def test_what_is_chosen_on_a_cpu(agents, image, groups, expected, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    window = convolution._Window((1, 1), ((1, 1), (1, 1)), groups)
+    assert convolution._lowering(agents, window, (3, 3), image) == expected
