@@ -27,7 +27,7 @@ from jax.custom_batching import custom_vmap
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 # Numbers in the patches of one agent up to which patches are at least as fast as unrolling; measured.
-_SMALL = 2**15
+_SMALL = 2**17
 # So many agents on one device are unrolled at most: the time to compile grows with them.
 _MOST_UNROLLED = 64
 
