@@ -4,7 +4,8 @@ The agents axis is cut into equal blocks, one a device. The step of `ccl_jax.tra
 block under the axis name "agents"; the network collects what crosses devices (`ccl_jax.blocks`). By
 default this is `jax.jit` of `jax.shard_map`; `jax.pmap` is there too and gives equal numbers. Where
 agents are few, several devices can share the batches of a block: a second axis, which the compiler sees
-to. The devices may be those of several processes (`ccl_jax.hosts`).
+to. The devices may be those of several processes (`ccl_jax.hosts`), over which `jax.pmap` cannot stand
+in a jitted step: it is then what JAX makes of it since version 0.8, jit of shard_map.
 
 On a CPU, several virtual devices are worth having: XLA's convolutions with per-agent kernels are slow,
 and a device with a single agent has none.
@@ -85,10 +86,10 @@ class Plan:
         if form not in FORMS:
             raise ValueError(f"spmd is {form!r}; it must be {' or '.join(FORMS)}")
         processes, here = hosts.count(), _devices_a_process()
-        if form == "pmap" and (processes > 1 or batch_devices > 1):
+        if form == "pmap" and batch_devices > 1:
             raise ValueError(
-                "spmd is 'pmap', which works in one process and with batch_devices 1 only; take "
-                "shard_map"
+                f"spmd is 'pmap' and batch_devices is {batch_devices}; with pmap it must be 1: leave "
+                "it out, or take shard_map"
             )
         if not 1 <= devices <= processes * here:
             raise ValueError(
@@ -120,7 +121,10 @@ class Plan:
         """
         if self.devices == 1:
             return step
-        return self._shard_map(step) if self.form == "shard_map" else self._pmap(step)
+        # Several processes cannot call jax.pmap inside of a jitted step. It is made of shard_map, too.
+        if self.form == "shard_map" or hosts.count() > 1:
+            return self._shard_map(step)
+        return self._pmap(step)
 
     def put(self, tree: PyTree) -> PyTree:
         """Spreads stacked leaves over the devices; scalars go to all of them.

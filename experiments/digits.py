@@ -15,6 +15,7 @@ from ccl_jax import hosts, plots
 from ccl_jax.data import datasets
 from experiments import cli, runner
 from experiments.config import Config
+from experiments.summary import results_table
 
 DEFAULTS = Config(
     dataset="digits", agents=8, alpha=0.1, model="digits-cnn", lr=0.1, epochs=60, eval_every=2
@@ -26,7 +27,7 @@ def main(config: Config, given: frozenset[str] = frozenset()) -> None:
     if "algorithm" in given:
         run = runner.prepare(config)
         summary = runner.execute(run)
-        hosts.tell(runner.results_table([summary]))
+        hosts.tell(results_table([summary]))
         hosts.tell(f"run directory: {run.directory.path}")
         return
     compare(config, given)
@@ -65,7 +66,7 @@ def compare(config: Config, given: frozenset[str]) -> None:
     title = f"digits, {config.agents} agents on a {config.topology}, alpha {config.alpha:g}"
     plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
     split = runs[0].directory.figures / "partition.png"
-    print(runner.results_table(summaries))
+    print(results_table(summaries))
     print(f"accuracy against rounds: {together.figures / 'accuracy.png'}")
     print(f"who holds which classes: {split}")
     print(f"run directory: {workdir}")

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from ccl_jax import (
@@ -37,6 +36,7 @@ from ccl_jax.progress import Progress, Row
 from ccl_jax.signals import stop_signals
 from experiments import data
 from experiments.config import MAY_DIFFER, Config
+from experiments.summary import results_table, summarize
 
 # One virtual CPU device an agent is fastest, up to a number that is still quick to compile for.
 MOST_CPU_DEVICES = 64
@@ -275,36 +275,16 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
                         f"the start, with {10**rollbacks} times less learning rate"
                     )
 
-    last = rows[-1]
-    summary = {
-        "label": config.label,
-        "dataset": config.dataset,
-        "algorithm": config.algorithm,
-        "lambda_m": config.lambda_m,
-        "lambda_d": config.lambda_d,
-        "topology": topology.name,
-        "agents": config.agents,
-        "alpha": config.alpha,
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "steps": timing.steps,
-        "model": config.model,
-        "parameters": parameters,
-        **{k: v for k, v in last.items() if k not in ("epoch", "step", "seconds_training")},
-        **dataclasses.asdict(run.objective),
-        "spectral_gap": topology.spectral_gap,
-        "smallest_eigenvalue": topology.smallest_eigenvalue,
-        "label_divergence": partition.label_divergence(counts),
-        "samples_per_agent_min": int(counts.sum(axis=1).min()),
-        "samples_per_agent_max": int(counts.sum(axis=1).max()),
-        "best_checkpoint": saved.best(),
-        "seconds_compile": timing.seconds_compile,
-        "seconds_training": timing.seconds_training,
-        "seconds_evaluation": timing.seconds_evaluation,
-        "steps_per_second": timing.steps / max(timing.seconds_training, 1e-9),
-        "device": device_name(),
-        "made_with": made_with(),
-    }
+    summary = summarize(
+        config,
+        topology,
+        counts,
+        rows[-1],
+        timing,
+        parameters=parameters,
+        best_checkpoint=saved.best(),
+        objective=dataclasses.asdict(run.objective),
+    )
     if hosts.is_first() and config.figures:
         plots.accuracy_curves({config.label: rows}, run.directory.figures / "accuracy.png")
     run.directory.write_json("summary.json", summary)
@@ -390,40 +370,3 @@ def progress_bar(run: Run, done: int) -> tqdm:
         unit="step",
         disable=not (run.config.progress and hosts.is_first()),
     )
-
-
-def device_name() -> str:
-    """What the run ran on, as `cpu x 1` or `NVIDIA H100 x 8`."""
-    devices = jax.local_devices()
-    return f"{devices[0].device_kind} x {len(devices)}"
-
-
-def results_table(summaries: list[dict[str, Any]]) -> str:
-    """A table of summaries for a terminal; accuracies in percent, traffic in megabytes an agent."""
-    header = ("method", "local mean", "min", "max", "consensus", "disagreement", "MB sent")
-    rows = [
-        (
-            s["label"],
-            *(
-                f"{100 * s[k]:.2f}%"
-                for k in (
-                    "local_accuracy_mean",
-                    "local_accuracy_min",
-                    "local_accuracy_max",
-                    "consensus_accuracy",
-                )
-            ),
-            f"{s['consensus_distance']:.4f}",
-            f"{s['bytes_sent_per_agent'] / 1e6:.2f}",
-        )
-        for s in summaries
-    ]
-    widths = np.max([[len(cell) for cell in row] for row in (header, *rows)], axis=0)
-
-    def line(cells: tuple[str, ...]) -> str:
-        first, *others = cells
-        return "  ".join(
-            [first.ljust(widths[0])] + [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
-        )
-
-    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])

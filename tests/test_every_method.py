@@ -7,13 +7,16 @@ import pytest
 from ccl_jax import algorithms
 from experiments import cli, digits
 
+WITHOUT_MOMENTUM = ["--lr=0.5"]
 # What each needs besides the defaults: a graph that it takes, or a rate that suits it.
 NEEDS = {
     "relaysgd": ["--topology=chain"],
-    "fedavg": ["--topology=star"],
+    "fedavg": ["--topology=star", *WITHOUT_MOMENTUM],
     "sgp": ["--topology=one-peer-exponential"],
-    "d2": ["--weights=lazy"],
-    "dsgd": ["--lr=0.5"],
+    "d2": ["--weights=lazy", *WITHOUT_MOMENTUM],
+    "dsgd": WITHOUT_MOMENTUM,
+    "exact-diffusion": WITHOUT_MOMENTUM,
+    "gut": WITHOUT_MOMENTUM,
     "adam": ["--lr=0.003"],
     "adamw": ["--lr=0.003"],
     "qg-adam": ["--lr=0.003"],

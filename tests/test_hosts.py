@@ -46,6 +46,7 @@ COMMON = (
 RUNS = {
     # What the README runs.
     "ccl": readme("RUN")[:-1],
+    "pmap": ("--algorithm=dsgdm-n", "--lambda_m=0.1", "--lambda_d=0.1", "--spmd=pmap"),
     "relaysgd": ("--algorithm=relaysgd", "--topology=chain"),
     "sgp": ("--algorithm=sgp", "--topology=one-peer-exponential"),
     # One batch over both processes, and images that differ from agent to agent.
@@ -59,7 +60,7 @@ RUNS = {
     ),
 }
 if not os.environ.get("CCL_TEST_EVERY_ALGORITHM"):
-    RUNS = {name: RUNS[name] for name in ("ccl", "batch")}
+    RUNS = {name: RUNS[name] for name in ("ccl", "pmap", "batch")}
 else:
     RUNS |= {
         name: (
@@ -238,10 +239,8 @@ def test_refused_in_one_line(flags, says, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_pmap_over_processes_and_devices_that_they_cannot_share_are_refused(monkeypatch):
+def test_devices_that_processes_cannot_share_are_refused(monkeypatch):
     monkeypatch.setattr(hosts, "count", lambda: 2)
-    with pytest.raises(ValueError, match="take shard_map"):
-        parallel.Plan(2, "pmap")
     with pytest.raises(ValueError, match="3 devices cannot be divided by num_processes 2"):
         parallel.Plan(3)
     with pytest.raises(ValueError, match="7 agents with batch_devices 1 cannot be spread evenly"):
