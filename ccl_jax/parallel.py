@@ -4,11 +4,11 @@ The agents axis is cut into equal blocks, one a device. The step of `ccl_jax.tra
 block under the axis name "agents"; the network collects what crosses devices (`ccl_jax.blocks`). By
 default this is `jax.jit` of `jax.shard_map`; `jax.pmap` is there too and gives equal numbers. Where
 agents are few, several devices can share the batches of a block: a second axis, which the compiler sees
-to. The devices may be those of several processes (`ccl_jax.hosts`), over which `jax.pmap` cannot stand
-in a jitted step: it is then what JAX makes of it since version 0.8, jit of shard_map.
+to. The devices may be those of several processes (`ccl_jax.hosts`). There `jax.pmap` cannot be called
+inside of a jitted step, and both forms are jit of shard_map.
 
-On a CPU, several virtual devices are worth having: XLA's convolutions with per-agent kernels are slow,
-and a device with a single agent has none.
+On a CPU, several virtual devices are worth having: agents run side by side, and the convolutions of each
+are plain ones (docs/benchmark.md).
 """
 
 import contextlib
@@ -29,7 +29,6 @@ PyTree = Any
 Step = Callable[..., tuple[PyTree, StepMetrics]]
 
 FORMS = ("shard_map", "pmap")
-
 
 BATCH = "batch"
 
@@ -59,8 +58,8 @@ def usable_devices(agents: int, batch_devices: int = 1) -> int:
     if not possible:
         raise ValueError(
             f"{agents} agents with batch_devices {batch_devices} cannot be spread evenly over "
-            f"{processes} processes of {here} devices; take batch_devices x a divisor of {agents} "
-            f"that is a multiple of {processes} and at most {here * processes}"
+            f"{processes} processes of {here} devices; take a number that is batch_devices x a divisor "
+            f"of {agents}, a multiple of {processes} and at most {here * processes}"
         )
     return max(possible)
 

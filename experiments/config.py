@@ -116,7 +116,9 @@ class Config:
         "set: for choosing settings",
     )
     image_size: int | None = setting(
-        None, DATA, "side in pixels of image files as the model sees them; default: the custom one"
+        None,
+        DATA,
+        "side in pixels of image files as the model sees them; default: the dataset's usual one",
     )
     verify_checksums: bool = setting(
         False, DATA, "compare the dataset's files with the published checksums"

@@ -3,7 +3,7 @@
     python -m experiments.digits
 
 compares DSGDm-N, QG-DSGDm-N and CCL on 8 agents in a ring whose data differ strongly. With
---algorithm (or --lambda_m, --lambda_d and an algorithm) that one alone runs:
+--algorithm that one alone runs:
 
     python -m experiments.digits --algorithm=qg-dsgdm-n --lambda_m=0.1 --lambda_d=0.1
 """
@@ -25,19 +25,17 @@ DEFAULTS = Config(
 def main(config: Config, given: frozenset[str] = frozenset()) -> None:
     """One run if an algorithm is named, else a comparison."""
     if "algorithm" in given:
-        run = runner.prepare(config)
-        summary = runner.execute(run)
-        hosts.tell(results_table([summary]))
-        hosts.tell(f"run directory: {run.directory.path}")
-        return
-    compare(config, given)
+        runner.main(config)
+    else:
+        compare(config, given)
 
 
 def compare(config: Config, given: frozenset[str]) -> None:
     """DSGDm-N, QG-DSGDm-N and CCL, one after another, on the same split and order of data."""
     workdir = Path(config.workdir or runner.new_workdir(config))
     if not config.resume:
-        runner.RunDirectory(workdir).check_free()
+        with hosts.together():
+            runner.RunDirectory(workdir).check_free()
     ccl = {} if given & {"lambda_m", "lambda_d"} else {"lambda_m": 0.1, "lambda_d": 0.1}
     contestants = {
         "dsgdm-n": {"algorithm": "dsgdm-n", "lambda_m": 0.0, "lambda_d": 0.0},
@@ -49,7 +47,8 @@ def compare(config: Config, given: frozenset[str]) -> None:
     resume = {name: config.resume and begun(name) for name in contestants}
     if config.resume and not any(resume.values()):
         raise ValueError(f"{workdir} holds no comparison; leave out --resume to start one")
-    dataset = datasets.load(config.dataset, config.data_dir)
+    with hosts.together():
+        dataset = datasets.load(config.dataset, config.data_dir)
     runs = [
         runner.prepare(
             config.replace(workdir=str(workdir / name), resume=resume[name], **settings), dataset
@@ -63,7 +62,9 @@ def compare(config: Config, given: frozenset[str]) -> None:
     together = runner.RunDirectory(workdir)
     together.write_json("comparison.json", {s["label"]: s for s in summaries})
     curves = {run.config.label: run.directory.read_metrics() for run in runs}
-    title = f"digits, {config.agents} agents on a {config.topology}, alpha {config.alpha:g}"
+    title = (
+        f"{config.dataset}, {config.agents} agents on a {config.topology}, alpha {config.alpha:g}"
+    )
     plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
     split = runs[0].directory.figures / "partition.png"
     print(results_table(summaries))

@@ -90,7 +90,7 @@ def test_cifar10_from_its_archive(archive, tmp_path, model, capsys):
         tmp_path / "run",
         *flags,
         f"--data_dir={archive}",
-        "--lambda_m=0.1",
+        "--lambda_m=0.05",
         "--lambda_d=0.1",
     )
     assert code == 0
@@ -187,6 +187,7 @@ def unreadable(workdir):
     return [json.loads(row)["unreadable_images"] for row in rows]
 
 
+@pytest.mark.slow
 def test_the_limit_of_unreadable_images_holds_where_a_run_goes_on(interrupted, capsys):
     again, bad, _ = interrupted
     bad[1].write_bytes(b"")

@@ -318,6 +318,7 @@ def test_pairs_are_read():
             parse_pair("offline", bad)
 
 
+@pytest.mark.slow
 def test_flags_are_shown_and_what_they_do_is_in_the_metrics(tmp_path, capsys):
     assert tiny_main.main(["x", "--help"]) == 0
     shown = capsys.readouterr().out

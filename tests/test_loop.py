@@ -167,7 +167,9 @@ def test_one_compilation_a_run(dataset, split):
     assert run.traces == once == 1
 
 
-@pytest.mark.parametrize("chunk_steps", [2, 3, 50])
+@pytest.mark.parametrize(
+    "chunk_steps", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 50))]
+)
 def test_chunks_of_steps_change_nothing(dataset, split, chunk_steps):
     """An epoch of three steps: as 2 + 1, and as one program."""
     ccl = training.Objective(CLASSES, 0.1, 0.1)

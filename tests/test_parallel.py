@@ -79,7 +79,7 @@ def assert_equal(a, b):
 
 
 # One of every way of talking; the others are marked as slow.
-KINDS = ("qg-dsgdm-n", "relaysgd", "sgp", "dsgt", "ngc", "fedavg")
+KINDS = ("qg-dsgdm-n", "relaysgd", "sgp", "ngc")
 NAMES = [
     pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
     for name in sorted(algorithms.REGISTRY)

@@ -67,7 +67,7 @@ def test_the_authors_runs_are_replayed(name, terms, capsys):
     "config",
     [
         {"lambda_m": 0.01},
-        {"momentum": 0.89},
+        pytest.param({"momentum": 0.89}, marks=pytest.mark.slow),
         pytest.param({"weight_decay": 5e-4}, marks=pytest.mark.slow),
         pytest.param({"gossip_rate": 0.99}, marks=pytest.mark.slow),
     ],

@@ -45,7 +45,7 @@ def check_resume(experiment: Experiment, path: Path, *moments: int) -> None:
 
 
 # With state of different kinds; the others are marked as slow.
-KINDS = ("qg-dsgdm-n", "relaysgd", "dsgt", "comp-ngc")
+KINDS = ("relaysgd", "dsgt", "comp-ngc")
 NAMES = [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in FAMILIES]
 
 

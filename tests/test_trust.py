@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ccl_jax import loop, metrics
 from ccl_jax.checkpoint import Checkpoints
 from experiments import cli, digits, runner
+from experiments.config import Config
 
 CONFIG = digits.DEFAULTS.replace(
     model="mlp", agents=2, alpha=1.0, epochs=2, algorithm="dsgd", progress=False, eval_every=2
@@ -119,6 +120,7 @@ def test_resuming_what_cannot_be_resumed_says_why(finished, tmp_path, capsys):
     assert code == 2 and "--workdir" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resuming_on_other_devices_agrees_to_rounding(tmp_path):
     """Two epochs on two devices, the third on one."""
     config = CONFIG.replace(algorithm="qg-dsgdm-n", lambda_m=0.1, epochs=3, drop=0.2)
@@ -236,3 +238,19 @@ def test_a_flag_file_that_is_none_gets_one_line(tmp_path, capsys, make):
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert (code, out) == (2, "") and line.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "chosen, said",
+    [
+        ({"model": "lenet5", "lambda_m": 0.1}, True),
+        ({"model": "resnet20", "norm": "none", "lambda_m": 1.0}, True),
+        ({"model": "lenet5", "lambda_m": 0.01}, False),
+        ({"model": "resnet20", "lambda_m": 0.1}, False),
+        ({"model": "lenet5", "lambda_m": 0.0, "lambda_d": 1.0}, False),
+    ],
+)
+def test_a_weight_at_which_runs_have_diverged_is_said(chosen, said):
+    notes = runner.cautions(Config(**chosen))
+    assert len(notes) == said
+    assert all("lambda_m is" in note and "take 0.01" in note for note in notes)

@@ -1,7 +1,7 @@
 """A convolution that knows what to do when every agent has kernels of its own.
 
 Batched over kernels, as by `jax.vmap` over agents, `jax.lax.conv_general_dilated` becomes a grouped
-convolution. On CPUs its derivatives are ten to seventy times slower than they need be
+convolution. On CPUs its derivatives are up to seventy times slower than they need be
 (docs/benchmark.md). So the convolution here has a batching rule of its own, and so have its two
 derivatives:
 
@@ -17,6 +17,7 @@ that call JAX's convolution work all the same, with JAX's own batching.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -76,18 +77,26 @@ def _with_derivatives(window: _Window, image: tuple[int, int], size: tuple[int, 
     """The convolution of images [batch, *image, C] and kernels [*size, C / groups, features]."""
     plain = functools.partial(_plain, window)
     patched = functools.partial(_patched, window)
-    forward = _over_agents(plain, patched, window, size)
+    places = math.prod(
+        (side + sum(padding) - k) // stride + 1
+        for side, padding, k, stride in zip(
+            image, window.padding, size, window.strides, strict=True
+        )
+    )
+    # Numbers in the patches of an image, for each of its channels.
+    numbers = places * math.prod(size)
+    forward = _over_agents(plain, patched, window, lambda x, k: x[0] * numbers * x[-1])
     by_image = _over_agents(
         functools.partial(_image_gradient, plain, window, image),
         functools.partial(_image_gradient, patched, window, image),
         window,
-        size,
+        lambda g, k: g[0] * numbers * k[2],
     )
     by_kernel = _over_agents(
         functools.partial(_kernel_gradient, plain, window, size),
         functools.partial(_kernel_gradient, patched, window, size),
         window,
-        size,
+        lambda x, g: x[0] * numbers * x[-1],
         both_are_images=True,
     )
 
@@ -153,7 +162,7 @@ def _over_agents(
     plain: Op,
     patched: Op,
     window: _Window,
-    size: tuple[int, int],
+    count: Callable[[tuple[int, ...], tuple[int, ...]], int],
     both_are_images: bool = False,
 ) -> Op:
     """An operation with a batching rule.
@@ -162,7 +171,7 @@ def _over_agents(
         plain: op(images, kernel), or of images and images.
         patched: The same by matrix products.
         window: Of the convolution.
-        size: Height and width of the kernel.
+        count: Numbers in the patches of one agent, of the shapes of both arguments.
         both_are_images: Whether the second argument is images too, so that neither is a model's own.
     """
     operation = custom_vmap(plain)
@@ -176,7 +185,7 @@ def _over_agents(
             x if is_batched else jnp.broadcast_to(x[None], (agents, *x.shape))
             for x, is_batched in zip((first, second), batched, strict=True)
         )
-        how = _lowering(agents, window, size, first.shape[1:])
+        how = _lowering(agents, window.groups, count(first.shape[1:], second.shape[1:]))
         if how == "unrolled":
             return jnp.stack([operation(first[i], second[i]) for i in range(agents)]), True
         return jax.vmap(patched if how == "patches" else plain)(first, second), True
@@ -184,22 +193,19 @@ def _over_agents(
     return operation
 
 
-def _lowering(agents: int, window: _Window, size: tuple[int, int], images: tuple[int, ...]) -> str:
+def _lowering(agents: int, groups: int, numbers: int) -> str:
     """How a convolution of several agents on one device is computed.
 
     Args:
-        agents: Their number.
-        window: Of the convolution.
-        size: Height and width of the kernel.
-        images: Shape [batch, H, W, C] of an agent's images, or of their gradient.
+        agents: How many they are.
+        groups: Groups of channels.
+        numbers: In the patches of one agent's images.
 
     Returns:
         "patches", "unrolled", or "batched" for JAX's own way.
     """
-    if jax.default_backend() != "cpu" or agents > _MOST_UNROLLED:
+    if jax.default_backend() != "cpu":
         return "batched"
-    batch, height, width, channels = images
-    down, right = window.strides
-    patches = batch * (height // down) * (width // right) * size[0] * size[1] * channels
-    small = window.groups == 1 and agents > 1 and patches <= _SMALL
-    return "patches" if small else "unrolled"
+    if agents > 1 and groups == 1 and numbers <= _SMALL:
+        return "patches"
+    return "unrolled" if agents <= _MOST_UNROLLED else "batched"
