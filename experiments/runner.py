@@ -45,7 +45,8 @@ MOST_CPU_DEVICES = 64
 CHUNK_STEPS = 50
 
 # From here on the model-variant loss has run away where nothing is normalised: LeNet-5 on Fashion-MNIST,
-# a ring of 16 agents, alpha 0.01, quasi-global momentum, learning rates 0.01 to 0.1. With 0.01 it has not.
+# a ring of 16 agents, alpha 0.01, quasi-global momentum, learning rates 0.01 to 0.1. With 0.01 it has
+# not.
 UNSTABLE_LAMBDA_M = 0.1
 
 # How often --on_divergence=rollback goes back, each time with a tenth of the learning rate.

@@ -41,11 +41,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are cores: a sixth of the time is waiting, for processes and for disks."""
-    return os.cpu_count() + 1
-
-
 def pytest_configure(config: pytest.Config) -> None:
     # Most of the time goes into compiling, and much of it into programs compiled before. A folder
     # for each worker of pytest-xdist: jax does not lock them.

@@ -117,6 +117,7 @@ def test_metrics_have_one_object_an_epoch(comparison):
             assert 360 * accuracy == pytest.approx(round(360 * accuracy), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_one_method_alone_prints_its_table_and_learns(tmp_path, capsys):
     workdir = tmp_path / "run"
     flags = ("--algorithm=qg-dsgdm-n", "--lambda_m=0.1", "--lambda_d=0.1", "--alpha=10", "--lr=0.3")

@@ -21,7 +21,7 @@ from small_run import FAMILIES, STEPS, same_rows, without_seconds
 from ccl_jax.checkpoint import Checkpoints
 from ccl_jax.metrics import RunDirectory
 
-QUICK = ("qg-dsgdm-n", "sgp")
+QUICK = ("qg-dsgdm-n",)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

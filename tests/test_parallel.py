@@ -129,7 +129,12 @@ def test_pmap_with_state_in_the_network():
     "name, blocks, options",
     [
         ("qg-dsgdm-n", 2, {"objective": Objective(CLASSES, 0.05, 0.05, clip_norm=0.1)}),
-        ("dsgdm-n", 1, {"objective": Objective(CLASSES), "model": Normalised()}),
+        pytest.param(
+            "dsgdm-n",
+            1,
+            {"objective": Objective(CLASSES), "model": Normalised()},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("ngc", 2, {"objective": Objective(CLASSES)}, marks=pytest.mark.slow),
     ],
 )
@@ -140,6 +145,7 @@ def test_devices_that_share_batches(name, blocks, options):
     assert_equal(sharded, metrics)
 
 
+@pytest.mark.slow
 def test_each_step_with_int8_is_the_same_on_four_devices():
     """From the same state. What is then quantized is the same to the bit, and so are its levels.
 

@@ -236,6 +236,7 @@ def test_sigterm_saves_and_a_second_run_is_refused_meanwhile(launch, whole, tmp_
     check_equal(workdir, whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_of_two_that_start_together_one_runs(launch, whole, tmp_path):
     workdir = tmp_path / "run"
     both = [launch(workdir) for _ in range(2)]
@@ -266,6 +267,7 @@ def test_a_full_disk_is_one_clear_line_and_the_run_can_go_on(launch, whole, tmp_
     check_equal(workdir, whole)
 
 
+@pytest.mark.slow
 def test_a_rollback_recovers(launch, tmp_path):
     """Decay by lr * 100 = 10 weights makes them 9 times larger in each step; by 1, it does not."""
     flags = ["--algorithm=dsgd", "--lr=0.1", "--weight_decay=100", "--schedule=constant"]

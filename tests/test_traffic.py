@@ -102,7 +102,7 @@ def test_every_method_sends_what_it_should(name, lambdas):
 
 
 NAMES = [
-    pytest.param(name, None, marks=() if name in KINDS[:3] else pytest.mark.slow)
+    pytest.param(name, None, marks=() if name in KINDS[:2] else pytest.mark.slow)
     for name in PER_EDGE
 ]
 
