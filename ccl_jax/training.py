@@ -56,11 +56,12 @@ class Objective:
       lambda_d: Weight of the data-variant loss; 0 leaves it out.
       distance: Key of `cross_features.DISTANCES`.
       clip_norm: Largest l2 norm of one agent's gradient; None does not clip.
+      lambda_warmup_steps: Steps at the start over which both weights rise linearly from 0.
       measure: Report L_mv and L_dv even where their weight is 0. Costs the forward passes, changes
         no result and is not counted as traffic.
 
     Raises:
-      ValueError: A negative weight or norm, or an unknown distance.
+      ValueError: A negative weight, norm or number of steps, or an unknown distance.
     """
 
     num_classes: int
@@ -69,6 +70,7 @@ class Objective:
     distance: str = "mse"
     clip_norm: float | None = None
     measure: bool = False
+    lambda_warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         for name in ("lambda_m", "lambda_d"):
@@ -77,12 +79,20 @@ class Objective:
                 raise ValueError(f"{name} is {value}; it must be a number >= 0")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be > 0, or none at all")
+        if self.lambda_warmup_steps < 0:
+            raise ValueError(f"lambda_warmup_steps is {self.lambda_warmup_steps}; it must be >= 0")
         look_up("distance", self.distance, cross_features.DISTANCES)
 
     @property
     def uses_cross_features(self) -> bool:
         """Whether training itself needs cross-features."""
         return self.lambda_m > 0 or self.lambda_d > 0
+
+    def rise(self, step: jax.Array) -> jax.Array:
+        """The scalar in [0, 1] by which both weights are multiplied after `step` steps."""
+        if self.lambda_warmup_steps == 0:
+            return jnp.float32(1.0)
+        return jnp.minimum(1.0, step.astype(jnp.float32) / self.lambda_warmup_steps)
 
 
 class StepMetrics(NamedTuple):
@@ -197,7 +207,7 @@ def make_step(
         )
     features_fn = make_features_fn(model)
     loss_fn = make_loss_fn(model, objective)
-    gradients = jax.vmap(jax.value_and_grad(loss_fn, has_aux=True))
+    gradients = jax.vmap(jax.value_and_grad(loss_fn, has_aux=True), in_axes=(0, 0, 0, 0, None))
 
     def plain_gradient(variables, batch):
         plain = make_loss_fn(model, Objective(objective.num_classes))
@@ -228,7 +238,9 @@ def make_step(
             # Nothing more is sent, and what training uses stays as it is.
             measured = exchange(talk.unmetered(), data_variant=True)
             cross = measured if cross is None else measured._replace(neighbors=cross.neighbors)
-        (_, (losses, correct, model_state)), grads = gradients(eval_params, own_stats, batch, cross)
+        (_, (losses, correct, model_state)), grads = gradients(
+            eval_params, own_stats, batch, cross, objective.rise(state.step)
+        )
         if algorithm.combine is not None:
             foreign = talk.cross(plain_gradient, received, batch, message=sent)
             grads, algorithm_state = algorithm.combine(grads, foreign, algorithm_state, talk)
@@ -274,13 +286,13 @@ def make_loss_fn(model: nn.Module, objective: Objective) -> Callable[..., Any]:
     """The loss of one agent.
 
     Returns:
-      `loss_fn(params, model_state, batch, cross) -> (loss, (losses, correct, model_state))` with
-      one agent's `Batch` and `CrossFeatures` (or None); losses are the triple cross-entropy, L_mv,
-      L_dv, NaN where not computed.
+      `loss_fn(params, model_state, batch, cross, rise) -> (loss, (losses, correct, model_state))`
+      with one agent's `Batch` and `CrossFeatures` (or None), and `Objective.rise`; losses are the
+      triple cross-entropy, L_mv, L_dv, NaN where not computed.
     """
     distance = cross_features.DISTANCES[objective.distance]
 
-    def loss_fn(params, model_state, batch, cross):
+    def loss_fn(params, model_state, batch, cross, rise=1.0):
         (features, logits), model_state = models.apply_train(
             model, params, model_state, batch.images
         )
@@ -296,8 +308,8 @@ def make_loss_fn(model: nn.Module, objective: Objective) -> Callable[..., Any]:
                 features, batch.labels, cross.sums, cross.counts, batch.mask, distance
             )
         # A loss of weight 0 stays out of the sum: 0 * inf would be NaN.
-        loss += objective.lambda_m * mv if objective.lambda_m > 0 else 0.0
-        loss += objective.lambda_d * dv if objective.lambda_d > 0 else 0.0
+        loss += rise * objective.lambda_m * mv if objective.lambda_m > 0 else 0.0
+        loss += rise * objective.lambda_d * dv if objective.lambda_d > 0 else 0.0
         hit = (logits.argmax(axis=-1) == batch.labels) & batch.mask
         return loss, ((ce, mv, dv), hit.sum(dtype=jnp.int32), model_state)
 

@@ -171,6 +171,9 @@ class Config:
     lambda_d: float = setting(
         0.0, METHOD, "weight of the data-variant contrastive loss; 0 leaves it out"
     )
+    lambda_warmup_epochs: int = setting(
+        0, METHOD, "epochs over which both weights rise linearly from 0"
+    )
     distance: str = setting("mse", METHOD, "distance of features: mse, l1, huber, cosine")
     momentum: float | None = setting(None, METHOD, "momentum beta; default: the method's own")
     weight_decay: float | None = setting(
@@ -204,7 +207,9 @@ class Config:
     schedule: str = setting(
         "step", TRAINING, "learning-rate schedule: step (/10 at 50% and 75%), cosine, constant"
     )
-    warmup_epochs: int = setting(0, TRAINING, "epochs of linear warm-up")
+    warmup_epochs: int = setting(
+        0, TRAINING, "epochs over which the learning rate rises linearly from 0"
+    )
     batch_size: int = setting(32, TRAINING, "samples an agent a step")
     epochs: int = setting(200, TRAINING, "passes over the data")
     augment: str = setting("none", TRAINING, "augmentation: none, flip-crop, resized-crop-flip")
@@ -280,6 +285,7 @@ class Config:
             ("epochs", 1),
             ("eval_every", 1),
             ("warmup_epochs", 0),
+            ("lambda_warmup_epochs", 0),
             ("classes_per_agent", 1),
             ("shards_per_agent", 1),
             ("local_steps", 1),
@@ -295,7 +301,8 @@ class Config:
         ):
             _check(self, name, getattr(self, name) >= low, f"at least {low}")
         most = self.epochs
-        _check(self, "warmup_epochs", self.warmup_epochs <= most, f"at most {most}, the epochs")
+        for name in ("warmup_epochs", "lambda_warmup_epochs"):
+            _check(self, name, getattr(self, name) <= most, f"at most {most}, the epochs")
         for name in ("alpha", "quantity_alpha", "lr", "clip_norm"):
             _check(self, name, _positive(getattr(self, name)), "a number > 0")
         for name in ("lambda_m", "lambda_d", "weight_decay"):

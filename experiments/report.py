@@ -53,7 +53,7 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
         report_page.facts(_made(outcome)),
     ]
     where.mkdir(parents=True, exist_ok=True)
-    title = f"{outcome.study.title} ({outcome.study.data})"
+    title = f"{outcome.study.title} ({outcome.study.label})"
     (where / "report.html").write_text(report_page.page(title, parts))
     (where / "results.md").write_text(markdown(outcome, total, finding))
     return where
@@ -65,7 +65,7 @@ def markdown(outcome: Outcome, total: int, finding: str = "") -> str:
     return (
         "\n\n".join(
             [
-                f"# {study_.title} ({study_.data})",
+                f"# {study_.title} ({study_.label})",
                 *([f"The paper: {study_.claim}"] if study_.claim else []),
                 *([f"Asked: {study_.question}"] if study_.question else []),
                 f"{len(outcome.records)} of {total} runs.",
@@ -97,7 +97,7 @@ def _opening(outcome: Outcome, total: int) -> list[str]:
     count = f"{len(outcome.records)} of {total} runs"
     return [
         report_page.element(
-            "p", f"ccl_jax · study {study_.name} · {study_.data} · {count}", "soft"
+            "p", f"ccl_jax · study {study_.name} · {study_.label} · {count}", "soft"
         ),
         report_page.element("h1", study_.title),
         *([report_page.element("p", f"The paper: {study_.claim}")] if study_.claim else []),
@@ -252,11 +252,10 @@ def _made(outcome: Outcome) -> list[tuple[str, str]]:
     dates = sorted(m["date"] for m in made)
     kinds = ("seconds_compile", "seconds_training", "seconds_evaluation")
     seconds = sum(record["summary"].get(kind) or 0.0 for record in found for kind in kinds)
-    options = "" if study_.data == "digits" else f" --data={study_.data}"
     shown = {k: v for k, v in vars(study_.defaults).items() if k in _SHOWN}
     return [
-        ("runs", f"python -m experiments.study --study={study_.name}{options}"),
-        ("this page", f"python -m experiments.report --study={study_.name}{options}"),
+        ("runs", f"python -m experiments.study {study_.options}"),
+        ("this page", f"python -m experiments.report {study_.options}"),
         ("settings of all runs", ", ".join(f"{name} {value}" for name, value in shown.items())),
         ("seeds", ", ".join(map(str, study_.seeds))),
         *((name.replace("_", " "), every(name)) for name in _VERSIONS),
@@ -301,8 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found, total = study.collect(wanted, results)
         if not found:
             raise ValueError(
-                f"no run of {wanted.name} on {wanted.data} is in {results}; run `python -m "
-                f"experiments.study --study={wanted.name} --data={wanted.data}` first"
+                f"no run of {wanted.name} on {wanted.label} is in {results}; run `python -m "
+                f"experiments.study {wanted.options}` first"
             )
         assumed = Link(**{name: values[name].value for name in Link._fields})
         print(write(Outcome(wanted, found, assumed), results, total))

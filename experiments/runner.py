@@ -132,6 +132,7 @@ def prepare(
         faults=config.faults(),
     )
     under_settings.check(network, method)
+    steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
     objective = training.Objective(
         num_classes=dataset.num_classes,
         lambda_m=config.lambda_m,
@@ -139,12 +140,12 @@ def prepare(
         distance=config.distance,
         clip_norm=config.clip_norm,
         measure=config.measure_heterogeneity,
+        lambda_warmup_steps=steps * config.lambda_warmup_epochs,
     )
     model = models.make(
         config.model, dataset.num_classes, norm=config.norm, dtype=jnp.dtype(config.dtype)
     )
     models.shapes(model, dataset.image_shape)  # Raises where images are too small for the model.
-    steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
     schedule = schedules.make(
         config.schedule, config.lr, steps * config.epochs, steps * config.warmup_epochs
     )

@@ -3,9 +3,11 @@
     python -m experiments.study --list
     python -m experiments.study --study=first_three
     python -m experiments.study --study=first_three --data=cifar10 --data_dir=DIR --workers=2
+    python -m experiments.study --study=first_three --data=fmnist --epochs=5
 
 What a run gave is kept in RESULTS/STUDY-DATA/runs.jsonl, and studies share runs. The same command
-goes on where it was stopped. `python -m experiments.report` makes tables and figures of it.
+goes on where it was stopped. With --epochs all runs are so long, and lie in RESULTS/STUDY-DATA-5-epochs.
+`python -m experiments.report` makes tables and figures of it.
 """
 
 import sys
@@ -25,7 +27,7 @@ RESULTS = "experiments/results"
 
 def folder(study: Study, results: Path) -> Path:
     """Where a study's results lie."""
-    return results / f"{study.name}-{study.data}"
+    return results / f"{study.name}-{study.label}"
 
 
 def run(study: Study, results: Path, workers: int = 1) -> None:
@@ -88,7 +90,7 @@ def listing(study: Study, results: Path) -> str:
     """What a study's runs are, and which of them have been made."""
     known = records.known(results)
     tuning = study.tuning_jobs()
-    lines = [f"{study.name} on {study.data}: {study.title}"]
+    lines = [f"{study.name} on {study.label}: {study.title}"]
     lines += [f"  {_state(known, job)}  {job}, lr {job.config.lr:g} (tuning)" for job in tuning]
     if not all(job.identity in known for job in tuning):
         count = len(study.cells) * len(study.methods) * len(study.seeds)
@@ -122,6 +124,9 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string("study", None, "its name, or a .toml file", flag_values=values)
     flags.DEFINE_string("data", "digits", "on which of its datasets", flag_values=values)
     flags.DEFINE_list("seeds", [], "these, as 0,1,2; default: its own", flag_values=values)
+    flags.DEFINE_integer(
+        "epochs", None, "of all runs; default: its own", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_string("results", RESULTS, "results directory", flag_values=values)
     return values
 
@@ -151,7 +156,9 @@ def requested(values: flags.FlagValues, **changes: object) -> Study:
         seeds = tuple(map(int, values["seeds"].value))
     except ValueError:
         raise ValueError(f"seeds are {values['seeds'].value}; write them as 0,1,2") from None
-    return studies.load(name, values["data"].value, seeds, **changes)
+    study = studies.load(name, values["data"].value, seeds, **changes)
+    epochs = values["epochs"].value
+    return study if epochs is None else study.of_length(epochs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

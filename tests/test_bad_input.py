@@ -89,6 +89,7 @@ REFUSED = [
     (["--clip_norm=0"], "clip_norm is 0.0", "> 0"),
     (["--seed=-1"], "seed is -1", "2**32"),
     (["--warmup_epochs=61"], "warmup_epochs is 61", "at most 60"),
+    (["--lambda_warmup_epochs=61"], "lambda_warmup_epochs is 61", "at most 60"),
     (
         ["--algorithm=dsgd", "--momentum=0.9"],
         "dsgd has no hyper-parameter momentum",

@@ -263,6 +263,22 @@ def test_runs_only_what_is_missing(whole, tmp_path, capsys, monkeypatch):
     assert [r["seed"] for r in found] == [0, 0, 0]  # the fakes were kept nowhere
 
 
+def test_another_length_is_evaluated_as_often_and_lies_apart(write, tmp_path, capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        records, "run", lambda config, _: made.append(config) or fake_record(config)
+    )
+    path = write(SMALL.replace("epochs = 2\neval_every = 1", "epochs = 100\neval_every = 5"))
+    command = ["study", f"--study={path}", f"--results={tmp_path}", "--seeds=0"]
+    assert study.main([*command, "--epochs=40"]) == 0
+    assert {(config.epochs, config.eval_every) for config in made} == {(40, 2)}
+    assert "mine-digits-40-epochs/runs.jsonl" in capsys.readouterr().err
+    plan = studies.load(path).of_length(5)
+    assert {job.config.eval_every for job in plan.jobs()} == {1}
+    assert plan.options == "--study=mine --epochs=5"
+    assert study.main([*command, "--epochs=0"]) == 2
+
+
 def test_goes_on_after_an_interruption(whole, write, tmp_path, capsys, monkeypatch):
     path = write(SMALL.replace("seeds = [0, 1]", "seeds = [0]").replace('"ccl"', '# "ccl"'))
     command = ["study", f"--study={path}", f"--results={tmp_path}/results"]

@@ -127,6 +127,14 @@ def test_lambda_zero_is_the_base_method_bit_for_bit_and_computes_nothing_more():
     close(base.params, measured.params, rtol=1e-6)
 
 
+@pytest.mark.parametrize("done, part", [(0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0)])
+def test_both_weights_rise_linearly(done, part):
+    rising, state = build(4, Objective(CLASSES, 0.2, 0.4, lambda_warmup_steps=4))
+    fixed, _ = build(4, Objective(CLASSES, 0.2 * part, 0.4 * part))
+    state = state._replace(step=jnp.int32(done))
+    close(rising(state, batch(4))[0].params, fixed(state, batch(4))[0].params)
+
+
 def test_equal_agents_and_equal_batches_have_no_model_variant_loss():
     step, state = build(4, Objective(CLASSES, 0.1, 0.1))
     state = state._replace(params=training.stack(agent(state.params, 0), 4))
@@ -227,7 +235,14 @@ def test_one_compilation_a_run_with_a_changing_rate_and_padding():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"lambda_m": -1.0}, {"lambda_d": float("nan")}, {"clip_norm": 0.0}, {"distance": "l3"}]
+    "bad",
+    [
+        {"lambda_m": -1.0},
+        {"lambda_d": float("nan")},
+        {"clip_norm": 0.0},
+        {"distance": "l3"},
+        {"lambda_warmup_steps": -1},
+    ],
 )
 def test_objective_refuses(bad):
     with pytest.raises(ValueError, match=next(iter(bad)).split("_")[0]):

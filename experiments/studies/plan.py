@@ -77,6 +77,7 @@ class Study:
       seeds: Seeds.
       metrics: The first decides.
       target: Accuracy.
+      epochs: Of all runs, where they are not the study's own.
     """
 
     name: str
@@ -94,6 +95,27 @@ class Study:
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
     target: float | None
+    epochs: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What it runs on, and for how long if that is not its own length; names its results."""
+        return self.data if self.epochs is None else f"{self.data}-{self.epochs}-epochs"
+
+    @property
+    def options(self) -> str:
+        """The flags that ask for this study on a command line."""
+        data = "" if self.data == "digits" else f" --data={self.data}"
+        epochs = "" if self.epochs is None else f" --epochs={self.epochs}"
+        return f"--study={self.name}{data}{epochs}"
+
+    def of_length(self, epochs: int) -> "Study":
+        """The study with so many epochs in every run, evaluated about as many times."""
+        default = self.defaults
+        every = max(1, round(default.eval_every * epochs / default.epochs))
+        return dataclasses.replace(
+            self, defaults=default.replace(epochs=epochs, eval_every=every), epochs=epochs
+        )
 
     @property
     def cells(self) -> list[Cell]:
