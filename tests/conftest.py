@@ -4,12 +4,19 @@ The environment is set before jax is imported anywhere, as XLA reads it once.
 """
 
 import os
+from importlib import metadata
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("CCL_TEST_PLATFORM", "cpu")
 os.environ["MPLBACKEND"] = "agg"
 # Most of the time goes into compiling programs that run for a few steps: compile them quickly. Set to
-# 0 to test what users run; tests that compare small numbers always do.
+# 0 to test what users run; test_parity.py has a process that always does.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's code for fusions without MLIR, which JAX 0.11 no longer has, takes a third of the time.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and metadata.version("jax") < "0.11"
+    else ""
+)
 
 import jax
 import pytest
@@ -27,8 +34,8 @@ def forget():
 
 
 @pytest.fixture(scope="module")
-def as_users_run_it():
-    """Compiled as outside of tests."""
+def optimized():
+    """Compiled with all optimisations, for tests of small differences."""
     quickly = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield

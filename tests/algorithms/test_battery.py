@@ -85,7 +85,7 @@ EXPECTED = {
     "qg-adam": Expected("near"),
 }
 
-pytestmark = pytest.mark.usefixtures("as_users_run_it")
+pytestmark = pytest.mark.usefixtures("optimized")
 
 every_method = pytest.mark.parametrize("name", algorithms.REGISTRY)
 
