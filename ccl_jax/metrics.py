@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -117,12 +118,18 @@ class RunDirectory:
                 "choose a work directory on a file system that all hosts share"
             )
 
-    def check_same(self, config: Mapping[str, Any], may_differ: Iterable[str] = ()) -> None:
+    def check_same(
+        self,
+        config: Mapping[str, Any],
+        may_differ: Iterable[str] = (),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Makes sure that the run that is here can go on with these settings.
 
         Args:
           config: The settings.
           may_differ: Those that do not change the result.
+          defaults: What settings were before they existed, for a run that is older than they are.
 
         Raises:
           ValueError: There is no run here, or one of other settings; the message lists them.
@@ -135,7 +142,7 @@ class RunDirectory:
                 "to start one"
             ) from None
         try:
-            there = dict(json.loads(text))
+            there = plain(defaults) | dict(json.loads(text))
         except (ValueError, TypeError):
             raise ValueError(f"{self.path}/config.json is damaged; it is no JSON object") from None
         names = [name for name in config if name not in set(may_differ)]

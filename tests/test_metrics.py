@@ -47,6 +47,17 @@ def test_a_directory_with_a_run_is_refused(tmp_path):
         RunDirectory(tmp_path).check_free()
 
 
+def test_a_run_goes_on_with_its_own_settings_and_those_it_did_not_know_of(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.create({"lr": 0.1, "pair": (1, 2), "path": "a"})
+    now = {"lr": 0.1, "pair": (1, 2), "path": "b", "new": 3}
+    run.check_same(now, ["path"], {"lr": 9.0, "new": 3})
+    with pytest.raises(ValueError, match="new was 0, now 3; give the same"):
+        run.check_same(now, ["path"], {"lr": 9.0, "new": 0})
+    with pytest.raises(ValueError, match=r"lr was 0\.1, now 0\.2; path was 'a', now 'b'; give"):
+        run.check_same(now | {"lr": 0.2}, (), {"lr": 0.2, "new": 3})
+
+
 def test_an_empty_or_foreign_directory_is_fine(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     RunDirectory(tmp_path).check_free()

@@ -245,6 +245,10 @@ def test_a_flag_file_that_is_none_gets_one_line(tmp_path, capsys, make):
     [
         ({"model": "lenet5", "lambda_m": 0.1}, True),
         ({"model": "resnet20", "norm": "none", "lambda_m": 1.0}, True),
+        ({"model": "digits-cnn", "norm": "none", "lambda_m": 1.0}, True),
+        ({"model": "digits-cnn", "norm": "none", "lambda_m": 0.1}, False),
+        ({"model": "digits-cnn", "lambda_m": 1.0}, False),
+        ({"model": "lenet5", "lambda_m": 0.1, "distance": "huber"}, False),
         ({"model": "lenet5", "lambda_m": 0.01}, False),
         ({"model": "resnet20", "lambda_m": 0.1}, False),
         ({"model": "lenet5", "lambda_m": 0.0, "lambda_d": 1.0}, False),
@@ -253,4 +257,5 @@ def test_a_flag_file_that_is_none_gets_one_line(tmp_path, capsys, make):
 def test_a_weight_at_which_runs_have_diverged_is_said(chosen, said):
     notes = runner.cautions(Config(**chosen))
     assert len(notes) == said
-    assert all("lambda_m is" in note and "take 0.01" in note for note in notes)
+    less = "take 0.1," if chosen["model"] == "digits-cnn" else "take 0.01,"
+    assert all("lambda_m is" in note and less in note for note in notes)
