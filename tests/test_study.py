@@ -211,7 +211,7 @@ def test_lists(capsys, tmp_path):
     assert "first_three" in (out := capsys.readouterr().out) and out.count("\n") == 11
     assert study.main(["study", "--study=main_table", "--list", f"--results={tmp_path}"]) == 0
     out = capsys.readouterr().out
-    assert out.count("(tuning)") == 18 and "and then 240 runs" in out
+    assert out.count("(tuning)") == 24 and "and then 240 runs" in out
 
 
 @pytest.fixture(scope="module")
