@@ -13,9 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, report_figures, report_page, study, tuning
+from experiments import cli, records, report_figures, report_page, study, tuning
 from experiments.outcome import AXES, Outcome, heading
-from experiments.records import known as known_records
 from experiments.wall_clock import Link
 
 _VERSIONS = ("python", "jax", "device", "cpu", "git_commit")
@@ -34,6 +33,9 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
     """
     where = study.folder(outcome.study, results)
     finding = (where / "finding.md").read_text() if (where / "finding.md").exists() else ""
+    tuned = None
+    if outcome.study.tune is not None:
+        tuned = tuning.table_of_tuning(outcome.study, records.known(results))
     parts = [
         *_opening(outcome, total),
         *([f'<div class="finding">{report_page.markdown(finding)}</div>'] if finding else []),
@@ -48,19 +50,28 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
         report_page.element("h2", "Figures"),
         f'<div class="figures">{"".join(_figures(outcome))}</div>',
         *_left_out(outcome),
-        *_tuned(outcome, results),
+        *_tuned(outcome, tuned),
         report_page.element("h2", "How it was made"),
         report_page.facts(_made(outcome)),
     ]
     where.mkdir(parents=True, exist_ok=True)
     title = f"{outcome.study.title} ({outcome.study.label})"
     (where / "report.html").write_text(report_page.page(title, parts))
-    (where / "results.md").write_text(markdown(outcome, total, finding))
+    (where / "results.md").write_text(markdown(outcome, total, finding, tuned))
     return where
 
 
-def markdown(outcome: Outcome, total: int, finding: str = "") -> str:
-    """The results as Markdown."""
+def markdown(
+    outcome: Outcome, total: int, finding: str = "", tuned: tuning.Table | None = None
+) -> str:
+    """The results as Markdown.
+
+    Args:
+      outcome: What there is of the study.
+      total: How many runs the study has when it is whole.
+      finding: What was found, in words.
+      tuned: Of `tuning.table_of_tuning`, if learning rates were tuned.
+    """
     study_ = outcome.study
     return (
         "\n\n".join(
@@ -74,6 +85,7 @@ def markdown(outcome: Outcome, total: int, finding: str = "") -> str:
                 caution(outcome),
                 report_page.markdown_table(outcome.header(), outcome.rows()),
                 _reading(outcome),
+                *([_how_tuned(outcome), report_page.markdown_table(*tuned)] if tuned else []),
                 "\n".join(f"- {name}: {text}" for name, text in _made(outcome)),
             ]
         )
@@ -227,21 +239,26 @@ def _model(outcome: Outcome) -> str:
     )
 
 
-def _tuned(outcome: Outcome, results: Path) -> list[str]:
-    study_ = outcome.study
-    if study_.tune is None:
+def _tuned(outcome: Outcome, tuned: tuning.Table | None) -> list[str]:
+    if tuned is None:
         return []
-    header, rows = tuning.table_of_tuning(study_, known_records(results))
-    text = (
-        f"{heading(study_.metrics[0])} on {study_.tune.validation:.0%} of the training data, held out, "
-        f"after training on the rest with seeds {', '.join(map(str, study_.tune.seeds))}. Every method "
-        "has the same grid and the same number of runs."
-    )
     return [
         report_page.element("h2", "Learning rates"),
-        report_page.table(header, rows, len(study_.axes)),
-        report_page.element("p", text, "soft"),
+        report_page.table(*tuned, len(outcome.study.axes)),
+        report_page.element("p", _how_tuned(outcome), "soft"),
     ]
+
+
+def _how_tuned(outcome: Outcome) -> str:
+    study_ = outcome.study
+    seeds = ", ".join(map(str, study_.tune.seeds))
+    elsewhere = [axis for axis in study_.axes if axis not in study_.tune.each]
+    return (
+        f"Learning rates: {heading(study_.metrics[0])} on {study_.tune.validation:.0%} of the training "
+        f"data, held out, after training on the rest; seeds {seeds}. Every method has the same grid "
+        "and the same number of runs."
+        + (f" What is chosen serves for every {' and '.join(elsewhere)}." if elsewhere else "")
+    )
 
 
 def _made(outcome: Outcome) -> list[tuple[str, str]]:
@@ -252,16 +269,22 @@ def _made(outcome: Outcome) -> list[tuple[str, str]]:
     dates = sorted(m["date"] for m in made)
     kinds = ("seconds_compile", "seconds_training", "seconds_evaluation")
     seconds = sum(record["summary"].get(kind) or 0.0 for record in found for kind in kinds)
-    shown = {k: v for k, v in vars(study_.defaults).items() if k in _SHOWN}
-    return [
+    values = {name: {records.value(record, name) for record in found} for name in _SHOWN}
+    show = lambda name: f"{name} {', '.join(map(str, sorted(values[name])))}"
+    facts = [
         ("runs", f"python -m experiments.study {study_.options}"),
         ("this page", f"python -m experiments.report {study_.options}"),
-        ("settings of all runs", ", ".join(f"{name} {value}" for name, value in shown.items())),
+        (
+            "settings of all runs",
+            ", ".join(show(name) for name in _SHOWN if len(values[name]) == 1),
+        ),
+        ("settings that differ", "; ".join(show(name) for name in _SHOWN if len(values[name]) > 1)),
         ("seeds", ", ".join(map(str, study_.seeds))),
         *((name.replace("_", " "), every(name)) for name in _VERSIONS),
         ("dates", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none"),
         ("time of all runs", study.duration(seconds)),
     ]
+    return [(name, text) for name, text in facts if text]
 
 
 _SHOWN = (

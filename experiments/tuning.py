@@ -8,6 +8,8 @@ from experiments.records import Record
 from experiments.studies import Cell, Study
 
 Rates = dict[tuple[str, Cell], float]
+Table = tuple[list[str], list[list[str]]]
+"""A head, and rows of as many cells."""
 
 
 def chosen_rates(study: Study, known: Mapping[str, Record]) -> Rates:
@@ -31,7 +33,7 @@ def chosen_rates(study: Study, known: Mapping[str, Record]) -> Rates:
     return {pair: max(sorted(s), key=s.__getitem__) for pair, s in scores.items()}
 
 
-def table_of_tuning(study: Study, known: Mapping[str, Record]) -> tuple[list[str], list[list[str]]]:
+def table_of_tuning(study: Study, known: Mapping[str, Record]) -> Table:
     """Head and rows of what tuning found: mean of the deciding metric on the held-out part.
 
     The chosen learning rate has a star, and says so where it is at the edge of the grid.

@@ -270,6 +270,7 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
         "a &lt;chip&gt;",
         "2026-01-02",
         "24 min",  # 24 runs of a minute
+        "<dt>settings that differ</dt><dd>alpha 0.1, 1.0</dd>",
     ):
         assert part in text, part
     markdown = (folder / "results.md").read_text()
@@ -284,6 +285,21 @@ def test_a_study_that_is_half_run(study, tmp_path):
     text = (tmp_path / "mine-digits" / "report.html").read_text()
     assert "1 of 24 runs" in text and "too few seeds to say" in text
     assert Page(text).open == []
+
+
+def test_what_differs_and_what_was_tuned_is_said(tmp_path):
+    path = tmp_path / "tuned.toml"
+    path.write_text(STUDY + "[tune]\nlr = [0.1, 0.3]\nvalidation = 0.25\nseeds = [9]\n")
+    plan = studies.load(str(path))
+    records.write(tmp_path / "tuned-digits/runs.jsonl", map(made_up, plan.tuning_jobs()))
+    jobs = plan.jobs(dict.fromkeys(studies._any_rates(plan), 0.3))[:2]
+    report.write(outcome.Outcome(plan, [(job, made_up(job)) for job in jobs]), tmp_path, total=24)
+    markdown = (tmp_path / "tuned-digits" / "results.md").read_text()
+    assert "on 25% of the training data, held out, after training on the rest; seeds 9." in markdown
+    # All learning rates are equal in made-up records: the smaller one.
+    assert markdown.count("0.1 (edge of the grid) |") == len(plan.tuning_jobs()) / 2
+    settings, *differ = re.findall(r"^- settings.*$", markdown, re.MULTILINE)
+    assert ", lr 0.3," in settings and "agents" in settings and not differ
 
 
 def test_the_command(study, tmp_path, capsys):

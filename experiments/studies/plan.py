@@ -110,7 +110,7 @@ class Study:
         return f"--study={self.name}{data}{epochs}"
 
     def of_length(self, epochs: int) -> "Study":
-        """The study with so many epochs in every run, evaluated about as many times."""
+        """The study with so many epochs in every run, evaluated as many times, or every epoch."""
         default = self.defaults
         every = max(1, round(default.eval_every * epochs / default.epochs))
         return dataclasses.replace(
