@@ -94,6 +94,20 @@ class Outcome:
             means.append({seed: sum(c[seed] for c in cells) / len(cells) for seed in seeds})
         return statistics.paired(*means)
 
+    def comparisons(self) -> tuple[int, int]:
+        """How many differences the table has, and how many of them are of different runs."""
+        study = self.study
+        pairs = [
+            (cell, method, reference)
+            for cell in study.cells
+            for method in study.methods
+            if (reference := study.reference_of(method))
+        ]
+        runs = lambda cell, method: frozenset(r["id"] for r in self.runs(cell, method).values())
+        there = [(c, m, r) for c, m, r in pairs if self.runs(c, m) and self.runs(c, r)]
+        different = {(runs(cell, method), runs(cell, other)) for cell, method, other in there}
+        return len(there), len(different)
+
     def along(self, record: Record, axis: str) -> list[float]:
         """A record's evaluated epochs on one of `AXES`."""
         steps = record["rows"]["step"]

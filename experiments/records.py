@@ -29,7 +29,7 @@ import jax
 
 from ccl_jax.data import datasets
 from ccl_jax.loop import Diverged
-from ccl_jax.metrics import RunDirectory, plain
+from ccl_jax.metrics import PACKAGES, RunDirectory, plain
 from experiments import runner, studies, wall_clock
 from experiments.config import Config
 
@@ -61,7 +61,7 @@ _SUMMARY = (
     "seconds_training",
     "seconds_evaluation",
 )
-_MADE_WITH = ("python", "jax", "device", "git_commit")
+_MADE_WITH = ("python", *PACKAGES, "device", "git_commit")
 
 # Compiled programs of earlier runs stay in memory until they are let go.
 _RUNS_BETWEEN_CLEARING = 20
@@ -90,7 +90,6 @@ def run(config: Config, results: Path) -> Record:
         workdir=str(folder),
         resume=(folder / "config.json").exists(),
         compile_cache=str((results / ".cache").absolute()),
-        progress=False,
         figures=False,
     )
     prepared = runner.prepare(config, _dataset(config))

@@ -15,9 +15,10 @@ from absl import flags
 
 from experiments import cli, records, report_figures, report_page, study, tuning
 from experiments.outcome import AXES, Outcome, heading
+from experiments.records import Record
 from experiments.wall_clock import Link
 
-_VERSIONS = ("python", "jax", "device", "cpu", "git_commit")
+_VERSIONS = ("python", "jax", "flax", "optax", "numpy", "device", "cpu", "git_commit")
 
 
 def write(outcome: Outcome, results: Path, total: int) -> Path:
@@ -33,9 +34,12 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
     """
     where = study.folder(outcome.study, results)
     finding = (where / "finding.md").read_text() if (where / "finding.md").exists() else ""
-    tuned = None
+    tuned, tuning_runs = None, []
     if outcome.study.tune is not None:
-        tuned = tuning.table_of_tuning(outcome.study, records.known(results))
+        known = records.known(results)
+        tuned = tuning.table_of_tuning(outcome.study, known)
+        tuning_runs = [known[job.identity] for job in outcome.study.tuning_jobs()]
+    target, made = _to_target(outcome), _made(outcome, tuning_runs)
     parts = [
         *_opening(outcome, total),
         *([f'<div class="finding">{report_page.markdown(finding)}</div>'] if finding else []),
@@ -45,62 +49,46 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
         report_page.element("h2", "Results"),
         report_page.table(outcome.header(), outcome.rows(), len(outcome.study.axes)),
         report_page.element("p", _reading(outcome), "soft"),
-        *_to_target(outcome),
+        *(_shown_target(outcome, target) if target else []),
         *_diverged(outcome),
         report_page.element("h2", "Figures"),
         f'<div class="figures">{"".join(_figures(outcome))}</div>',
         *_left_out(outcome),
         *_tuned(outcome, tuned),
         report_page.element("h2", "How it was made"),
-        report_page.facts(_made(outcome)),
+        report_page.facts(made),
     ]
     where.mkdir(parents=True, exist_ok=True)
     title = f"{outcome.study.title} ({outcome.study.label})"
     (where / "report.html").write_text(report_page.page(title, parts))
-    (where / "results.md").write_text(markdown(outcome, total, finding, tuned))
-    return where
-
-
-def markdown(
-    outcome: Outcome, total: int, finding: str = "", tuned: tuning.Table | None = None
-) -> str:
-    """The results as Markdown.
-
-    Args:
-      outcome: What there is of the study.
-      total: How many runs the study has when it is whole.
-      finding: What was found, in words.
-      tuned: Of `tuning.table_of_tuning`, if learning rates were tuned.
-    """
     study_ = outcome.study
-    return (
-        "\n\n".join(
-            [
-                f"# {study_.title} ({study_.label})",
-                *([f"The paper: {study_.claim}"] if study_.claim else []),
-                *([f"Asked: {study_.question}"] if study_.question else []),
-                f"{len(outcome.records)} of {total} runs.",
-                *([finding.strip()] if finding else []),
-                "\n".join(f"- {text}" for text in outcome.statements()),
-                caution(outcome),
-                report_page.markdown_table(outcome.header(), outcome.rows()),
-                _reading(outcome),
-                *([_how_tuned(outcome), report_page.markdown_table(*tuned)] if tuned else []),
-                "\n".join(f"- {name}: {text}" for name, text in _made(outcome)),
-            ]
-        )
-        + "\n"
-    )
+    texts = [
+        f"# {title}",
+        *([f"The paper: {study_.claim}"] if study_.claim else []),
+        *([f"Asked: {study_.question}"] if study_.question else []),
+        f"{len(outcome.records)} of {total} runs.",
+        *([finding.strip()] if finding else []),
+        "\n".join(f"- {text}" for text in outcome.statements()),
+        caution(outcome),
+        report_page.markdown_table(outcome.header(), outcome.rows()),
+        _reading(outcome),
+        *([report_page.markdown_table(*target), _model(outcome)] if target else []),
+        *([_how_tuned(outcome), report_page.markdown_table(*tuned)] if tuned else []),
+        "\n".join(f"- {name}: {text}" for name, text in made),
+    ]
+    (where / "results.md").write_text("\n\n".join(texts) + "\n")
+    return where
 
 
 def caution(outcome: Outcome) -> str:
     """What so many comparisons are worth."""
-    compared = [m for m in outcome.study.methods if outcome.study.reference_of(m)]
-    number = len(outcome.study.cells) * len(compared)
+    number, distinct = outcome.comparisons()
+    repeated = number - distinct
+    same = f" ({repeated} of them of runs that another one has compared)" if repeated else ""
     return (
         "A difference whose 95% interval contains 0 is called “no difference seen”. There are "
-        f"{number} comparisons in the table; of comparisons without any true difference about one in "
-        "twenty shows one by chance."
+        f"{number} comparisons in the table{same}; of comparisons without any true difference about "
+        "one in twenty shows one by chance."
     )
 
 
@@ -121,15 +109,27 @@ def _reading(outcome: Outcome) -> str:
     return (
         "Mean ± standard deviation over seeds, of the runs that did not diverge, on the test set at the "
         "end. Differences are paired by seed (same split, same start, same order of data), with "
-        f"Student's t; in points for accuracies; of {heading(outcome.metric, unit=False)}. MB: what one "
-        "agent sent."
+        f"Student's t; in points for accuracies; of {heading(outcome.metric, unit=False)}. Worst: of a "
+        "run's agents. MB: what one agent sent." + _when_reached(outcome)
     )
 
 
-def _to_target(outcome: Outcome) -> list[str]:
+def _when_reached(outcome: Outcome) -> str:
+    """How finely rounds to a target are known."""
+    if outcome.study.target is None:
+        return ""
+    every = sorted({r["rows"]["step"][0] for r in outcome.records if r["rows"].get("step")})
+    between = " to ".join(str(n) for n in dict.fromkeys([every[0], every[-1]])) if every else "no"
+    return (
+        " Rounds to a target: mean over the runs that reach it, at the first evaluation that does, "
+        f"of one every {between} rounds."
+    )
+
+
+def _to_target(outcome: Outcome) -> tuning.Table | None:
     study_ = outcome.study
     if study_.target is None:
-        return []
+        return None
     rows = []
     for cell in study_.cells:
         for method in study_.methods:
@@ -140,18 +140,17 @@ def _to_target(outcome: Outcome) -> list[str]:
             rows.append(
                 [*cell, method, f"{reached['rounds'].seeds} of {reached['rounds'].of}", *shown]
             )
-    header = [*study_.axes, "method", "runs that reach it", *AXES.values()]
-    table = report_page.table(header, rows, len(study_.axes))
+    reach = f"runs that reach {100 * study_.target:g}% {heading(outcome.metric, unit=False)}"
+    return [*study_.axes, "method", reach, *AXES.values()], rows
+
+
+def _shown_target(outcome: Outcome, target: tuning.Table) -> list[str]:
+    header, rows = target
+    table = report_page.table(header, rows, len(outcome.study.axes))
     return [
-        report_page.element(
-            "h2", f"To {100 * study_.target:g}% {heading(outcome.metric, unit=False)}"
-        ),
+        report_page.element("h2", "To the target"),
         table if len(rows) <= 24 else report_page.folded(f"{len(rows)} rows", table),
-        report_page.element(
-            "p",
-            "Mean over the runs that reach it, at the first evaluation that does. "
-            + _model(outcome),
-        ),
+        report_page.element("p", _model(outcome), "soft"),
     ]
 
 
@@ -261,19 +260,17 @@ def _how_tuned(outcome: Outcome) -> str:
     )
 
 
-def _made(outcome: Outcome) -> list[tuple[str, str]]:
+def _made(outcome: Outcome, tuning_runs: Sequence[Record]) -> list[tuple[str, str]]:
     """Command, versions, hardware, date and cost."""
     study_, found = outcome.study, outcome.records
-    made = [record["made_with"] for record in found]
+    made = [record["made_with"] for record in (*found, *tuning_runs)]
     every = lambda name: ", ".join(sorted({str(m[name]) for m in made if m.get(name)})) or "unknown"
     dates = sorted(m["date"] for m in made)
-    kinds = ("seconds_compile", "seconds_training", "seconds_evaluation")
-    seconds = sum(record["summary"].get(kind) or 0.0 for record in found for kind in kinds)
     values = {name: {records.value(record, name) for record in found} for name in _SHOWN}
     show = lambda name: f"{name} {', '.join(map(str, sorted(values[name])))}"
     facts = [
         ("runs", f"python -m experiments.study {study_.options}"),
-        ("this page", f"python -m experiments.report {study_.options}"),
+        ("this page", f"python -m experiments.report {study_.options}{_options(outcome.link)}"),
         (
             "settings of all runs",
             ", ".join(show(name) for name in _SHOWN if len(values[name]) == 1),
@@ -282,9 +279,25 @@ def _made(outcome: Outcome) -> list[tuple[str, str]]:
         ("seeds", ", ".join(map(str, study_.seeds))),
         *((name.replace("_", " "), every(name)) for name in _VERSIONS),
         ("dates", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none"),
-        ("time of all runs", study.duration(seconds)),
+        ("time of the runs", _time(found)),
+        ("time of tuning", _time(tuning_runs)),
     ]
     return [(name, text) for name, text in facts if text]
+
+
+def _time(found: Sequence[Record]) -> str:
+    """How long some runs took in all; one that stands for several cells counts once."""
+    unique = {record["id"]: record["summary"] for record in found}.values()
+    kinds = ("seconds_compile", "seconds_training", "seconds_evaluation")
+    seconds = sum(summary.get(kind) or 0.0 for summary in unique for kind in kinds)
+    return f"{study.duration(seconds)} in {len(unique)} runs" if unique else ""
+
+
+def _options(link: Link) -> str:
+    """The flags of a link that is not the default one."""
+    plain = Link()._asdict()
+    changed = {name: value for name, value in link._asdict().items() if value != plain[name]}
+    return "".join(f" --{name}={value:g}" for name, value in changed.items())
 
 
 _SHOWN = (

@@ -65,6 +65,8 @@ def _run_missing(jobs: Sequence[Job], results: Path, workers: int, phase: str = 
 def collect(study: Study, results: Path) -> tuple[list[tuple[Job, Record]], int]:
     """Gathers what there is of a study, and writes it to its runs.jsonl.
 
+    Records that are there already and not asked for now, as those of other seeds, stay.
+
     Returns:
       The jobs with a record, and how many jobs there are in all. While tuning is not finished there
       are none.
@@ -80,8 +82,11 @@ def collect(study: Study, results: Path) -> tuple[list[tuple[Job, Record]], int]
     for record in unique.values():
         if record["seed"] != study.seeds[0]:  # One split is enough to look at.
             record.pop("samples_by_agent_and_class", None)
+    file = folder(study, results) / "runs.jsonl"
+    if file.exists():
+        unique |= {r["id"]: r for r in records.read(file) if r["id"] not in unique}
     if unique:
-        records.write(folder(study, results) / "runs.jsonl", unique.values())
+        records.write(file, unique.values())
     cells = len(study.cells) * len(study.methods) * len(study.seeds)
     return found, cells
 
@@ -180,12 +185,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(overview(studies.names()))
             return
         given = {name: values[name].value for name in ("data_dir", "devices")}
-        study = requested(values, **{k: v for k, v in given.items() if v is not None})
-        results = Path(values["results"].value)
+        given = {name: value for name, value in given.items() if value is not None}
+        results, workers = Path(values["results"].value), values["workers"].value
+        # Bars of several runs at a time, or in a log, would be a mess.
+        study = requested(values, **given, progress=workers == 1 and sys.stderr.isatty())
         if values["list"].value:
             print(listing(study, results))
             return
-        run(study, results, values["workers"].value)
+        run(study, results, workers)
 
     return cli.guard(body)
 
@@ -194,7 +201,7 @@ def _outcome(record: Record) -> str:
     if record["status"] == "diverged":
         return f"diverged at step {record['step']}"
     accuracies = [record["summary"][name] for name in studies.METRICS]
-    return "{:.1f}% consensus, {:.1f}% local".format(*(100 * a for a in accuracies))
+    return "{:.1f}% consensus, {:.1f}% local, worst {:.1f}%".format(*(100 * a for a in accuracies))
 
 
 def _state(known: Mapping[str, Record], job: Job) -> str:

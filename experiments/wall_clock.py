@@ -46,7 +46,9 @@ class Link(NamedTuple):
 
     def seconds(self, cost: Cost, rounds: float, bytes_sent: float) -> float:
         """Modelled seconds of some rounds in which the slowest agent sent so many bytes in all."""
-        compute = self.seconds_per_step or cost.flops / (1e9 * self.gflops)
+        compute = self.seconds_per_step
+        if compute is None:
+            compute = cost.flops / (1e9 * self.gflops)
         waiting = cost.exchanges * self.latency_ms / 1e3
         return rounds * (compute + waiting) + bytes_sent * 8 / (1e6 * self.bandwidth_mbps)
 

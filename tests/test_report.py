@@ -94,6 +94,7 @@ def test_modelled_time_by_hand():
     # 5 rounds of 0.2 s and 3 x 20 ms; 4 MB at 1 MB/s.
     assert link.seconds(cost, 5, 4e6) == pytest.approx(5 * (0.2 + 0.06) + 4)
     assert link._replace(seconds_per_step=1.0).seconds(cost, 5, 0) == pytest.approx(5 * 1.06)
+    assert link._replace(seconds_per_step=0.0).seconds(cost, 5, 0) == pytest.approx(5 * 0.06)
 
 
 def test_cost_of_a_round():
@@ -130,8 +131,8 @@ def made_up(job):
             "bytes_sent_per_agent": 2_500_000,
             "label_divergence": 1 - alpha / 2,
             "seconds_training": 60.0,
-            **({} if lost else {f"local_accuracy_{k}": accuracy - 0.1 for k in ("min", "max")}),
             **({} if lost else dict.fromkeys(studies.METRICS, accuracy)),
+            **({} if lost else {f"local_accuracy_{k}": accuracy - 0.1 for k in ("min", "max")}),
         },
         "rows": {
             "step": steps,
@@ -163,6 +164,7 @@ def test_rows_of_the_table(found):
         "runs",
         "consensus accuracy (%)",
         "mean local accuracy (%)",
+        "worst local accuracy (%)",
         "difference [95% interval]",
         "",
         "compared with",
@@ -173,9 +175,9 @@ def test_rows_of_the_table(found):
     assert len(rows) == 8
     # 80, 81.01, 82.02 at alpha 0.1: mean 81.01, std 1.01 (in points, 0.01 + 0.0001 a seed).
     assert rows["alpha 0.1", "plain"][:2] == ["3", "81.01 ± 1.01"]
-    assert rows["alpha 0.1", "plain"][3:] == ["", "", "", "2.50", "24"]
-    assert rows["alpha 0.1", "ccl"][3:6] == ["+2.00 [+2.00, +2.00]", "higher", "plain"]
-    assert rows["alpha 1", "both"][3:6] == ["−2.00 [−2.00, −2.00]", "lower", "ccl"]
+    assert rows["alpha 0.1", "plain"][3:] == ["71.01 ± 1.01", "", "", "", "2.50", "24"]
+    assert rows["alpha 0.1", "ccl"][4:7] == ["+2.00 [+2.00, +2.00]", "higher", "plain"]
+    assert rows["alpha 1", "both"][4:7] == ["−2.00 [−2.00, −2.00]", "lower", "ccl"]
     # Of `far` at alpha 1 the seeds 0 and 2 are left: 80, 82.2.
     assert rows["alpha 1", "far"][:2] == ["3, 1 diverged", "81.10 ± 1.56"]
     assert rows["alpha 1", "far"][-1] == "24 (2 of 3)"
@@ -191,6 +193,18 @@ def test_over_all_cells_by_hand(found, study):
         "cell by cell: higher in 2."
     )
     assert last.endswith("no difference seen in 2; 1 run diverged.")
+
+
+def test_comparisons_of_the_same_runs_count_once(tmp_path):
+    path = tmp_path / "mine.toml"
+    # Two methods that have an alpha of their own, so that one run stands in both cells.
+    own = '"lone" = { alpha = 1.0 }\n"kept" = { alpha = 1.0, lr = 0.2 }\n[against]\nkept = "lone"'
+    path.write_text(STUDY.replace("[against]", own))
+    plan = studies.load(str(path))
+    found = outcome.Outcome(plan, [(job, made_up(job)) for job in plan.jobs()])
+    compared = [m for m in plan.methods if plan.reference_of(m)]
+    assert found.comparisons() == (2 * len(compared), 2 * len(compared) - 1)
+    assert "(1 of them of runs that another one has compared)" in report.caution(found)
 
 
 def test_curves_against_rounds_bytes_and_time(found, study):
@@ -269,13 +283,16 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
         "python -m experiments.study --study=mine",
         "a &lt;chip&gt;",
         "2026-01-02",
-        "24 min",  # 24 runs of a minute
+        "24 min in 24 runs",
+        "at the first evaluation that does, of one every 12 rounds",
         "<dt>settings that differ</dt><dd>alpha 0.1, 1.0</dd>",
     ):
         assert part in text, part
     markdown = (folder / "results.md").read_text()
     assert "| alpha 1 | far | 3, 1 diverged | 81.10 ± 1.56 |" in markdown
     assert markdown.count("It **helps**.") == 1
+    # 24 rounds of 0.11 s and 20 Mbit at 100 Mbit/s.
+    assert "| alpha 1 | far | 2 of 3 | 24 | 2.5 | 2.84 |" in markdown
 
 
 def test_a_study_that_is_half_run(study, tmp_path):
@@ -296,6 +313,8 @@ def test_what_differs_and_what_was_tuned_is_said(tmp_path):
     report.write(outcome.Outcome(plan, [(job, made_up(job)) for job in jobs]), tmp_path, total=24)
     markdown = (tmp_path / "tuned-digits" / "results.md").read_text()
     assert "on 25% of the training data, held out, after training on the rest; seeds 9." in markdown
+    tuning_runs = len(plan.tuning_jobs())
+    assert f"- time of tuning: {tuning_runs} min in {tuning_runs} runs" in markdown
     # All learning rates are equal in made-up records: the smaller one.
     assert markdown.count("0.1 (edge of the grid) |") == len(plan.tuning_jobs()) / 2
     settings, *differ = re.findall(r"^- settings.*$", markdown, re.MULTILINE)
@@ -313,6 +332,12 @@ def test_the_command(study, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(where)
     text = (where / "report.html").read_text()
     assert "0.5 s of computing, plus 7 ms" in text and "3 Mbit/s" in text and "8 of 20 runs" in text
+    command = "python -m experiments.report --study=first_three "
+    assert f"<dd>{command}{' '.join(flags)}</dd>" in text
+    assert report.main(["report", "--study=first_three", f"--results={tmp_path}", "--seeds=0"]) == 0
+    assert f"{command}--seeds=0<" in (where / "report.html").read_text()
+    # A page of some seeds does not lose the others' runs.
+    assert len(records.read(where / "runs.jsonl")) == 8
     assert report.main(["report", "--study=first_three", "--gflops=0"]) == 2
 
 

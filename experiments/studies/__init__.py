@@ -137,9 +137,8 @@ def _study(
     look_up("main", main, dict.fromkeys(MAINS))
     defaults: Config = importlib.import_module(f"experiments.{main}").DEFAULTS
     base = table.get("settings", {}) | own.get("settings", {})
-    defaults = defaults.replace(
-        **_settings(base, "settings"), progress=False, figures=False, **changes
-    )
+    shown = {"progress": False, "figures": False}
+    defaults = defaults.replace(**_settings(base, "settings") | shown | changes)
     for axis, labels in whole.get("axes", {}).items():
         if not isinstance(labels, dict) or not labels:
             raise ValueError(f"axes.{axis} is {labels!r}; it must be a table LABEL = {{settings}}")
@@ -170,6 +169,7 @@ def _study(
         seeds or tuple(whole.get("seeds", ())),
         tuple(whole.get("metrics", METRICS)),
         whole.get("target"),
+        tuple(whole.get("seeds", ())),
     )
     if not study.seeds or not all(isinstance(seed, int) for seed in study.seeds):
         raise ValueError(f"seeds are {list(study.seeds)}; they must be whole numbers, at least one")

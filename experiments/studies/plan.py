@@ -10,7 +10,7 @@ from typing import Any
 from ccl_jax.metrics import plain
 from experiments.config import MAY_DIFFER, Config
 
-METRICS = ("consensus_accuracy", "local_accuracy_mean")
+METRICS = ("consensus_accuracy", "local_accuracy_mean", "local_accuracy_min")
 
 Settings = dict[str, Any]
 Cell = tuple[str, ...]
@@ -77,6 +77,7 @@ class Study:
       seeds: Seeds.
       metrics: The first decides.
       target: Accuracy.
+      own_seeds: Those of the file; `seeds` may be others.
       epochs: Of all runs, where they are not the study's own.
     """
 
@@ -95,6 +96,7 @@ class Study:
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
     target: float | None
+    own_seeds: tuple[int, ...] = ()
     epochs: int | None = None
 
     @property
@@ -107,7 +109,8 @@ class Study:
         """The flags that ask for this study on a command line."""
         data = "" if self.data == "digits" else f" --data={self.data}"
         epochs = "" if self.epochs is None else f" --epochs={self.epochs}"
-        return f"--study={self.name}{data}{epochs}"
+        seeds = "" if self.seeds == self.own_seeds else f" --seeds={','.join(map(str, self.seeds))}"
+        return f"--study={self.name}{data}{epochs}{seeds}"
 
     def of_length(self, epochs: int) -> "Study":
         """The study with so many epochs in every run, evaluated as many times, or every epoch."""
