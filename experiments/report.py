@@ -1,4 +1,4 @@
-"""Makes report.html and results.md of what has been run of a study.
+"""Makes report.html, and results.md with a picture, of what has been run of a study.
 
     python -m experiments.report --study=first_three
     python -m experiments.report --study=rounds --bandwidth_mbps=10 --latency_ms=50 --gflops=2
@@ -20,9 +20,11 @@ from experiments.wall_clock import Link
 
 _VERSIONS = ("python", "jax", "flax", "optax", "numpy", "device", "cpu", "git_commit")
 
+_PICTURE = "differences.png"
+
 
 def write(outcome: Outcome, results: Path, total: int) -> Path:
-    """Writes report.html and results.md.
+    """Writes report.html, results.md and its picture, differences.png.
 
     Args:
       outcome: What there is of the study.
@@ -61,6 +63,7 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
     where.mkdir(parents=True, exist_ok=True)
     title = f"{outcome.study.title} ({outcome.study.label})"
     (where / "report.html").write_text(report_page.page(title, parts))
+    (where / _PICTURE).write_bytes(report_figures.picture(outcome))
     study_ = outcome.study
     texts = [
         f"# {title}",
@@ -72,6 +75,7 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
         caution(outcome),
         report_page.markdown_table(outcome.header(), outcome.rows()),
         _reading(outcome),
+        f"![Differences of the table]({_PICTURE})",
         *([report_page.markdown_table(*target), _model(outcome)] if target else []),
         *([_how_tuned(outcome), report_page.markdown_table(*tuned)] if tuned else []),
         "\n".join(f"- {name}: {text}" for name, text in made),
@@ -264,7 +268,7 @@ def _made(outcome: Outcome, tuning_runs: Sequence[Record]) -> list[tuple[str, st
     """Command, versions, hardware, date and cost."""
     study_, found = outcome.study, outcome.records
     made = [record["made_with"] for record in (*found, *tuning_runs)]
-    every = lambda name: ", ".join(sorted({str(m[name]) for m in made if m.get(name)})) or "unknown"
+    every = lambda name: ", ".join(sorted({str(m[name]) for m in made if m.get(name)}))
     dates = sorted(m["date"] for m in made)
     values = {name: {records.value(record, name) for record in found} for name in _SHOWN}
     show = lambda name: f"{name} {', '.join(map(str, sorted(values[name])))}"

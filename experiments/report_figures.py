@@ -28,14 +28,13 @@ MOST_CELLS = 8
 
 # Drawn in this colour, which nothing else has, and then turned into the colour of the page's text.
 _INK = "#010203"
+_INKED = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
 _STYLES = ("-", "--", ":", "-.")
 _RC = {
     "svg.fonttype": "none",
     "font.size": 9,
     "font.family": "DejaVu Sans",
-    **{f"{part}.color": _INK for part in ("text", "xtick", "ytick")},
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
+    **dict.fromkeys(_INKED, _INK),
     "axes.facecolor": "none",
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -126,17 +125,53 @@ def differences(outcome: Outcome) -> list[Panel]:
     """What each method is better or worse by than what it is compared with: mean and 95% interval."""
 
     def draw(axes: Axes, y: float, cell: Cell, method: str, index: int) -> None:
-        found = outcome.difference(cell, method, outcome.metric)
-        if outcome.study.reference_of(method) is None or found.n == 0:
-            return
-        mean, low, high = np.array(found[1:]) * _scale(outcome.metric)
-        reach = None if found.n < 2 else [[mean - low], [high - mean]]
-        axes.errorbar(mean, y, xerr=reach, fmt="o", color=color(index), markersize=5)
-        axes.axvline(0, color=_INK, linewidth=0.8)
+        if outcome.study.reference_of(method) is not None:
+            _interval(axes, y, outcome, cell, method, color(index))
+            axes.axvline(0, color=_INK, linewidth=0.8)
 
+    return _by_row(outcome, draw, _difference_label(outcome), "differences")
+
+
+def picture(outcome: Outcome) -> bytes:
+    """The differences of all cells and methods in one PNG picture, for where there is no page."""
+    study = outcome.study
+    compared = [m for m in study.methods if study.reference_of(m)]
+    step = 0.8 / max(1, len(compared))
+    with mpl.rc_context({**_RC, **dict.fromkeys(_INKED, "black"), "axes.facecolor": "white"}):
+        height = 1.2 + len(study.cells) * (0.2 + 0.14 * len(compared))
+        figure = Figure(figsize=(8, height), layout="constrained")
+        axes = figure.subplots()
+        for index, method in enumerate(compared):
+            shown = COLORS[list(study.methods).index(method) % len(COLORS)]
+            axes.plot(
+                [], [], "o", color=shown, label=f"{method} against {study.reference_of(method)}"
+            )
+            for row, cell in enumerate(study.cells):
+                y = row + step * (index - (len(compared) - 1) / 2)
+                _interval(axes, y, outcome, cell, method, shown)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(study.cells)), [", ".join(cell) for cell in study.cells])
+        axes.set_ylim(len(study.cells) - 0.5, -0.5)
+        axes.set_xlabel(f"{_difference_label(outcome)}: mean over seeds and 95% interval")
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _interval(axes: Axes, y: float, outcome: Outcome, cell: Cell, method: str, shown: str) -> None:
+    """Mean and 95% interval of a difference, in a row of its own."""
+    found = outcome.difference(cell, method, outcome.metric)
+    if found.n == 0:
+        return
+    mean, low, high = np.array(found[1:]) * _scale(outcome.metric)
+    reach = None if found.n < 2 else [[mean - low], [high - mean]]
+    axes.errorbar(mean, y, xerr=reach, fmt="o", color=shown, markersize=5)
+
+
+def _difference_label(outcome: Outcome) -> str:
     unit = "points" if is_share(outcome.metric) else ""
-    label = f"difference in {heading(outcome.metric, unit=False)} {unit}".strip()
-    return _by_row(outcome, draw, label, "differences")
+    return f"difference in {heading(outcome.metric, unit=False)} {unit}".strip()
 
 
 def agents(outcome: Outcome) -> list[Panel]:

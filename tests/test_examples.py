@@ -73,6 +73,17 @@ def headings(page: Path) -> list[str]:
     return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
+def test_numbers_of_the_readmes_tables_are_those_of_the_reports():
+    reports = sorted((ROOT / "experiments/results").glob("*/results.md"))
+    rows = [re.split(r" *\| *", line) for file in reports for line in file.read_text().splitlines()]
+    shown = re.search(r"## What is seen\n(.*?)\n## ", README.read_text(), re.DOTALL)[1]
+    number = re.compile(r"[\d.]+ ± [\d.]+|[+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\]")
+    found = number.findall(shown)
+    assert len(found) > 40
+    known = {cell for row in rows for cell in row}
+    assert [text for text in found if text not in known] == []
+
+
 def test_every_study_has_its_question():
     text = (ROOT / "docs/studies.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) != []

@@ -1,15 +1,13 @@
 """The mains, end to end for an epoch or two: what they print, write and count."""
 
-import gzip
 import json
 import struct
 import subprocess
 import sys
 
 import matplotlib.image
-import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+import small_files
 
 from experiments import cli, digits, fmnist, runner
 from experiments.config import Config
@@ -49,6 +47,19 @@ def rows(workdir):
 def untimed(values):
     """Without what a clock says."""
     return {k: v for k, v in values.items() if "seconds" not in k and "second" not in k}
+
+
+def scalars(file):
+    """Of a TensorBoard file, name -> [(step, value)]; a record is size, check, event, check."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, found = file.read_bytes(), {}
+    while content:
+        (size,) = struct.unpack("<Q", content[:8])
+        event, content = Event.FromString(content[12 : 12 + size]), content[16 + size :]
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
 
 
 def is_picture(path):
@@ -214,20 +225,7 @@ def test_the_digits_main_is_what_the_readme_shows():
 def fashion(tmp_path_factory):
     """400 + 60 digits, scaled up to 28 x 28, in Fashion-MNIST's own files."""
     folder = tmp_path_factory.mktemp("fashion")
-    pixels, labels = load_digits(return_X_y=True)
-    images = np.kron(pixels.reshape(-1, 8, 8) * 15, np.ones((3, 3)))
-    images = np.pad(images, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
-
-    def write(name, values, zipped):
-        magic = bytes([0, 0, 8, values.ndim])
-        content = magic + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
-        path = folder / (f"{name}.gz" if zipped else name)
-        path.write_bytes(gzip.compress(content) if zipped else content)
-
-    write("train-images-idx3-ubyte", images[:400], zipped=True)
-    write("train-labels-idx1-ubyte", labels[:400].astype(np.uint8), zipped=True)
-    write("t10k-images-idx3-ubyte", images[400:460], zipped=False)
-    write("t10k-labels-idx1-ubyte", labels[400:460].astype(np.uint8), zipped=False)
+    small_files.fashion_mnist(folder)
     return folder
 
 
@@ -243,6 +241,7 @@ def test_fmnist_trains_from_the_original_files(fashion, tmp_path, capsys):
         "--lambda_m=0.01",
         "--lambda_d=0.01",
         "--noprogress",
+        "--tensorboard",
     )
     out, err = capsys.readouterr()
     assert (code, err) == (
@@ -261,6 +260,10 @@ def test_fmnist_trains_from_the_original_files(fashion, tmp_path, capsys):
     assert 60 * summary["consensus_accuracy"] == pytest.approx(
         round(60 * summary["consensus_accuracy"]), abs=1e-6
     )
+    (events,) = (workdir / "tensorboard").iterdir()
+    shown = scalars(events)
+    for name in ("local_accuracy_mean", "consensus_accuracy"):
+        assert shown[name] == [(5, pytest.approx(summary[name], rel=1e-6))]  # It holds float32.
 
 
 def test_the_command_line_runs(tmp_path):

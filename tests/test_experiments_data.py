@@ -1,21 +1,19 @@
 """Data and model flags end to end, for one short epoch each; preparing with TFDS."""
 
 import contextlib
-import io
 import itertools
 import json
 import pathlib
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import tarfile
 import zipfile
 
 import numpy as np
 import pytest
+import small_files
 from PIL import Image
 
 from experiments import (
@@ -30,7 +28,6 @@ from experiments import (
     runner,
 )
 
-RNG = np.random.default_rng(0)
 TFDS_ZIP = pathlib.Path(__file__).with_name("data") / "tfds.zip"
 
 
@@ -48,12 +45,7 @@ def read(path):
 def archive(tmp_path_factory):
     """A folder with a small cifar-10-binary.tar.gz."""
     folder = tmp_path_factory.mktemp("cifar")
-    with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as tar:
-        for name, count in [(f"data_batch_{k}", 16) for k in range(1, 6)] + [("test_batch", 20)]:
-            records = [struct.pack("B", k % 10) + RNG.bytes(3072) for k in range(count)]
-            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
-            info.size = count * 3073
-            tar.addfile(info, io.BytesIO(b"".join(records)))
+    small_files.cifar10(folder)
     return folder
 
 
@@ -61,12 +53,7 @@ def archive(tmp_path_factory):
 def folder(tmp_path_factory):
     """An image folder, of which one training image cannot be read."""
     root = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 8), ("val", 3)):
-        for name in ("ant", "bee"):
-            (root / split / name).mkdir(parents=True)
-            for k in range(count):
-                pixels = RNG.integers(0, 256, (40, 36, 3), np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{k}.jpg")
+    small_files.image_folder(root, ("ant", "bee"), train=8, test=3)
     (root / "train" / "ant" / "3.jpg").write_bytes(b"")
     return root
 

@@ -367,7 +367,6 @@ def test_what_numbers_look_like():
 
 
 def test_tensorboard_has_the_rows(tmp_path):
-    pytest.importorskip("tensorboardX")
     with tensorboard.scalars(tmp_path / "board") as write:
         write({"epoch": 1, "step": 12, "cross_entropy": 0.5, "diverged": "a text"})
         write({"epoch": 2, "step": 24, "cross_entropy": 0.25})
