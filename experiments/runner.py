@@ -48,6 +48,9 @@ CHUNK_STEPS = 50
 # ring of 16 agents, alpha 0.01, quasi-global momentum: LeNet-5 on Fashion-MNIST at learning rates 0.01
 # to 0.1; the digits network at 0.03 to 0.3 (the study `stability`, where at 0.1 no run did).
 UNSTABLE_LAMBDA_M = {"lenet5": 0.1, "digits-cnn": 1.0}
+# With RelaySGD, LeNet-5's have at learning rates 0.03 to 0.3, alpha 0.1 and 0.01 (`main_table`), either
+# loss alone too. Its models are averages of old ones, and behind those that neighbours send.
+UNSTABLE_RELAYED_LAMBDA = 0.01
 
 # How often --on_divergence=rollback goes back, each time with a tenth of the learning rate.
 ROLLBACKS = 3
@@ -318,7 +321,17 @@ def cautions(config: Config) -> list[str]:
     """What is known to go wrong with these settings, often enough to be said before it does."""
     normless = config.norm == "none" or (config.norm is None and config.model == "lenet5")
     from_here = UNSTABLE_LAMBDA_M.get(config.model, min(UNSTABLE_LAMBDA_M.values()))
-    if not normless or config.distance != "mse" or config.lambda_m < from_here:
+    if not normless or config.distance != "mse":
+        return []
+    if config.algorithm == "relaysgd" and config.model != "digits-cnn":
+        if max(config.lambda_m, config.lambda_d) < UNSTABLE_RELAYED_LAMBDA:
+            return []
+        return [
+            f"{config.model} has no normalisation: with RelaySGD, CCL's losses have been seen to run "
+            f"away in such networks from lambda {UNSTABLE_RELAYED_LAMBDA:g} on; take --distance=huber, "
+            "another --algorithm, or a network with normalisation."
+        ]
+    if config.lambda_m < from_here:
         return []
     return [
         f"{config.model} has no normalisation, and lambda_m is {config.lambda_m:g}: from "

@@ -250,6 +250,11 @@ def test_a_flag_file_that_is_none_gets_one_line(tmp_path, capsys, make):
         ({"model": "digits-cnn", "lambda_m": 1.0}, False),
         ({"model": "lenet5", "lambda_m": 0.1, "distance": "huber"}, False),
         ({"model": "lenet5", "lambda_m": 0.01}, False),
+        ({"model": "lenet5", "lambda_m": 0.01, "algorithm": "relaysgd", "topology": "chain"}, True),
+        (
+            {"model": "resnet20", "lambda_m": 0.1, "algorithm": "relaysgd", "topology": "chain"},
+            False,
+        ),
         ({"model": "resnet20", "lambda_m": 0.1}, False),
         ({"model": "lenet5", "lambda_m": 0.0, "lambda_d": 1.0}, False),
     ],
@@ -258,4 +263,5 @@ def test_a_weight_at_which_runs_have_diverged_is_said(chosen, said):
     notes = runner.cautions(Config(**chosen))
     assert len(notes) == said
     less = "take 0.1," if chosen["model"] == "digits-cnn" else "take 0.01,"
+    less = "with RelaySGD; take only lambda_d" if "algorithm" in chosen else less
     assert all("lambda_m is" in note and less in note for note in notes)
