@@ -144,7 +144,6 @@ class Outcome:
             "",
             "compared with",
             "MB sent",
-            *([f"rounds to {100 * study.target:g}%"] if study.target is not None else []),
         ]
 
     def rows(self) -> list[list[str]]:
@@ -162,14 +161,9 @@ class Outcome:
             found = self.difference(cell, method, self.metric)
             compared = [show_difference(found, self.metric), found.verdict, reference]
         sent = self.spread(cell, method, "bytes_sent_per_agent").mean / 1e6
-        to_target = []
-        if study.target is not None:
-            reached = self.reached(cell, method, "rounds")
-            part = "" if reached.seeds == reached.of else f" ({reached.seeds} of {reached.of})"
-            to_target = [f"{reached.mean:.0f}{part}" if reached.seeds else "never"]
         shown = [show_spread(self.spread(cell, method, name), name) for name in study.metrics]
         megabytes = f"{sent:.2f}" if math.isfinite(sent) else "–"
-        return [*cell, method, count, *shown, *compared, megabytes, *to_target]
+        return [*cell, method, count, *shown, *compared, megabytes]
 
     def statements(self) -> list[str]:
         """For each method one sentence on how it compares, and no more than is seen."""

@@ -76,7 +76,7 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
         report_page.markdown_table(outcome.header(), outcome.rows()),
         _reading(outcome),
         f"![Differences of the table]({_PICTURE})",
-        *([report_page.markdown_table(*target), _model(outcome)] if target else []),
+        *([report_page.markdown_table(*target), _when_reached(outcome)] if target else []),
         *([_how_tuned(outcome), report_page.markdown_table(*tuned)] if tuned else []),
         "\n".join(f"- {name}: {text}" for name, text in made),
     ]
@@ -114,19 +114,17 @@ def _reading(outcome: Outcome) -> str:
         "Mean ± standard deviation over seeds, of the runs that did not diverge, on the test set at the "
         "end. Differences are paired by seed (same split, same start, same order of data), with "
         f"Student's t; in points for accuracies; of {heading(outcome.metric, unit=False)}. Worst: of a "
-        "run's agents. MB: what one agent sent." + _when_reached(outcome)
+        "run's agents. MB: what one agent sent."
     )
 
 
 def _when_reached(outcome: Outcome) -> str:
-    """How finely rounds to a target are known."""
-    if outcome.study.target is None:
-        return ""
+    """How finely rounds to the target are known, and how time is modelled."""
     every = sorted({r["rows"]["step"][0] for r in outcome.records if r["rows"].get("step")})
     between = " to ".join(str(n) for n in dict.fromkeys([every[0], every[-1]])) if every else "no"
     return (
-        " Rounds to a target: mean over the runs that reach it, at the first evaluation that does, "
-        f"of one every {between} rounds."
+        "Mean over the runs that reach it, at the first evaluation that does, of one every "
+        f"{between} rounds. {_model(outcome)}"
     )
 
 
@@ -154,7 +152,7 @@ def _shown_target(outcome: Outcome, target: tuning.Table) -> list[str]:
     return [
         report_page.element("h2", "To the target"),
         table if len(rows) <= 24 else report_page.folded(f"{len(rows)} rows", table),
-        report_page.element("p", _model(outcome), "soft"),
+        report_page.element("p", _when_reached(outcome), "soft"),
     ]
 
 

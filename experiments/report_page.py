@@ -21,12 +21,13 @@ p, ul { max-width: 46rem; margin: .5rem 0; }
 .finding { border-left: 4px solid var(--accent); padding: .1rem 1rem; background: var(--band); }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .35rem .7rem; text-align: left; white-space: nowrap; vertical-align: top; }
+th, td { padding: .35rem .55rem; text-align: left; white-space: nowrap; vertical-align: top; }
 th { background: var(--band); font-weight: 600; }
 thead th { white-space: normal; min-width: 5rem; vertical-align: bottom; }
 tbody tr + tr { border-top: 1px solid var(--line); }
 tr.new td { border-top: 2px solid var(--soft); }
 td.higher, td.lower { font-weight: 600; }
+td.words { white-space: normal; min-width: 7rem; }
 .figures { display: grid; gap: 0 2rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr)); }
 figure { margin: .8rem 0; min-width: 0; }
@@ -82,11 +83,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], group: int = 0) 
     lines = [f"<thead><tr>{lines[0]}</tr></thead><tbody>"]
     for before, row in zip([None, *rows], rows, strict=False):
         new = before is not None and group and list(before[:group]) != list(row[:group])
-        cells = "".join(
-            element("td", text, text if text in ("higher", "lower") else "") for text in row
-        )
+        cells = "".join(element("td", text, _kind(text)) for text in row)
         lines.append(f"<tr{' class=new' if new else ''}>{cells}</tr>")
     return f'<div class="wide"><table>{"".join(lines)}</tbody></table></div>'
+
+
+def _kind(text: str) -> str:
+    """How a cell is shown: verdicts stand out, and long texts that are no numbers may be broken."""
+    if text in ("higher", "lower"):
+        return text
+    return "words" if len(text) > 12 and not set("±[") & set(text) else ""
 
 
 def folded(summary: str, inside: str) -> str:
