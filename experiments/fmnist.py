@@ -8,7 +8,7 @@ import sys
 from experiments import cli, runner
 from experiments.config import Config
 
-# The published runs take 0.1; at alpha 0.01 all methods on a ring do better with this (main_table).
+# The published runs take 0.1; at alpha 0.01 methods on a ring do better with this (main_table).
 DEFAULTS = Config(dataset="fmnist", model="lenet5", lr=0.03, epochs=100)
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from ccl_jax.metrics import RunDirectory, made_with
 from ccl_jax.network import Network
 from ccl_jax.progress import Progress, Row
 from ccl_jax.signals import stop_signals
-from experiments import data
+from experiments import cautions, data
 from experiments.config import MAY_DIFFER, Config
 from experiments.summary import results_table, summarize
 
@@ -43,14 +43,6 @@ MOST_CPU_DEVICES = 64
 
 # Steps in one program where dispatching one takes longer than a small model's step.
 CHUNK_STEPS = 50
-
-# From here on the model-variant loss, as squared error, has run away where nothing is normalised, on a
-# ring of 16 agents, alpha 0.01, quasi-global momentum: LeNet-5 on Fashion-MNIST at learning rates 0.01
-# to 0.1; the digits network at 0.03 to 0.3 (the study `stability`, where at 0.1 no run did).
-UNSTABLE_LAMBDA_M = {"lenet5": 0.1, "digits-cnn": 1.0}
-# With RelaySGD, LeNet-5's have at learning rates 0.03 to 0.3, alpha 0.1 and 0.01 (`main_table`), either
-# loss alone too. Its models are averages of old ones, and behind those that neighbours send.
-UNSTABLE_RELAYED_LAMBDA = 0.01
 
 # How often --on_divergence=rollback goes back, each time with a tenth of the learning rate.
 ROLLBACKS = 3
@@ -214,7 +206,7 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
             f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}",
             run.dataset.class_names,
         )
-    for note in (*run.data.notes, *cautions(config)):
+    for note in (*run.data.notes, *cautions.of(config)):
         _note(f"note: {note}")
     run.directory.write_json("partition.json", run.data.report)
     feed = data.make_feed(run.data, config, run.plan.agents_here(config.agents))
@@ -315,29 +307,6 @@ def make_data_step(run: Run, feed: Feed, rollbacks: int = 0) -> loop.Step:
         gossip_batch_stats=run.config.gossip_batch_stats,
     )
     return loop.make_data_step(run.plan.wrap(step), feed, run.dataset, run.augmentation)
-
-
-def cautions(config: Config) -> list[str]:
-    """What is known to go wrong with these settings, often enough to be said before it does."""
-    normless = config.norm == "none" or (config.norm is None and config.model == "lenet5")
-    from_here = UNSTABLE_LAMBDA_M.get(config.model, min(UNSTABLE_LAMBDA_M.values()))
-    if not normless or config.distance != "mse":
-        return []
-    if config.algorithm == "relaysgd" and config.model != "digits-cnn":
-        if max(config.lambda_m, config.lambda_d) < UNSTABLE_RELAYED_LAMBDA:
-            return []
-        return [
-            f"{config.model} has no normalisation: with RelaySGD, CCL's losses have been seen to run "
-            f"away in such networks from lambda {UNSTABLE_RELAYED_LAMBDA:g} on; take --distance=huber, "
-            "another --algorithm, or a network with normalisation."
-        ]
-    if config.lambda_m < from_here:
-        return []
-    return [
-        f"{config.model} has no normalisation, and lambda_m is {config.lambda_m:g}: from "
-        f"{from_here:g} on, the model-variant loss has been seen to run away in such networks; take "
-        f"{from_here / 10:g}, another --distance (huber, cosine), or a network with normalisation."
-    ]
 
 
 def chunk_steps(run: Run) -> int:

@@ -67,7 +67,7 @@ def start(main, write, folder, overrides):
         (
             imagenet,
             lambda d: small_files.image_folder(d, SYNSETS, 1, 1),
-            {"agents": 4, "image_size": 32},
+            {"agents": 4, "image_size": 16},
             8,
             (1000, 1000),
         ),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ccl_jax import loop, metrics
 from ccl_jax.checkpoint import Checkpoints
-from experiments import cli, digits, runner
+from experiments import cautions, cli, digits, runner
 from experiments.config import Config
 
 CONFIG = digits.DEFAULTS.replace(
@@ -255,7 +255,7 @@ def test_a_flag_file_that_is_none_gets_one_line(tmp_path, capsys, make):
     ],
 )
 def test_a_weight_at_which_runs_have_diverged_is_said(chosen, said):
-    notes = runner.cautions(Config(**chosen))
+    notes = cautions.of(Config(**chosen))
     assert len(notes) == said
     less = "take 0.1," if chosen["model"] == "digits-cnn" else "take 0.01,"
     assert all("lambda_m is" in note and less in note for note in notes)
@@ -273,7 +273,7 @@ def test_a_weight_at_which_runs_have_diverged_is_said(chosen, said):
 )
 def test_ccl_with_relayed_models_is_said_to_be_unstable(chosen, said):
     relayed = {"model": "lenet5", "algorithm": "relaysgd", "topology": "chain"}
-    notes = runner.cautions(Config(**relayed | chosen))
+    notes = cautions.of(Config(**relayed | chosen))
     assert ["with RelaySGD" in note and "from lambda 0.01 on" in note for note in notes] == [
         True
     ] * said
