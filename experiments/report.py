@@ -266,7 +266,6 @@ def _made(outcome: Outcome, tuning_runs: Sequence[Record]) -> list[tuple[str, st
     """Command, versions, hardware, date and cost."""
     study_, found = outcome.study, outcome.records
     made = [record["made_with"] for record in (*found, *tuning_runs)]
-    every = lambda name: ", ".join(sorted({str(m[name]) for m in made if m.get(name)}))
     dates = sorted(m["date"] for m in made)
     values = {name: {records.value(record, name) for record in found} for name in _SHOWN}
     show = lambda name: f"{name} {', '.join(map(str, sorted(values[name])))}"
@@ -279,7 +278,7 @@ def _made(outcome: Outcome, tuning_runs: Sequence[Record]) -> list[tuple[str, st
         ),
         ("settings that differ", "; ".join(show(name) for name in _SHOWN if len(values[name]) > 1)),
         ("seeds", ", ".join(map(str, study_.seeds))),
-        *((name.replace("_", " "), every(name)) for name in _VERSIONS),
+        *((name.replace("_", " "), _every(made, name)) for name in _VERSIONS),
         ("dates", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none"),
         ("time of the runs", _time(found)),
         ("time of tuning", _time(tuning_runs)),
@@ -293,6 +292,12 @@ def _time(found: Sequence[Record]) -> str:
     kinds = ("seconds_compile", "seconds_training", "seconds_evaluation")
     seconds = sum(summary.get(kind) or 0.0 for summary in unique for kind in kinds)
     return f"{study.duration(seconds)} in {len(unique)} runs" if unique else ""
+
+
+def _every(made: Sequence[Record], name: str) -> str:
+    """All values of a version; "unknown" where it was asked for and not found, as a commit may be."""
+    asked = [m[name] for m in made if name in m]
+    return ", ".join(sorted({str(value) for value in asked if value})) or "unknown" * bool(asked)
 
 
 def _options(link: Link) -> str:

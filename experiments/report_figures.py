@@ -153,7 +153,8 @@ def picture(outcome: Outcome) -> bytes:
         axes.set_yticks(range(len(study.cells)), [", ".join(cell) for cell in study.cells])
         axes.set_ylim(len(study.cells) - 0.5, -0.5)
         axes.set_xlabel(f"{_difference_label(outcome)}: mean over seeds and 95% interval")
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        if compared:
+            figure.legend(loc="outside lower center", ncols=2, fontsize=8)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
     return out.getvalue()

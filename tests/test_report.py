@@ -4,6 +4,8 @@ import html.parser
 import math
 import re
 
+import matplotlib.colors
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -141,7 +143,8 @@ def made_up(job):
         },
         "cost": {"flops": 1e9, "exchanges": 1},
         "samples_by_agent_and_class": [[4, 0], [0, int(4 * alpha)]],
-        "made_with": {"python": "3.11", "jax": "1.2", "device": "a <chip>", "date": "2026-01-02"},
+        "made_with": {"python": "3.11", "jax": "1.2", "device": "a <chip>", "date": "2026-01-02"}
+        | {"git_commit": None},
     }
 
 
@@ -280,6 +283,7 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
         "100 Mbit/s",
         "python -m experiments.study --study=mine",
         "a &lt;chip&gt;",
+        "<dt>git commit</dt><dd>unknown</dd>",
         "2026-01-02",
         "24 min in 24 runs",
         "at the first evaluation that does, of one every 12 rounds",
@@ -290,6 +294,7 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
     assert "| alpha 1 | far | 3, 1 diverged | 81.10 ± 1.56 |" in markdown
     assert markdown.count("It **helps**.") == 1
     # 24 rounds of 0.11 s and 20 Mbit at 100 Mbit/s.
+    assert "| alpha 0.1 | plain | 3 of 3 | 24 | 2.5 | 2.84 |" in markdown
     assert "| alpha 1 | far | 2 of 3 | 24 | 2.5 | 2.84 |" in markdown
 
 
@@ -337,6 +342,17 @@ def test_the_command(study, tmp_path, capsys):
     # A page of some seeds does not lose the others' runs.
     assert len(records.read(where / "runs.jsonl")) == 8
     assert report.main(["report", "--study=first_three", "--gflops=0"]) == 2
+
+
+def test_the_picture_has_every_method_but_the_reference(found, study, tmp_path):
+    (tmp_path / "differences.png").write_bytes(report_figures.picture(found))
+    image = matplotlib.image.imread(tmp_path / "differences.png")[..., :3]
+    drawn = lambda color: (
+        np.isclose(image, matplotlib.colors.to_rgb(color), atol=0.01).all(-1).sum()
+    )
+    reference, *others = [drawn(color) for color in report_figures.COLORS[: len(study.methods)]]
+    # A dot in the legend and one in each of two cells, of some 20 pixels or more.
+    assert reference == 0 and min(others) > 60
 
 
 def test_heat_map_shows_differences_with_a_star_where_seen(found):
