@@ -194,7 +194,7 @@ def _figures(outcome: Outcome) -> list[str]:
         )
     )
     for axis, unit in AXES.items():
-        caption = "Line: mean over seeds; band: lowest to highest seed."
+        caption = "Line or dot: mean over seeds; band or stroke: lowest to highest seed."
         caption += " " + _model(outcome) if axis == "seconds" else ""
         panels = report_figures.curves(outcome, axis)
         parts.append(report_page.figure(f"Accuracy against {unit}", caption, panels, legend))

@@ -344,12 +344,19 @@ def _curve(outcome: Outcome, record: dict, axis: str) -> np.ndarray | None:
 
 
 def _band(axes: Axes, found: Sequence[np.ndarray], index: int) -> None:
-    """Mean and range of curves of one method; a curve that ended early counts while it lasts."""
+    """Mean and range of curves of one method; a curve that ended early counts while it lasts.
+
+    With one evaluation there is no line to draw, but a dot and a stroke.
+    """
     if not found:
         return
     longest = max(found, key=lambda line: line.shape[1])
     columns = [[line[1, k] for line in found if line.shape[1] > k] for k in range(longest.shape[1])]
     low, mean, high = ([f(c) for c in columns] for f in (min, np.mean, max))
+    if len(mean) == 1:
+        axes.vlines(longest[0], low, high, color=color(index), alpha=0.5)
+        axes.plot(longest[0], mean, "o", color=color(index), markersize=4)
+        return
     axes.fill_between(longest[0], low, high, color=color(index), alpha=0.12, linewidth=0)
     axes.plot(longest[0], mean, color=color(index), linestyle=_style(index))
 

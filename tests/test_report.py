@@ -5,6 +5,7 @@ import math
 import re
 
 import matplotlib.colors
+import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pytest
@@ -215,6 +216,19 @@ def test_curves_against_rounds_bytes_and_time(found, study):
     # 12 rounds of 1 GFLOP at 10 GFLOP/s and 10 ms, and 8 Mbit at 100 Mbit/s.
     assert found.along(record, "seconds") == pytest.approx([12 * 0.11 + 0.08, 24 * 0.11 + 0.2])
     assert found.reached(("alpha 1",), "plain", "megabytes") == (3, 3, 2.5)
+
+
+def test_runs_with_one_evaluation_are_seen_in_the_curves(study, monkeypatch):
+    made = [(job, made_up(job)) for job in study.jobs()]
+    for _, record in made:
+        record["rows"] = {name: values[:1] for name, values in record["rows"].items()}
+    drawn = []
+    monkeypatch.setattr(report_figures, "panel", lambda draw, *_, **__: drawn.append(draw))
+    report_figures.curves(outcome.Outcome(study, made), "rounds")
+    axes = matplotlib.figure.Figure().subplots()
+    drawn[0](axes)
+    shown = [(line.get_marker(), *line.get_xydata()[0]) for line in axes.lines]
+    assert shown == [("o", 12, 50)] * len(study.methods)
 
 
 class Page(html.parser.HTMLParser):
