@@ -221,14 +221,17 @@ def test_curves_against_rounds_bytes_and_time(found, study):
 def test_runs_with_one_evaluation_are_seen_in_the_curves(study, monkeypatch):
     made = [(job, made_up(job)) for job in study.jobs()]
     for _, record in made:
-        record["rows"] = {name: values[:1] for name, values in record["rows"].items()}
+        record["rows"] = {name: values[-1:] for name, values in record["rows"].items()}
     drawn = []
     monkeypatch.setattr(report_figures, "panel", lambda draw, *_, **__: drawn.append(draw))
     report_figures.curves(outcome.Outcome(study, made), "rounds")
     axes = matplotlib.figure.Figure().subplots()
     drawn[0](axes)
-    shown = [(line.get_marker(), *line.get_xydata()[0]) for line in axes.lines]
-    assert shown == [("o", 12, 50)] * len(study.methods)
+    assert [line.get_marker() for line in axes.lines] == ["o"] * 4
+    dots = [line.get_xydata()[0] for line in axes.lines]
+    np.testing.assert_allclose(dots, [(24, y) for y in (81.01, 83.01, 81.01, 81.01)])
+    (stroke,) = axes.collections[0].get_segments()
+    np.testing.assert_allclose(stroke, [(24, 80), (24, 82.02)])
 
 
 class Page(html.parser.HTMLParser):
