@@ -5,12 +5,15 @@ convolution. On CPUs its derivatives are up to seventy times slower than they ne
 (docs/benchmark.md). So the convolution here has a batching rule of its own, and so have its two
 derivatives:
 
-*   A single agent is not batched: it gets the plain convolution. That is each agent where there are as
-    many devices as agents.
+*   A single agent is not batched: it gets a convolution of its own. That is each agent where there are
+    as many devices as agents.
 *   Images that are batched and kernels that are not are more images. Those are the cross-features: one
     model, the images of several neighbours.
 *   Small convolutions are one batched matrix product of patches of the images and the kernels.
 *   Others are unrolled: a plain convolution an agent, one after another in the program.
+
+A single agent's convolution to few features, 16 of a CIFAR ResNet, fills a part of a vector of the CPU
+only. It is computed for several neighbouring outputs of a row at once (`_widened`).
 
 On GPUs and TPUs it stays what JAX makes of it. What is chosen is chosen by `_lowering`. Models of users
 that call JAX's convolution work all the same, with JAX's own batching.
@@ -75,7 +78,7 @@ def convolve(
 @functools.cache
 def _with_derivatives(window: _Window, image: tuple[int, int], size: tuple[int, int]) -> Op:
     """The convolution of images [batch, *image, C] and kernels [*size, C / groups, features]."""
-    plain = functools.partial(_plain, window)
+    plain, single = functools.partial(_plain, window), functools.partial(_single, window)
     patched = functools.partial(_patched, window)
     places = math.prod(
         (side + sum(padding) - k) // stride + 1
@@ -85,9 +88,9 @@ def _with_derivatives(window: _Window, image: tuple[int, int], size: tuple[int, 
     )
     # Numbers in the patches of an image, for each of its channels.
     numbers = places * math.prod(size)
-    forward = _over_agents(plain, patched, window, lambda x, k: x[0] * numbers * x[-1])
+    forward = _over_agents(single, patched, window, lambda x, k: x[0] * numbers * x[-1])
     by_image = _over_agents(
-        functools.partial(_image_gradient, plain, window, image),
+        functools.partial(_single_image_gradient, window, image),
         functools.partial(_image_gradient, patched, window, image),
         window,
         lambda g, k: g[0] * numbers * k[2],
@@ -119,6 +122,48 @@ def _plain(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
+def _single(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One agent's convolution, in the way that is faster for its shapes."""
+    width = images.shape[2] + sum(window.padding[1]) - kernel.shape[1] + 1
+    outputs = _outputs_at_once(window, width, kernel.shape)
+    if outputs > 1:
+        return _widened(window, outputs, images, kernel)
+    return _plain(window, images, kernel)
+
+
+def _outputs_at_once(window: _Window, width: int, kernel: tuple[int, ...]) -> int:
+    """How many neighbouring outputs of a row a convolution computes at once: 1 is the plain way.
+
+    Args:
+        window: of the convolution.
+        width: of its result at stride 1.
+        kernel: its shape, [height, width, C / groups, features].
+
+    Returns:
+        A divisor of width.
+    """
+    _, size, channels, features = kernel
+    if jax.default_backend() != "cpu" or window.strides != (1, 1) or window.groups > 1 or size < 3:
+        return 1
+    # Measured (docs/benchmark.md): 32 features fill the vectors; from few channels, 64 do.
+    most = (32 if channels % 8 == 0 else 64) // features
+    return max(n for n in range(1, max(most, 1) + 1) if width % n == 0)
+
+
+def _widened(window: _Window, outputs: int, images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same by a kernel that makes several neighbouring outputs of a row, as features of one.
+
+    The kernel is laid at as many places of a row, (width + outputs - 1) / width times the arithmetic,
+    and moves in steps of as many.
+    """
+    features = kernel.shape[-1]
+    sides = [(i, outputs - 1 - i) for i in range(outputs)]
+    places = [jnp.pad(kernel, [(0, 0), side, (0, 0), (0, 0)]) for side in sides]
+    window = window._replace(strides=(1, outputs))
+    y = _plain(window, images, jnp.concatenate(places, axis=-1))
+    return y.reshape(*y.shape[:2], -1, features)
+
+
 def _patched(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
     """The same as patches [batch H' W', height width C] times [height width C, features]."""
     images = jnp.pad(images, [(0, 0), *window.padding, (0, 0)])
@@ -148,6 +193,21 @@ def _image_gradient(
     shape = (g.shape[0], *image, kernel.shape[2] * window.groups)
     images = jax.ShapeDtypeStruct(shape, g.dtype)
     return jax.linear_transpose(lambda x: convolution(x, kernel), images)(g)[0]
+
+
+def _single_image_gradient(
+    window: _Window, image: tuple[int, int], g: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    # At stride 1 it is a convolution too, of the reversed kernel; to few features it can be widened.
+    back = kernel[::-1, ::-1].swapaxes(2, 3)
+    padding = tuple(
+        (size - 1 - before, size - 1 - after)
+        for size, (before, after) in zip(kernel.shape[:2], window.padding, strict=True)
+    )
+    outputs = _outputs_at_once(window, image[1], back.shape)
+    if outputs > 1:
+        return _widened(window._replace(padding=padding), outputs, g, back)
+    return _image_gradient(functools.partial(_plain, window), window, image, g, kernel)
 
 
 def _kernel_gradient(

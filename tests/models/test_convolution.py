@@ -12,6 +12,7 @@ AGENTS, NEIGHBOURS = 3, 2
 # Strides, padding, groups, channels, features, size of the kernel.
 WINDOWS = [
     ((1, 1), ((1, 1), (1, 1)), 1, 3, 4, 3),
+    ((1, 1), ((0, 3), (3, 1)), 1, 8, 8, 3),  # more zeros than the kernel reaches; ten outputs a row
     ((2, 2), ((1, 1), (1, 1)), 4, 4, 8, 3),
     pytest.param((2, 1), ((0, 2), (1, 0)), 1, 2, 4, 5, marks=pytest.mark.slow),
     pytest.param((2, 2), ((0, 0), (0, 0)), 1, 3, 4, 1, marks=pytest.mark.slow),
@@ -85,6 +86,41 @@ def test_cross_features_are_one_larger_convolution():
 def test_what_is_chosen_on_a_cpu(agents, groups, numbers, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert convolution._lowering(agents, groups, numbers) == expected
+
+
+@pytest.mark.parametrize(
+    "strides, groups, width, kernel, expected",
+    [
+        ((1, 1), 1, 28, (3, 3, 1, 16), 4),  # the first convolution of a ResNet
+        ((1, 1), 1, 28, (3, 3, 16, 16), 2),
+        ((1, 1), 1, 27, (3, 3, 16, 16), 1),  # an odd row
+        ((1, 1), 1, 27, (3, 3, 1, 16), 3),
+        ((1, 1), 1, 14, (3, 3, 32, 32), 1),  # enough features
+        ((1, 1), 1, 32, (3, 3, 3, 64), 1),
+        ((1, 1), 1, 32, (3, 3, 3, 128), 1),
+        ((1, 1), 1, 28, (1, 1, 16, 16), 1),  # would only be more arithmetic
+        ((2, 2), 1, 28, (3, 3, 16, 16), 1),
+        ((1, 1), 16, 28, (3, 3, 1, 16), 1),
+    ],
+)
+def test_outputs_computed_at_once(strides, groups, width, kernel, expected, monkeypatch):
+    window = convolution._Window(strides, ((1, 1), (1, 1)), groups)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert convolution._outputs_at_once(window, width, kernel) == expected
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert convolution._outputs_at_once(window, width, kernel) == 1
+
+
+def test_few_features_are_computed_for_several_outputs_at_once(monkeypatch):
+    """In the forward pass and by image; by kernel the plain way is the faster one."""
+    seen = []
+    real = convolution._widened
+    monkeypatch.setattr(convolution, "_widened", lambda *a: seen.append(a[1]) or real(*a))
+    convolution._with_derivatives.cache_clear()
+    convolve = lambda x, k: convolution.convolve(x, k, padding=((1, 1), (1, 1))).sum()
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 4, 4, 16), (3, 3, 16, 16))]
+    jax.eval_shape(jax.grad(convolve, (0, 1)), *shapes)
+    assert seen == [2, 2]
 
 
 @pytest.mark.parametrize(
