@@ -73,7 +73,8 @@ class Evaluator:
     Args:
       model: Returns (features, logits) for one agent.
       dataset: Where the test images come from.
-      batch_size: Images a forward pass.
+      batch_size: Images a forward pass. None: 500, but 25 of a set in memory on a CPU, as what they
+        need stays in its caches.
       workers: Threads that decode a streamed set.
       max_unreadable: Test images of a streamed set that may be unreadable.
     """
@@ -82,17 +83,20 @@ class Evaluator:
         self,
         model: nn.Module,
         dataset: Dataset | StreamedDataset,
-        batch_size: int = 500,
+        batch_size: int | None = None,
         *,
         workers: int = 16,
         max_unreadable: int = 10,
     ) -> None:
         size = len(dataset.test_labels)
+        streamed = isinstance(dataset, StreamedDataset)
+        if batch_size is None:
+            batch_size = 25 if jax.default_backend() == "cpu" and not streamed else 500
         batch_size = min(batch_size, size)
         indices = np.full(-(-size // batch_size) * batch_size, batches.PADDING)
         indices[:size] = np.arange(size)
         indices = indices.reshape(-1, batch_size)
-        if isinstance(dataset, StreamedDataset):
+        if streamed:
             skipped = streaming.Skipped(max_unreadable)
             # One batch at a time: [1, batch, ...].
             self._chunks = lambda: streaming.decode_ahead(
