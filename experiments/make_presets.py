@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ccl_jax import graphs, models
+from ccl_jax.models.convolution import as_defined
 from experiments.workload import count_flop
 
 FOLDER = Path(__file__).with_name("presets")
@@ -142,7 +143,8 @@ def forward_flop(setting: Setting) -> int:
     shapes = models.shapes(model, setting.image_shape)
     image = jax.ShapeDtypeStruct((1, *setting.image_shape), jnp.float32)
     forward = lambda params, state, image: models.apply_eval(model, params, state, image)
-    return count_flop(jax.make_jaxpr(forward)(*shapes, image).jaxpr)
+    with as_defined():
+        return count_flop(jax.make_jaxpr(forward)(*shapes, image).jaxpr)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from jax.extend import core
 
 from ccl_jax import algorithms, models, training
 from ccl_jax.cross_features import Batch
+from ccl_jax.models.convolution import as_defined
 from ccl_jax.network import Network
 from ccl_jax.parallel import Plan
 from ccl_jax.topology import Topology
@@ -207,9 +208,9 @@ def step_gflop(work: Workload, method: str) -> float:
     model = models.make(work.model, CLASSES, norm="group")
     params, model_state = models.shapes(model, work.image_shape)
     images = jax.ShapeDtypeStruct((work.batch_size, *work.image_shape), jnp.float32)
-    jaxpr = jax.make_jaxpr(lambda *args: models.apply_eval(model, *args))(
-        params, model_state, images
-    )
+    forward = lambda *args: models.apply_eval(model, *args)
+    with as_defined():
+        jaxpr = jax.make_jaxpr(forward)(params, model_state, images)
     neighbors = work.topology.mask[0].sum() if METHODS[method][1] else 0
     return 1e-9 * count_flop(jaxpr.jaxpr) * (3 * work.topology.agents + int(neighbors))
 

@@ -19,9 +19,11 @@ On GPUs and TPUs it stays what JAX makes of it. What is chosen is chosen by `_lo
 that call JAX's convolution work all the same, with JAX's own batching.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,6 +38,18 @@ _SMALL = 2**17
 _MOST_UNROLLED = 64
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]
+
+_AS_DEFINED = contextvars.ContextVar("as_defined", default=False)
+
+
+@contextlib.contextmanager
+def as_defined() -> Iterator[None]:
+    """What is traced inside has no arithmetic but the convolution's own: to count its operations."""
+    token = _AS_DEFINED.set(True)
+    try:
+        yield
+    finally:
+        _AS_DEFINED.reset(token)
 
 
 class _Window(NamedTuple):
@@ -72,13 +86,16 @@ def convolve(
         [batch, H', W', features].
     """
     window = _Window(tuple(strides), tuple(tuple(side) for side in padding), groups)
-    return _with_derivatives(window, images.shape[1:3], kernel.shape[:2])(images, kernel)
+    widen = not _AS_DEFINED.get()
+    return _with_derivatives(window, images.shape[1:3], kernel.shape[:2], widen)(images, kernel)
 
 
 @functools.cache
-def _with_derivatives(window: _Window, image: tuple[int, int], size: tuple[int, int]) -> Op:
+def _with_derivatives(
+    window: _Window, image: tuple[int, int], size: tuple[int, int], widen: bool
+) -> Op:
     """The convolution of images [batch, *image, C] and kernels [*size, C / groups, features]."""
-    plain, single = functools.partial(_plain, window), functools.partial(_single, window)
+    plain = functools.partial(_plain, window)
     patched = functools.partial(_patched, window)
     places = math.prod(
         (side + sum(padding) - k) // stride + 1
@@ -88,9 +105,13 @@ def _with_derivatives(window: _Window, image: tuple[int, int], size: tuple[int, 
     )
     # Numbers in the patches of an image, for each of its channels.
     numbers = places * math.prod(size)
+    single, single_by_image = plain, functools.partial(_image_gradient, plain, window, image)
+    if widen:
+        single = functools.partial(_single, window)
+        single_by_image = functools.partial(_single_image_gradient, window, image)
     forward = _over_agents(single, patched, window, lambda x, k: x[0] * numbers * x[-1])
     by_image = _over_agents(
-        functools.partial(_single_image_gradient, window, image),
+        single_by_image,
         functools.partial(_image_gradient, patched, window, image),
         window,
         lambda g, k: g[0] * numbers * k[2],
