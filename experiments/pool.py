@@ -87,7 +87,10 @@ def _elsewhere(
     jobs: Sequence[Job], results: Path, make: Make, workers: int
 ) -> Iterator[tuple[Job, Record, float]]:
     context = multiprocessing.get_context(_START)
-    todo, answers = context.SimpleQueue(), context.Queue()
+    # Both have a thread that writes: many jobs fill a pipe, and would keep this process from seeing
+    # results and signals. What nobody has read is of no use at the end.
+    todo, answers = context.Queue(), context.Queue()
+    todo.cancel_join_thread()
     processes = [
         context.Process(target=_work, args=(todo, answers, results, make)) for _ in range(workers)
     ]

@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -349,6 +350,24 @@ def test_workers_share_the_jobs_and_report_errors(write, tmp_path, monkeypatch):
     bad = studies.load(write(SMALL), seeds=(2,)).jobs()
     with pytest.raises(ValueError, match="seed 2: no such thing"):
         list(pool.run_all(bad, tmp_path, 2, fake_run))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_results_are_seen_while_many_jobs_wait(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_START", "fork")
+    text = SMALL.replace("seeds = [0, 1]", f"seeds = {list(range(10, 500))}")
+    jobs = studies.load(write(text)).jobs()
+    # More than a pipe holds.
+    assert sum(len(pickle.dumps(job)) for job in jobs) > 500_000
+    first = next(pool.run_all(jobs, tmp_path, 2, slow_run))
+    assert first[0] in jobs and len(list(tmp_path.glob("made-*"))) < 50
+    assert not multiprocessing.active_children()
+
+
+def slow_run(config, results):
+    (results / f"made-{studies.identity(config)}").touch()
+    time.sleep(0.02)
+    return {"id": studies.identity(config)}
 
 
 def die(config, results):
