@@ -208,7 +208,11 @@ def made_with() -> dict[str, Any]:
 
 
 def git_commit(checkout: Path) -> str | None:
-    """The commit of a checkout, with "-dirty" if files differ from it; None if it is none."""
+    """The commit of a checkout, with "-dirty" if code differs from it; None if it is none.
+
+    Code is what is written in Python or TOML: results and texts, which change while studies run, do
+    not change what a run gives.
+    """
 
     def git(*command: str) -> str:
         done = subprocess.run(
@@ -220,7 +224,8 @@ def git_commit(checkout: Path) -> str | None:
         # An installed package can lie below somebody else's checkout.
         if Path(git("rev-parse", "--show-toplevel") or "/") != checkout.resolve():
             return None
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+        differs = git("diff", "--name-only", "HEAD", "--", "*.py", "*.toml")
+        return (git("rev-parse", "HEAD") + ("-dirty" if differs else "")) or None
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -85,13 +85,19 @@ def test_the_commit_is_recorded_with_whether_files_differ(tmp_path):
     ).stdout.strip()  # fmt: skip
     assert metrics.git_commit(tmp_path) is None
     git("init")
-    (tmp_path / "file").write_text("1")
-    git("add", "file")
-    git("commit", "-m", "first")
-    assert metrics.git_commit(tmp_path) == git("rev-parse", "HEAD")
-    (tmp_path / "file").write_text("2")
-    assert metrics.git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    assert metrics.git_commit(tmp_path) is None
     (tmp_path / "inside").mkdir()
+    files = [tmp_path / "inside" / "code.py", tmp_path / "study.toml", tmp_path / "result.jsonl"]
+    for file in files:
+        file.write_text("1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    assert metrics.git_commit(tmp_path) == commit
+    for file, differs in zip(files, ("-dirty", "-dirty", ""), strict=True):
+        file.write_text("2")
+        assert metrics.git_commit(tmp_path) == commit + differs
+        file.write_text("1")
     assert metrics.git_commit(tmp_path / "inside") is None
 
 
