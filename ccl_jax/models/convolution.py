@@ -15,7 +15,8 @@ derivatives:
 A single agent's convolution to few features, 16 of a CIFAR ResNet, fills a part of a vector of the CPU
 only. It is computed for several neighbouring outputs of a row at once (`_widened`).
 
-On GPUs and TPUs it stays what JAX makes of it. What is chosen is chosen by `_lowering`. Models of users
+On GPUs and TPUs it stays what JAX makes of it. What is chosen is chosen by `_lowering`, and how many
+outputs at once by `_outputs_at_once`. Models of users
 that call JAX's convolution work all the same, with JAX's own batching.
 """
 
