@@ -215,17 +215,20 @@ def git_commit(checkout: Path) -> str | None:
     """
 
     def git(*command: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", checkout, *command], capture_output=True, text=True, timeout=10
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
+        return subprocess.run(
+            ["git", "-C", checkout, *command],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
 
     try:
         # An installed package can lie below somebody else's checkout.
-        if Path(git("rev-parse", "--show-toplevel") or "/") != checkout.resolve():
+        if Path(git("rev-parse", "--show-toplevel")) != checkout.resolve():
             return None
-        differs = git("diff", "--name-only", "HEAD", "--", "*.py", "*.toml")
-        return (git("rev-parse", "HEAD") + ("-dirty" if differs else "")) or None
+        differs = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.toml")
+        return git("rev-parse", "HEAD") + ("-dirty" if differs else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

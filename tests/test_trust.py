@@ -99,6 +99,8 @@ def test_the_commit_is_recorded_with_whether_files_differ(tmp_path):
         assert metrics.git_commit(tmp_path) == commit + differs
         file.write_text("1")
     assert metrics.git_commit(tmp_path / "inside") is None
+    (tmp_path / ".git" / "index").write_text("damaged")
+    assert metrics.git_commit(tmp_path) is None
 
 
 def resume(workdir: Path, capsys, *more: str) -> tuple[int, str]:
