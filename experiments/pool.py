@@ -104,11 +104,16 @@ def _elsewhere(
             while left:
                 if signal := stop():
                     raise Interrupted(signal)
+                alive = any(process.is_alive() for process in processes)
                 try:
                     number, answer = answers.get(timeout=_PATIENCE_SECONDS)
                 except queue.Empty:
                     if not all(p.is_alive() or p.exitcode == 0 for p in processes):
                         raise OSError("a worker has died; is there enough memory?") from None
+                    if not alive:  # And none has left an answer before it ended.
+                        raise OSError(
+                            "all workers were stopped by a signal; the same command goes on"
+                        ) from None
                     continue
                 if isinstance(answer, Exception):
                     raise answer
