@@ -243,8 +243,8 @@ def _explain_divergence(metrics: StepMetrics, done: Progress) -> str | None:
     }
     sizes = ", ".join(f"{name} {float(value[agent]):.4g}" for name, value in terms.items())
     cause = (
-        "the model-variant loss ran away from the cross-entropy: lower lambda_m, clip gradients "
-        "or use a network with normalisation"
+        "the model-variant loss ran away from the cross-entropy: lower lambda_m, take another "
+        "distance (huber, cosine) or use a network with normalisation"
         if done.totals.runaway
         else "the learning rate is too high for this model and data: lower lr or clip gradients"
     )
