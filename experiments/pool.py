@@ -5,6 +5,7 @@ saves the run it is at.
 """
 
 import multiprocessing
+import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,10 @@ from experiments.studies import Job
 
 # A fresh interpreter for each worker: a fork of a process in which JAX has started can hang.
 _START = "spawn"
+
+# Each step has large new buffers. On Linux they come sooner in huge pages, for which glibc asks only if
+# told so before a process begins; docs/scaling.md has the gain.
+_HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 Make = Callable[[Config, Path], Record]
 
@@ -94,6 +99,7 @@ def _elsewhere(
     processes = [
         context.Process(target=_work, args=(todo, answers, results, make)) for _ in range(workers)
     ]
+    os.environ.setdefault(*_HUGE_PAGES)
     with stop_signals() as stop:
         try:
             for process in processes:

@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,6 +370,22 @@ def slow_run(config, results):
     (results / f"made-{studies.identity(config)}").touch()
     time.sleep(0.02)
     return {"id": studies.identity(config)}
+
+
+def see_environment(config, results):
+    # What the process was started with, which os.environ need not be.
+    return {"id": Path("/proc/self/environ").read_text()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+@pytest.mark.parametrize("given", [None, "glibc.malloc.hugetlb=0"])
+def test_workers_ask_for_huge_pages_unless_told_otherwise(write, tmp_path, monkeypatch, given):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if given:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    jobs = studies.load(write(SMALL)).jobs()[:1]
+    ((_, record, _),) = pool.run_all(jobs, tmp_path, 2, see_environment)
+    assert f"GLIBC_TUNABLES={given or 'glibc.malloc.hugetlb=1'}" in record["id"].split("\0")
 
 
 def die(config, results):
