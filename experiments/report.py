@@ -138,12 +138,17 @@ def _to_target(outcome: Outcome) -> tuning.Table | None:
             reached = {axis: outcome.reached(cell, method, axis) for axis in AXES}
             if not reached["rounds"].of:
                 continue
-            shown = [f"{r.mean:.3g}" if r.seeds else "never" for r in reached.values()]
+            shown = [_amount(r.mean) if r.seeds else "never" for r in reached.values()]
             rows.append(
                 [*cell, method, f"{reached['rounds'].seeds} of {reached['rounds'].of}", *shown]
             )
     reach = f"runs that reach {100 * study_.target:g}% {heading(outcome.metric, unit=False)}"
     return [*study_.axes, "method", reach, *AXES.values()], rows
+
+
+def _amount(value: float) -> str:
+    """Three digits, or all before the point: 1888 rather than 1.89e+03."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _shown_target(outcome: Outcome, target: tuning.Table) -> list[str]:

@@ -315,6 +315,14 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
     assert "| alpha 1 | far | 2 of 3 | 24 | 2.5 | 2.84 |" in markdown
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(2.838, "2.84"), (24, "24"), (99.94, "99.9"), (641.3, "641"), (1888, "1888")],
+)
+def test_amounts_have_no_exponents(value, shown):
+    assert report._amount(value) == shown
+
+
 def test_a_study_that_is_half_run(study, tmp_path):
     jobs = study.jobs()
     part = outcome.Outcome(study, [(jobs[0], made_up(jobs[0]))])
