@@ -23,7 +23,7 @@ from experiments.studies import Job
 _START = "spawn"
 
 # Each step has large new buffers. On Linux they come sooner in huge pages, for which glibc asks only if
-# told so before a process begins; docs/scaling.md has the gain.
+# told so before a process begins; docs/benchmark.md has the gain.
 _HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 Make = Callable[[Config, Path], Record]
