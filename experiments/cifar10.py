@@ -7,8 +7,9 @@ DIR holds cifar-10-binary.tar.gz or its files, or the set as `experiments.prepar
 
 import sys
 
-from experiments import cli, runner
-from experiments.config import Config
+from ccl_jax.runs import runner
+from ccl_jax.runs.config import Config
+from experiments import cli
 
 # As published (arXiv:2310.15890, authors' code), as is the learning rate of 0.1 for 200 epochs.
 DEFAULTS = Config(dataset="cifar10", model="resnet20", augment="flip-crop")

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from ccl_jax import hosts
-from ccl_jax.checkpoint import Stopped
-from ccl_jax.loop import Diverged
-from experiments.config import Config
+from ccl_jax.devices import hosts
+from ccl_jax.runs.checkpoints import Stopped
+from ccl_jax.runs.config import Config
+from ccl_jax.training.loop import Diverged
 
 
 def run_main(

@@ -11,11 +11,12 @@ compares DSGDm-N, QG-DSGDm-N and CCL on 8 agents in a ring whose data differ str
 import sys
 from pathlib import Path
 
-from ccl_jax import hosts, plots
 from ccl_jax.data import datasets
-from experiments import cli, runner
-from experiments.config import Config
-from experiments.summary import results_table
+from ccl_jax.devices import hosts
+from ccl_jax.runs import plots, runner
+from ccl_jax.runs.config import Config
+from ccl_jax.runs.summary import results_table
+from experiments import cli
 
 DEFAULTS = Config(
     dataset="digits", agents=8, alpha=0.1, model="digits-cnn", lr=0.1, epochs=60, eval_every=2

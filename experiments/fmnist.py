@@ -5,8 +5,9 @@ python -m experiments.fmnist --agents=16 --topology=ring --alpha=0.1 --lambda_m=
 
 import sys
 
-from experiments import cli, runner
-from experiments.config import Config
+from ccl_jax.runs import runner
+from ccl_jax.runs.config import Config
+from experiments import cli
 
 # The published runs take 0.1; at alpha 0.01 methods on a ring do better with this (main_table).
 DEFAULTS = Config(dataset="fmnist", model="lenet5", lr=0.03, epochs=100)

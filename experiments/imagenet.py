@@ -8,8 +8,9 @@ decode ahead of the step; metrics.jsonl tells images_per_second beside seconds_p
 
 import sys
 
-from experiments import cli, runner
-from experiments.config import Config
+from ccl_jax.runs import runner
+from ccl_jax.runs.config import Config
+from experiments import cli
 
 # Model and augmentation as published (arXiv:2310.15890); what else the authors' code has no default for
 # is as for their other sets.

@@ -14,8 +14,9 @@ A folder of your own, with train/<class>/ and val/<class>/ or with <class>/ only
 
 import sys
 
-from experiments import cli, runner
-from experiments.config import Config
+from ccl_jax.runs import runner
+from ccl_jax.runs.config import Config
+from experiments import cli
 
 # As published (arXiv:2310.15890, authors' code), as is the learning rate of 0.1 for 200 epochs.
 DEFAULTS = Config(dataset="imagenette", model="mobilenetv2", augment="resized-crop-flip")

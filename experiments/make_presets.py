@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ccl_jax import graphs, models
 from ccl_jax.models.convolution import as_defined
-from experiments.workload import count_flop
+from experiments.benchmark.workload import count_flop
 
 FOLDER = Path(__file__).with_name("presets")
 EPOCHS, BATCH_SIZE = 200, 32

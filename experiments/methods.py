@@ -20,8 +20,8 @@ from absl import flags
 
 from ccl_jax import algorithms, graphs
 from ccl_jax.algorithms.base import Method
+from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import Network, Traffic
-from ccl_jax.topology import Topology
 from experiments import cli, settings
 
 # Small graphs to measure on; a method is measured on the first that it accepts. A ring of 5 has no

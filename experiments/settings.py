@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from ccl_jax import algorithms
-from experiments.config import Config
+from ccl_jax.runs.config import Config
 
 
 class Setting(NamedTuple):

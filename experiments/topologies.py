@@ -18,8 +18,10 @@ from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ccl_jax import graphs, graphs_static, plots
-from ccl_jax.topology import Topology
+from ccl_jax import graphs
+from ccl_jax.graphs import static
+from ccl_jax.graphs.topology import Topology
+from ccl_jax.runs import plots
 from experiments import cli
 
 AGENTS = 16
@@ -104,9 +106,7 @@ def positions(topology: Topology) -> np.ndarray:
     agents = topology.agents
     if kind == "torus":
         _, columns = (
-            graphs.GRAPHS["torus"].parse(options)["size"]
-            if options
-            else (graphs_static.grid_size(agents))
+            graphs.GRAPHS["torus"].parse(options)["size"] if options else (static.grid_size(agents))
         )
         return np.array([(i % columns, -(i // columns)) for i in range(agents)], float)
     if kind == "chain":  # A circle with a gap, as the chain is a ring with one edge cut.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ccl_jax import algorithms, graphs, models
-from experiments import studies
+from experiments.study import catalogue
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -87,4 +87,4 @@ def test_numbers_of_the_readmes_tables_are_those_of_the_reports():
 def test_every_study_has_its_question():
     text = (ROOT / "docs/studies.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) != []
-    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(studies.names())
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(catalogue.names())

@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax.graphs.topology import Stochastic, Topology
 from ccl_jax.names import look_up
 from ccl_jax.network import Round
-from ccl_jax.topology import Stochastic, Topology
 
 PyTree = Any
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ccl_jax import compression
 from ccl_jax.algorithms import base
+from ccl_jax.network import compression
 from ccl_jax.network import where as network_where
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax.algorithms import base
-from ccl_jax.topology import Topology
+from ccl_jax.graphs.topology import Topology
 
 
 class D2State(NamedTuple):

@@ -13,8 +13,8 @@ alpha = 0 needs nothing beyond the models; alpha = 1 sends one gradient back to 
 import jax
 import jax.numpy as jnp
 
-from ccl_jax import compression
 from ccl_jax.algorithms import base, cross_gradients, dsgd, quasi_global
+from ccl_jax.network import compression
 
 _REFERENCE = "Aketi et al., TMLR 2023, arXiv:2209.14390"
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from ccl_jax.algorithms import base
-from ccl_jax.faults import Faults
-from ccl_jax.topology import Topology
+from ccl_jax.graphs.topology import Topology
+from ccl_jax.network.faults import Faults
 
 
 def check(faults: Faults, method: base.Method, topology: Topology, **hyperparameters: Any) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccl_jax.data.partition import Partition
-from ccl_jax.streams import Stream, generator
+from ccl_jax.randomness import Stream, generator
 
 PADDING = -1
 """The index that stands for no sample."""

@@ -26,7 +26,7 @@ import numpy as np
 from sklearn.datasets import load_digits as sklearn_load_digits
 
 from ccl_jax.data import cifar, npz, photographs
-from ccl_jax.data.dataset import Dataset, StreamedDataset
+from ccl_jax.data.base import Dataset, StreamedDataset
 from ccl_jax.data.idx import read_images_and_labels
 from ccl_jax.data.loading import Request, in_memory, prepared, with_own_constants
 from ccl_jax.names import look_up

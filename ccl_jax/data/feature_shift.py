@@ -23,7 +23,7 @@ import numpy as np
 
 from ccl_jax.data.feeds import Feed
 from ccl_jax.names import look_up
-from ccl_jax.streams import Stream, generator
+from ccl_jax.randomness import Stream, generator
 
 PyTree = Any
 # apply(degree, images [batch, H, W, C] float32, scale) -> images, for one agent.

@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from ccl_jax.streams import Stream, generator
+from ccl_jax.randomness import Stream, generator
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 """How the name of an image ends, in capitals or not."""

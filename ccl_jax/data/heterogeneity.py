@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ccl_jax.data import images
-from ccl_jax.data.dataset import Dataset
+from ccl_jax.data.base import Dataset
 from ccl_jax.data.partition import Partition
-from ccl_jax.streams import Stream, generator
+from ccl_jax.randomness import Stream, generator
 
 
 def quantity_skew(partition: Partition, alpha: float, seed: int, min_samples: int) -> Partition:

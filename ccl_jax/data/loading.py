@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from ccl_jax.data import images, tfds_sets
-from ccl_jax.data.dataset import Dataset, ImageStore
+from ccl_jax.data.base import Dataset, ImageStore
 
 Images = tuple[ImageStore, ImageStore, tuple[str, ...]]
 """Training images, test images and the names of the classes."""

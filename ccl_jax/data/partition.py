@@ -24,7 +24,7 @@ import numpy as np
 
 from ccl_jax.data import published_dirichlet
 from ccl_jax.names import look_up
-from ccl_jax.streams import Stream, check_seed, generator
+from ccl_jax.randomness import Stream, check_seed, generator
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ccl_jax.data import folders
-from ccl_jax.data.dataset import Dataset, ImageStore, StreamedDataset
+from ccl_jax.data.base import Dataset, ImageStore, StreamedDataset
 from ccl_jax.data.loading import Images, Request, in_memory, prepared, with_own_constants
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ccl_jax.data import batches, feeds, images
-from ccl_jax.data.dataset import ImageStore, StreamedDataset
+from ccl_jax.data.base import ImageStore, StreamedDataset
 from ccl_jax.data.partition import Partition
 
 

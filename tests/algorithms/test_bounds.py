@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from quadratics import Quadratics
 
 from ccl_jax import algorithms, graphs
 from ccl_jax.network import Network
+from tests.algorithms.quadratics import Quadratics
 
 LR, AGENTS = 0.05, 5
 

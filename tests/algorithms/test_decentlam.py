@@ -1,9 +1,9 @@
 """DecentLaM: momentum that does not add to the bias of gossip."""
 
 import numpy as np
-from quadratics import Quadratics, ring_weights
 
 from ccl_jax import algorithms
+from tests.algorithms.quadratics import Quadratics, ring_weights
 
 
 def half_steps(quadratics, momentum, rates):

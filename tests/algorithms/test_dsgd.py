@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quadratics import Quadratics, ring_weights
 
 from ccl_jax import algorithms
+from tests.algorithms.quadratics import Quadratics, ring_weights
 
 PROBLEM = Quadratics(agents=5, size=3, seed=0)
 RATES = [0.1, 0.1, 0.1, 0.02, 0.02]

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quadratics import Quadratics
 
 from ccl_jax import algorithms, graphs
+from tests.algorithms.quadratics import Quadratics
 
 
 def test_trackers_have_the_mean_of_the_gradients():

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from quadratics import Quadratics
 
 from ccl_jax import algorithms, graphs
+from tests.algorithms.quadratics import Quadratics
 
 RATES = [0.05] * 12
 

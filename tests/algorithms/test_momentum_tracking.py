@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from quadratics import Quadratics
 
 from ccl_jax import algorithms
+from tests.algorithms.quadratics import Quadratics
 
 
 def first_steps(start):

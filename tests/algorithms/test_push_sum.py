@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccl_jax import algorithms, topology
+from ccl_jax import algorithms
+from ccl_jax.graphs import topology
 from ccl_jax.network import Network
 
 # Everyone sends to the next agent and agent 0 hears more than it says: columns sum to 1, rows do not.

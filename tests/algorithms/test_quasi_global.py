@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from quadratics import Quadratics, ring_weights
 
 from ccl_jax import algorithms
+from tests.algorithms.quadratics import Quadratics, ring_weights
 
 PROBLEM = Quadratics(agents=6, size=3, seed=1)
 RATES = [0.1, 0.1, 0.05, 0.05, 0.01, 0.01]

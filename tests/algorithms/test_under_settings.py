@@ -2,9 +2,9 @@
 
 import pytest
 
-from ccl_jax import algorithms, compression, graphs
+from ccl_jax import algorithms, graphs
 from ccl_jax.algorithms import under_settings
-from ccl_jax.network import Network
+from ccl_jax.network import Network, compression
 
 REFUSED = {
     "local_steps": {"all-reduce", "d2", "exact-diffusion", "gut", "qg-gutm"},

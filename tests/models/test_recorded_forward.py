@@ -13,7 +13,7 @@ import pytest
 
 from ccl_jax import models
 
-RECORDED = np.load(Path(__file__).parents[1] / "data" / "models_forward.npz")
+RECORDED = np.load(Path(__file__).parents[1] / "fixtures" / "models_forward.npz")
 INFO = json.loads(str(RECORDED["info"]))
 
 CASES = {

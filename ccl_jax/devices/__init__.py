@@ -1,0 +1,1 @@
+"""Devices: the same step over many devices and hosts."""

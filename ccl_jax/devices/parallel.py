@@ -1,0 +1,283 @@
+"""The same step over many devices and hosts.
+
+The agents axis is cut into equal blocks, one a device. The step of `ccl_jax.training` runs on each
+block under the axis name "agents"; the network collects what crosses devices (`ccl_jax.blocks`). By
+default this is `jax.jit` of `jax.shard_map`; `jax.pmap` is there too and gives equal numbers. Where
+agents are few, several devices can share the batches of a block: a second axis, which the compiler sees
+to. The devices may be those of several processes (`ccl_jax.hosts`). There `jax.pmap` cannot be called
+inside of a jitted step, and both forms are jit of shard_map.
+
+On a CPU, several virtual devices are worth having: agents run side by side, and the convolutions of each
+are plain ones (docs/benchmark.md).
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ccl_jax.devices import hosts
+from ccl_jax.network.blocks import AXIS
+from ccl_jax.network.traffic import Traffic
+from ccl_jax.training import StepMetrics
+
+PyTree = Any
+Step = Callable[..., tuple[PyTree, StepMetrics]]
+
+FORMS = ("shard_map", "pmap")
+
+BATCH = "batch"
+
+
+def request_cpu_devices(count: int) -> None:
+    """Asks for virtual CPU devices of this process; of no effect once JAX runs, or elsewhere."""
+    with contextlib.suppress(RuntimeError):  # JAX is running: what is there is what we use.
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def usable_devices(agents: int, batch_devices: int = 1) -> int:
+    """The largest number of devices at hand, as many of each process, over which agents can be spread.
+
+    Args:
+      agents: Number of agents.
+      batch_devices: Devices that share each agent's batch.
+
+    Raises:
+      ValueError: There is none.
+    """
+    here, processes = _devices_a_process(), hosts.count()
+    possible = [
+        d
+        for d in range(processes, here * processes + 1, processes)
+        if d % batch_devices == 0 and agents % (d // batch_devices) == 0
+    ]
+    if not possible:
+        raise ValueError(
+            f"{agents} agents with batch_devices {batch_devices} cannot be spread evenly over "
+            f"{processes} processes of {here} devices; take a number that is batch_devices x a divisor "
+            f"of {agents}, a multiple of {processes} and at most {here * processes}"
+        )
+    return max(possible)
+
+
+class Plan:
+    """Where the agents are, and their batches.
+
+    Args:
+      devices: Number of devices, the same of each process: blocks of agents x batch_devices.
+      form: "shard_map" or "pmap".
+      batch_devices: Devices that share the batches of each block of agents. The compiler divides the
+        batch axis among them, and sums over it stay sums over all of it.
+
+    Attributes:
+      blocks: Number of blocks of agents.
+
+    Raises:
+      ValueError: The devices are not there or cannot be divided so, or the form is unknown or cannot
+        do this.
+    """
+
+    def __init__(self, devices: int = 1, form: str = "shard_map", batch_devices: int = 1) -> None:
+        if form not in FORMS:
+            raise ValueError(f"spmd is {form!r}; it must be {' or '.join(FORMS)}")
+        processes, here = hosts.count(), _devices_a_process()
+        if form == "pmap" and batch_devices > 1:
+            raise ValueError(
+                f"spmd is 'pmap' and batch_devices is {batch_devices}; with pmap it must be 1: leave "
+                "it out, or take shard_map"
+            )
+        if not 1 <= devices <= processes * here:
+            raise ValueError(
+                f"{devices} devices were asked for, and there are {processes * here}; take 1 to "
+                f"{processes * here}"
+            )
+        for name, part in (("batch_devices", batch_devices), ("num_processes", processes)):
+            if devices % part:
+                raise ValueError(
+                    f"{devices} devices cannot be divided by {name} {part}; take a multiple of it"
+                )
+        self.devices = devices
+        self.form = form
+        self.batch_devices = batch_devices
+        self.blocks = devices // batch_devices
+        self.mesh = jax.make_mesh(
+            (self.blocks, batch_devices),
+            (AXIS, BATCH),
+            axis_types=(jax.sharding.AxisType.Auto,) * 2,
+            devices=_of_each_process(devices // processes),
+        )
+
+    def wrap(self, step: Step) -> Step:
+        """Turns a step of a block into a step of all agents.
+
+        Args:
+          step: `step(state, batch) -> (state, metrics)` of `training.make_step`, whose network was
+            made for as many blocks.
+        """
+        if self.devices == 1:
+            return step
+        # Several processes cannot call jax.pmap inside of a jitted step. It is made of shard_map, too.
+        if self.form == "shard_map" or hosts.count() > 1:
+            return self._shard_map(step)
+        return self._pmap(step)
+
+    def put(self, tree: PyTree) -> PyTree:
+        """Spreads stacked leaves over the devices; scalars go to all of them.
+
+        With several processes each gives the whole tree, and keeps its part.
+        """
+        if self.devices == 1:
+            return tree
+        return jax.tree.map(lambda x: self._place(x, _spec(x)), tree)
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        """Gives every device a copy."""
+        if self.devices == 1:
+            return tree
+        return jax.tree.map(lambda x: self._place(x, PartitionSpec()), tree)
+
+    def fetch(self, tree: PyTree) -> PyTree:
+        """NumPy copies of whole arrays, on every host."""
+        return jax.device_get(hosts.whole(tree))
+
+    def agents_here(self, agents: int) -> np.ndarray | None:
+        """The agents whose data this process needs, in increasing order; None: it is the only one."""
+        if hosts.count() == 1:
+            return None
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        blocks = sharding.addressable_devices_indices_map((agents,)).values()
+        return np.unique(np.concatenate([np.arange(agents)[block] for block in blocks]))
+
+    def items(self, shapes: PyTree, axis: int = 0) -> PyTree:
+        """What a program that is compiled has to expect of `put_items`.
+
+        Args:
+          shapes: `jax.ShapeDtypeStruct` leaves, with all agents.
+          axis: The agents axis of all leaves.
+        """
+        if hosts.count() == 1:
+            return shapes
+        spread = self._over_agents(axis)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), shapes
+        )
+
+    def put_items(self, items: PyTree, axis: int = 0) -> PyTree:
+        """Hands over items of a feed, of which every process has those of its own agents.
+
+        Args:
+          items: NumPy leaves.
+          axis: The agents axis of all leaves.
+        """
+        if hosts.count() == 1:
+            return items
+        spread = self._over_agents(axis)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(spread, x), items)
+
+    def _over_agents(self, axis: int) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
+
+    def _place(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        sharding = NamedSharding(self.mesh, spec)
+        if hosts.count() == 1:
+            return jax.device_put(x, sharding)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = self._place(jax.random.key_data(x), spec)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        values = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: values[index])
+
+    def _shard_map(self, step: Step) -> Step:
+        shared = self.batch_devices > 1
+
+        def sharded(state, batch):
+            specs = jax.tree.map(_spec, (state, batch))
+            if shared:
+                batch = self._constrain(batch, PartitionSpec(AXIS, BATCH))
+            new, metrics = jax.shard_map(
+                step,
+                mesh=self.mesh,
+                in_specs=specs,
+                out_specs=(
+                    specs[0]._replace(network=PartitionSpec(AXIS)),
+                    _metrics(PartitionSpec(AXIS), PartitionSpec(), _BY_AGENT),
+                ),
+                axis_names={AXIS} if shared else set(self.mesh.axis_names),
+                # Scalars come out the same everywhere, which the checker cannot see.
+                check_vma=False,
+            )(state, batch)
+            if shared:
+                # The next step expects the state where this one found it.
+                new = jax.tree.map(lambda x: self._constrain(x, _spec(x)), new)
+            return new, metrics
+
+        return sharded
+
+    def _constrain(self, tree: PyTree, spec: PartitionSpec) -> PyTree:
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
+
+    def _pmap(self, step: Step) -> Step:
+        def cut(x):
+            return x.reshape(self.devices, -1, *x.shape[1:]) if x.ndim else x
+
+        def join(x):
+            return x.reshape(-1, *x.shape[2:])
+
+        def sharded(state, batch):
+            axes = jax.tree.map(lambda x: 0 if x.ndim else None, (state, batch))
+            mapped = jax.pmap(
+                step,
+                axis_name=AXIS,
+                in_axes=axes,
+                out_axes=(axes[0]._replace(network=0), _metrics(0, None, 1)),
+                devices=jax.devices()[: self.devices],
+            )
+            new, metrics = mapped(*jax.tree.map(cut, (state, batch)))
+            memory = jax.tree.map(join, new.network)
+            new = jax.tree.map(
+                lambda x, old: join(x) if old.ndim else x,
+                new._replace(network=()),
+                state._replace(network=()),
+            )._replace(network=memory)
+            agents = {name: join(getattr(metrics, name)) for name in _PER_AGENT}
+            traffic = metrics.traffic
+            messages, lost = jax.tree.map(
+                lambda counts: counts.reshape(counts.shape[0], -1), (traffic.messages, traffic.lost)
+            )
+            traffic = traffic._replace(messages=messages, lost=lost)
+            return new, metrics._replace(**agents, traffic=traffic)
+
+        return sharded
+
+
+def _devices_a_process() -> int:
+    """The devices that every process has."""
+    owners = [device.process_index for device in jax.devices()]
+    return min(owners.count(process) for process in set(owners))
+
+
+def _of_each_process(count: int) -> list[jax.Device]:
+    """The first `count` devices of every process, process by process."""
+    return [
+        device
+        for process in range(hosts.count())
+        for device in [d for d in jax.devices() if d.process_index == process][:count]
+    ]
+
+
+_BY_AGENT = PartitionSpec(None, AXIS)
+_PER_AGENT = [name for name in StepMetrics._fields if name not in ("lr", "traffic")]
+
+
+def _spec(x: Any) -> PartitionSpec:
+    return PartitionSpec(AXIS) if np.ndim(x) else PartitionSpec()
+
+
+def _metrics(per_agent: Any, scalar: Any, messages: Any) -> StepMetrics:
+    """A StepMetrics that holds for every field how it is spread."""
+    fields = dict.fromkeys(_PER_AGENT, per_agent)
+    return StepMetrics(**fields, lr=scalar, traffic=Traffic(scalar, messages, messages))

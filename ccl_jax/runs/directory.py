@@ -1,0 +1,246 @@
+"""A run directory: config.json, metrics.jsonl (one object a row), summary.json, figures/, checkpoints/.
+
+Files are written whole under another name and then renamed, so that what is there is complete; the
+metrics file grows by whole lines. Numbers that are not finite are written as null, which every JSON
+reader accepts. Of several processes (`ccl_jax.hosts`) the first one writes.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+
+from ccl_jax.devices import hosts
+
+# Packages whose version can change a result.
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+
+
+class RunDirectory:
+    """One run's files.
+
+    Args:
+      path: The directory; made by `create`.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+
+    @property
+    def figures(self) -> Path:
+        """Where figures go; made when first asked for."""
+        folder = self.path / "figures"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.path / "checkpoints"
+
+    def summary(self) -> dict[str, Any] | None:
+        """What summary.json says; None if the run has not ended."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def made_with(self) -> dict[str, Any]:
+        """What config.json says that the run was started with."""
+        return json.loads((self.path / "config.json").read_text()).get("made_with", {})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes out of the directory, which is made if need be.
+
+        The lock goes with the process, however that ends. Of several processes the first holds it.
+
+        Raises:
+          ValueError: Another run lives here, or the directory cannot be written.
+        """
+        if not hosts.is_first():
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(
+                f"{self.path} cannot be written to ({error.strerror}); choose another work "
+                "directory"
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"another run is at work in {self.path}; wait for it to end, or choose another "
+                    "work directory"
+                ) from None
+            yield
+
+    def check_free(self) -> None:
+        """Makes sure that a run can start here.
+
+        Raises:
+          ValueError: The directory already holds a run, is no directory, or cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file; a run needs a directory of its own")
+        # A comparison keeps its runs one level below.
+        for config in (*self.path.glob("config.json"), *self.path.glob("*/config.json")):
+            raise ValueError(
+                f"{self.path} already holds a run ({config} is there); choose another work "
+                "directory, or add --resume to go on with that one"
+            )
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise ValueError(f"{parent} cannot be written to; choose another work directory")
+
+    def check_shared(self) -> None:
+        """Makes sure that this process sees the run that the first one made.
+
+        Raises:
+          ValueError: It does not.
+        """
+        if not (self.path / "config.json").exists():
+            raise ValueError(
+                f"process {jax.process_index()} does not see what process 0 wrote to {self.path}; "
+                "choose a work directory on a file system that all hosts share"
+            )
+
+    def check_same(
+        self,
+        config: Mapping[str, Any],
+        may_differ: Iterable[str] = (),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Makes sure that the run that is here can go on with these settings.
+
+        Args:
+          config: The settings.
+          may_differ: Those that do not change the result.
+          defaults: What settings were before they existed, for a run that is older than they are.
+
+        Raises:
+          ValueError: There is no run here, or one of other settings; the message lists them.
+        """
+        try:
+            text = (self.path / "config.json").read_text()
+        except OSError:
+            raise ValueError(
+                f"{self.path} holds no run that could go on (no config.json); leave out --resume "
+                "to start one"
+            ) from None
+        try:
+            there = plain(defaults) | dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise ValueError(f"{self.path}/config.json is damaged; it is no JSON object") from None
+        names = [name for name in config if name not in set(may_differ)]
+        wanted = plain({name: config[name] for name in names})
+        different = [
+            f"{name} was {there.get(name)!r}, now {wanted[name]!r}"
+            for name in names
+            if there.get(name) != wanted[name]
+        ]
+        if different:
+            raise ValueError(
+                f"{self.path} holds a run of another configuration: {'; '.join(different)}; give "
+                "the same settings, or choose another work directory"
+            )
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Makes the directory and writes config.json, in the first process.
+
+        Raises:
+          ValueError: As `check_free`.
+        """
+        if hosts.is_first():
+            self.check_free()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_json("config.json", config)
+            self._write("metrics.jsonl", "")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Appends one row to metrics.jsonl and flushes it to the system."""
+        if hosts.is_first():
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(plain(row)) + "\n")
+
+    def replace_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Makes metrics.jsonl hold these rows and no others."""
+        self._write("metrics.jsonl", "".join(json.dumps(plain(row)) + "\n" for row in rows))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl so far."""
+        return list(map(json.loads, (self.path / "metrics.jsonl").read_text().splitlines()))
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes a JSON file, whole or not at all."""
+        self._write(name, json.dumps(plain(value), indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        if hosts.is_first():
+            partial = self.path / f".{name}.partial"
+            partial.write_text(text)
+            partial.replace(self.path / name)
+
+
+def made_with() -> dict[str, Any]:
+    """What results are made with: versions, device, command line and git commit (None if unknown)."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": f"{devices[0].device_kind} x {len(devices)}",
+        "command": list(sys.argv),
+        "git_commit": git_commit(Path(__file__).parents[2]),
+    }
+
+
+def git_commit(checkout: Path) -> str | None:
+    """The commit of a checkout, with "-dirty" if code differs from it; None if it is none.
+
+    Code is what is written in Python or TOML: results and texts, which change while studies run, do
+    not change what a run gives.
+    """
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ["git", "-C", checkout, *command],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        # An installed package can lie below somebody else's checkout.
+        if Path(git("rev-parse", "--show-toplevel")) != checkout.resolve():
+            return None
+        differs = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.toml")
+        return git("rev-parse", "HEAD") + ("-dirty" if differs else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def plain(value: Any) -> Any:
+    """Turns NumPy and JAX values into what JSON knows; not-finite floats become None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,226 @@
+"""From a Config to its data: the dataset, who holds what of it, and how batches are fed."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ccl_jax.data import batches, datasets, feature_shift, folders, heterogeneity, partition
+from ccl_jax.data.base import Dataset, StreamedDataset, hold_out
+from ccl_jax.data.feeds import Feed, InMemory, OnHost
+from ccl_jax.data.streaming import Streaming
+from ccl_jax.runs.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data of a run.
+
+    Attributes:
+      dataset: The set, with the labels that agents train on.
+      partition: Who holds which training samples.
+      shifts: What agents' images go through.
+      degrees: How much, `feature_shift.degrees`.
+      report: What is known about the split; see `describe`.
+      notes: What a user should know of the files before training, one line each.
+    """
+
+    dataset: Dataset | StreamedDataset
+    partition: partition.Partition
+    shifts: tuple[feature_shift.Shift, ...]
+    degrees: tuple[np.ndarray, ...]
+    report: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Data:
+    """Loads and splits the data of a run.
+
+    Args:
+      config: The settings.
+      dataset: The dataset, if it is loaded already.
+
+    Raises:
+      ValueError: Something in the settings or the files does not fit.
+    """
+    shifts = tuple(feature_shift.parse(text) for text in config.feature_shift)
+    rates = heterogeneity.noise_rates(config.label_noise, config.agents)
+    sources = _sources(config)
+    dataset = dataset or _read(config, sources[0], first=True)
+    sets = [dataset, *(_read(config, source, first=False) for source in sources[1:])]
+    notes = [note for pair in zip(sources, sets, strict=True) for note in _notes(*pair)]
+    if config.validation > 0:
+        sets = [hold_out(each, config.validation, config.seed) for each in sets]
+    dataset = sets[0]
+    split = lambda labels, agents: _split(config, labels, agents)
+    if config.domain:
+        dataset, domains = heterogeneity.join(sets)
+        held = heterogeneity.by_domain(dataset.train_labels, domains, config.agents, split)
+    else:
+        domains = np.zeros(len(dataset.train_labels), int)
+        held = split(dataset.train_labels, config.agents)
+    if config.quantity_alpha is not None:
+        held = heterogeneity.quantity_skew(
+            held, config.quantity_alpha, config.seed, config.batch_size
+        )
+    batches.steps_per_epoch(held, config.batch_size)  # Checks the batch size.
+    true_labels = dataset.train_labels
+    if rates.any():
+        noisy = heterogeneity.label_noise(
+            true_labels, held, rates, dataset.num_classes, config.seed
+        )
+        dataset = dataset.with_train_labels(noisy)
+    degrees = feature_shift.degrees(shifts, config.agents, dataset.image_shape[2], config.seed)
+    wrong = dataset.train_labels != true_labels
+    report = describe(held, dataset, domains, wrong) | {"domains": list(map(str, sources))}
+    report |= {
+        f"feature_shift {shift.kind}:{shift.strength:g}": degree
+        for shift, degree in zip(shifts, degrees, strict=True)
+    }
+    return Data(dataset, held, shifts, degrees, report, tuple(notes))
+
+
+def make_feed(data: Data, config: Config, here: np.ndarray | None = None) -> Feed:
+    """What the training loop is fed from.
+
+    Args:
+      data: The data of the run.
+      config: Its settings.
+      here: The agents of this process, with several; `parallel.Plan.agents_here`.
+    """
+    if isinstance(data.dataset, StreamedDataset):
+        feed = Streaming(
+            data.dataset,
+            data.partition,
+            config.batch_size,
+            config.seed,
+            workers=config.workers,
+            max_unreadable=config.max_unreadable,
+            here=slice(None) if here is None else here,
+        )
+    elif here is not None:
+        feed = OnHost(data.dataset, data.partition, config.batch_size, config.seed, here)
+    else:
+        feed = InMemory(data.dataset, data.partition, config.batch_size, config.seed)
+    if not data.shifts:
+        return feed
+    return feature_shift.Shifted(feed, data.shifts, data.degrees, data.dataset.scale)
+
+
+def throughput(data: Data, feed: Feed, row: dict[str, Any]) -> dict[str, Any]:
+    """What a row of metrics says of the feed: images a second and seconds a step, so far.
+
+    Args:
+      data: The data of the run.
+      feed: Made by `make_feed`.
+      row: With `step` and `seconds_training`.
+
+    Returns:
+      More of the row; `unreadable_images` for a streamed set.
+    """
+    seconds = max(row["seconds_training"], 1e-9)
+    images = float(data.partition.sizes.sum()) * row["step"] / feed.steps
+    known = {
+        "images_per_second": images / seconds,
+        "seconds_per_step": seconds / max(1, row["step"]),
+    }
+    if not isinstance(data.dataset, StreamedDataset):
+        return known
+    return known | {"unreadable_images": len(feed.unreadable)}
+
+
+def describe(
+    held: partition.Partition,
+    dataset: Dataset | StreamedDataset,
+    domains: np.ndarray,
+    wrong: np.ndarray,
+) -> dict[str, Any]:
+    """What is known about a split, for partition.json.
+
+    Args:
+      held: Who holds which samples.
+      dataset: With the labels that agents train on.
+      domains: `[n]` the domain of each training sample.
+      wrong: `[n]` bool, whether its label is wrong by label noise.
+
+    Returns:
+      The class-by-agent table and per agent sizes, domain and part of wrong labels; over all agents
+      the mean pairwise label divergence and a summary of the sizes.
+    """
+    counts = partition.class_counts(held, dataset.train_labels, dataset.num_classes)
+    return {
+        "partition": held.name,
+        "samples": partition.size_summary(held)._asdict(),
+        "label_divergence": partition.label_divergence(counts),
+        "classes": dataset.class_names,
+        "samples_by_agent": held.sizes,
+        "domain_by_agent": [int(domains[own[0]]) for own in held.indices],
+        "wrong_labels_by_agent": [float(wrong[own].mean()) for own in held.indices],
+        "samples_by_agent_and_class": counts,
+    }
+
+
+def _split(config: Config, labels: np.ndarray, agents: int) -> partition.Partition:
+    return partition.make(
+        config.partition,
+        labels,
+        agents,
+        alpha=config.alpha,
+        seed=config.seed,
+        # What the clean Dirichlet split guarantees: Flower's minimum, and one full batch.
+        min_samples=min(max(10, config.batch_size), max(1, len(labels) // agents)),
+        classes_per_agent=config.classes_per_agent,
+        shards_per_agent=config.shards_per_agent,
+    )
+
+
+class _Source(NamedTuple):
+    """One of the sets of a run: a dataset's name, and where its files lie."""
+
+    name: str
+    place: str | None
+
+    def __str__(self) -> str:
+        return ":".join(filter(None, self))
+
+
+def _sources(config: Config) -> list[_Source]:
+    """The first set and those beside it; without a folder of images of its own, those alone."""
+    others = [source for text in config.domain for source in _domains(text)]
+    if others and config.dataset == "folder" and config.data_dir is None:
+        return others
+    return [_Source(config.dataset, config.data_dir), *others]
+
+
+def _domains(text: str) -> list[_Source]:
+    """NAME or NAME:PATH, and of a folder of domains each one."""
+    name, _, path = text.partition(":")
+    inside = folders.domains(Path(path)) if name == "folder" and path else ()
+    return [_Source(name, str(place)) for place in inside] or [_Source(name, path or None)]
+
+
+def _read(config: Config, source: _Source, first: bool) -> Dataset | StreamedDataset:
+    """Loads one of the sets; image files at the size of the first set's."""
+    sized = first or source.name in datasets.SIZED
+    dataset = datasets.load(
+        source.name,
+        source.place,
+        image_size=config.image_size if sized else None,
+        verify_checksums=config.verify_checksums and first,
+    )
+    if config.domain and isinstance(dataset, StreamedDataset):
+        raise ValueError(f"{source} is streamed; only sets that fit in memory can be domains.")
+    return dataset
+
+
+def _notes(source: _Source, dataset: Dataset | StreamedDataset) -> list[str]:
+    """What a user should know of the files of a set."""
+    notes = [note] if (note := datasets.size_note(dataset)) else []
+    own = source.name in ("folder", "folder-full") and source.place is not None
+    if own and folders.is_undivided(Path(source.place)):
+        notes += [
+            f"{source.place} is not divided into train/ and val/: {folders.TEST_PART:.0%} of each "
+            f"class, drawn with seed {folders.TEST_SEED} in every run, are for testing."
+        ]
+    return notes

@@ -1,0 +1,255 @@
+"""The training loop: epochs of steps on data that live on the device.
+
+The loop owns time (compilation, training and evaluation are measured apart), the metrics of an
+epoch, and what happens at a loss that is no longer finite. It starts wherever a `Progress` says, and
+writes nothing itself: rows, states and progress go to callbacks.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccl_jax import randomness, training
+from ccl_jax.data import augment
+from ccl_jax.data.datasets import Dataset
+from ccl_jax.data.feeds import Feed
+from ccl_jax.devices import hosts
+from ccl_jax.devices.parallel import Plan
+from ccl_jax.losses.cross_features import Batch
+from ccl_jax.training import StepMetrics, TrainState
+from ccl_jax.training.evaluation import Evaluation
+from ccl_jax.training.progress import Progress, Row
+
+Step = Callable[..., tuple[TrainState, StepMetrics]]
+
+
+class Diverged(ArithmeticError):
+    """A loss is no longer finite. The message names the step, the agent and the likely cause."""
+
+
+class Timing(NamedTuple):
+    """Attributes:
+    seconds_compile: Spent compiling the step.
+    seconds_training: Spent in steps, without compilation and evaluation.
+    seconds_evaluation: Spent evaluating.
+    steps: Steps done.
+    """
+
+    seconds_compile: float
+    seconds_training: float
+    seconds_evaluation: float
+    steps: int
+
+
+def make_data_step(
+    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]],
+    feed: Feed,
+    dataset: Dataset,
+    augmentation: augment.Augmentation,
+) -> Step:
+    """Puts fetching, augmenting and normalising in front of a step.
+
+    Returns:
+      `data_step(state, constants, item) -> (state, metrics)` with the constants and an item of the
+      feed. Augmentation of agent i is keyed by the step and by i.
+    """
+
+    def data_step(state, constants, item):
+        images, labels, mask = feed.fetch(constants, item)
+        step_key = randomness.step_key(state.key, randomness.Stream.AUGMENTATION, state.step)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(feed.agents))
+        # Raw pixels are augmented, so that what a crop pads is black.
+        images = jax.vmap(augmentation)(keys, images.astype(jnp.float32))
+        images = augment.normalize(images, dataset.mean, dataset.std, dataset.scale)
+        return step(state, Batch(images, labels, mask))
+
+    return data_step
+
+
+def skip_non_finite(step: Step) -> Step:
+    """A step that is not taken where a loss, gradient or new parameter is not finite.
+
+    Everything but the number of steps then stays as it was. What was sent was sent.
+    """
+
+    def skipping(state: TrainState, *batch: Any) -> tuple[TrainState, StepMetrics]:
+        new, metrics = step(state, *batch)
+        numbers = (metrics.cross_entropy, metrics.gradient_norm, new.params)
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(numbers)]).all()
+        keep = lambda new, old: jnp.where(finite, new, old)
+        kept = jax.tree.map(keep, new._replace(key=()), state._replace(key=()))
+        # The next batch and its randomness go on; `taken` tells the loop.
+        return kept._replace(step=new.step, key=state.key), metrics._replace(
+            gradient_norm=jnp.where(finite, metrics.gradient_norm, jnp.nan)
+        )
+
+    return skipping
+
+
+def fit(
+    state: TrainState,
+    data_step: Step,
+    feed: Feed,
+    *,
+    epochs: int,
+    evaluate: Callable[[TrainState], Evaluation],
+    eval_every: int = 1,
+    plan: Plan | None = None,
+    start: Progress = Progress(),  # noqa: B008 (immutable)
+    skip_divergence: bool = False,
+    chunk_steps: int = 1,
+    on_epoch: Callable[[Row], None] = lambda row: None,
+    on_step: Callable[[int], None] = lambda step: None,
+    on_progress: Callable[[TrainState, Progress], None] = lambda state, progress: None,
+) -> tuple[TrainState, Timing]:
+    """Trains.
+
+    Args:
+      state: The start; its buffers are given away.
+      data_step: Made by `make_data_step`; compiled here, once.
+      feed: Where batches come from.
+      epochs: Passes over the data.
+      evaluate: Evaluates a state; called after every `eval_every`-th epoch and the last.
+      eval_every: Epochs between evaluations.
+      plan: Where the agents are; default: all on one device.
+      start: Where `state` is; that of a checkpoint goes on from there.
+      skip_divergence: Do not take a step in which a number is not finite, instead of raising.
+      chunk_steps: Steps that are scanned in one program. Metrics come to the host, `on_progress` is
+        called and a divergence is noticed once a chunk. Saves the time between steps where they are
+        short; on a CPU, XLA's convolutions are many times slower inside of a scan: use 1 there.
+      on_epoch: Is given each epoch's row of metrics.
+      on_step: Is told the number of steps done.
+      on_progress: Is given state and progress between chunks and after epochs, each of which is a
+        point from which a run can go on. It may raise to end the run. The state's buffers are only
+        valid during the call.
+
+    Returns:
+      The last state, and where the time went.
+
+    Raises:
+      Diverged: A loss is not finite. The row of the unfinished epoch has been given to `on_epoch`.
+        With `skip_divergence`, if that was so in every step of an epoch.
+    """
+    began = time.perf_counter()
+    if skip_divergence:
+        data_step = skip_non_finite(data_step)
+    # Jitted once, so that learning the shape of the memory and compiling share one trace.
+    data_step = jax.jit(data_step, donate_argnums=0)
+    if start.step == 0:
+        state = training.with_network_memory(data_step, state, feed.constants, feed.item)
+    plan = plan or Plan()
+    state, constants = plan.put(state), plan.replicate(feed.constants)
+    size = min(chunk_steps, feed.steps)
+    lengths = {size, feed.steps % size, (feed.steps - start.position) % size} - {0}
+    programs = {n: _compile(data_step, n, state, constants, feed.item, plan) for n in lengths}
+    seconds_compile = time.perf_counter() - began
+
+    done = start
+    feed.unreadable.update(start.unreadable)
+    while done.epoch <= epochs:
+        began = time.perf_counter()
+        steps = feed.epoch(done.epoch, done.position)
+        while items := list(itertools.islice(steps, size)):
+            state, metrics = programs[len(items)](state, constants, items)
+            seconds = (time.perf_counter() - began) / len(items)
+            for row in metrics:
+                problem = _explain_divergence(row, done)
+                skipped = problem is not None and skip_divergence
+                done = done.after_step(row, seconds, taken=not skipped)
+                if problem and (not skipped or done.totals.skipped == feed.steps):
+                    on_epoch(done.row() | {"diverged": problem})
+                    raise Diverged(problem)
+                on_step(done.step)
+            if done.position < feed.steps:
+                on_progress(state, done._replace(unreadable=tuple(sorted(feed.unreadable))))
+            began = time.perf_counter()
+
+        feed.unreadable.update(hosts.union(feed.unreadable))
+        done = done._replace(unreadable=tuple(sorted(feed.unreadable)))
+        row, seconds_evaluation = done.row(), 0.0
+        if done.epoch % eval_every == 0 or done.epoch == epochs:
+            began = time.perf_counter()
+            row |= evaluate(state).summary()
+            seconds_evaluation = time.perf_counter() - began
+        on_epoch(row)
+        done = done.next_epoch(row, seconds_evaluation)
+        on_progress(state, done)
+    return state, Timing(seconds_compile, done.seconds_training, done.seconds_evaluation, done.step)
+
+
+def _compile(
+    step: Step, length: int, state: TrainState, constants: Any, item: Any, plan: Plan
+) -> Callable[..., tuple[TrainState, list[StepMetrics]]]:
+    """A program of so many steps, whose metrics are fetched together.
+
+    Args:
+      step: A data step.
+      length: Number of steps.
+      state: Where it starts, or its shapes.
+      constants: Of the feed.
+      item: Shapes of one item of the feed.
+      plan: Where the agents are.
+
+    Returns:
+      `program(state, constants, items) -> (state, metrics)` with `length` items; metrics of each
+      step, on the host.
+    """
+    if length == 1:
+        single = step.lower(state, constants, plan.items(item)).compile()
+
+        def run_single(state, constants, items):
+            state, metrics = single(state, constants, plan.put_items(items[0]))
+            return state, [plan.fetch(metrics)]
+
+        return run_single
+
+    def scan(state, constants, items):
+        return jax.lax.scan(lambda state, item: step(state, constants, item), state, items)
+
+    stack = lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype)
+    scanned = jax.jit(scan, donate_argnums=0)
+    stacked_item = plan.items(jax.tree.map(stack, item), axis=1)
+    scanned = scanned.lower(state, constants, stacked_item).compile()
+
+    def run(state, constants, items):
+        stacked = jax.tree.map(lambda *x: np.stack(x), *items)
+        state, metrics = scanned(state, constants, plan.put_items(stacked, axis=1))
+        metrics = plan.fetch(metrics)
+        return state, [jax.tree.map(lambda x, k=k: x[k], metrics) for k in range(length)]
+
+    return run
+
+
+def _explain_divergence(metrics: StepMetrics, done: Progress) -> str | None:
+    """One line on why a step's losses or gradients are not finite; None if they are.
+
+    Args:
+      metrics: Of the step, on the host.
+      done: The progress before it.
+    """
+    bad = ~(np.isfinite(metrics.cross_entropy) & np.isfinite(metrics.gradient_norm))
+    if not bad.any():
+        return None
+    agent = int(np.argmax(bad))
+    terms = {
+        "cross-entropy": metrics.cross_entropy,
+        "model-variant loss": metrics.model_variant,
+        "data-variant loss": metrics.data_variant,
+        "gradient norm": metrics.gradient_norm,
+    }
+    sizes = ", ".join(f"{name} {float(value[agent]):.4g}" for name, value in terms.items())
+    cause = (
+        "the model-variant loss ran away from the cross-entropy: lower lambda_m, take another "
+        "distance (huber, cosine) or use a network with normalisation"
+        if done.totals.runaway
+        else "the learning rate is too high for this model and data: lower lr or clip gradients"
+    )
+    return (
+        f"the loss is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); "
+        f"likely {cause}"
+    )

@@ -1,0 +1,1 @@
+"""Speed: steps, whole runs and the PyTorch loop beside them."""

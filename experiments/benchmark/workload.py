@@ -1,0 +1,266 @@
+"""What the benchmark runs and how it is measured: programs, alternating clocks, operations, memory."""
+
+import dataclasses
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from ccl_jax import algorithms, models, training
+from ccl_jax.devices.parallel import Plan
+from ccl_jax.graphs.topology import Topology
+from ccl_jax.losses.cross_features import Batch
+from ccl_jax.models.convolution import as_defined
+from ccl_jax.network import Network
+from ccl_jax.training import Objective
+
+# Method's name in the table -> algorithm, and the weight of both contrastive losses.
+METHODS = {
+    "dsgdm-n": ("dsgdm-n", 0.0),
+    "qg-dsgdm-n": ("qg-dsgdm-n", 0.0),
+    "ccl": ("qg-dsgdm-n", 0.1),
+}
+CLASSES = 10
+LEARNING_RATE = 0.01  # Constant; small, as random labels cannot be learned.
+_IMAGE_SHAPES = {"digits-cnn": (8, 8, 1), "lenet5": (28, 28, 1)}
+_IMAGE_SHAPES |= dict.fromkeys(("resnet18", "resnet34", "resnet50"), (224, 224, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a step works on.
+
+    Attributes:
+      model: Name of the model.
+      norm: Its normalisation; None for the published one.
+      dtype: Compute type.
+      topology: The graph, which tells the number of agents.
+      batch_size: Samples an agent.
+      plan: Where the agents are.
+    """
+
+    model: str
+    norm: str | None
+    dtype: str
+    topology: Topology
+    batch_size: int
+    plan: Plan
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)` that the model was made for."""
+        return _IMAGE_SHAPES.get(self.model, (32, 32, 3))
+
+    def make_model(self) -> Any:
+        """The model."""
+        return models.make(self.model, CLASSES, norm=self.norm, dtype=jnp.dtype(self.dtype))
+
+    def batch(self) -> Batch:
+        """Synthetic: images of normal noise and random labels; speed does not depend on them."""
+        rng = np.random.default_rng(0)
+        shape = (self.topology.agents, self.batch_size)
+        return Batch(
+            jnp.asarray(rng.standard_normal((*shape, *self.image_shape), np.float32)),
+            jnp.asarray(rng.integers(0, CLASSES, shape), jnp.int32),
+            jnp.ones(shape, bool),
+        )
+
+
+class Program:
+    """One method's compiled step and its state; built by the functions that a run uses.
+
+    Args:
+      work: What it works on.
+      method: Key of METHODS.
+
+    Attributes:
+      work: What it works on.
+    """
+
+    def __init__(self, work: Workload, method: str) -> None:
+        self.work = work
+        name, weight = METHODS[method]
+        algorithm, model = algorithms.make(name), work.make_model()
+        network = Network(work.topology, devices=work.plan.devices)
+        objective = Objective(CLASSES, lambda_m=weight, lambda_d=weight)
+        step = work.plan.wrap(
+            training.make_step(
+                model, algorithm, network, objective, lambda _: jnp.float32(LEARNING_RATE)
+            )
+        )
+        state = training.init_state(model, algorithm, network, work.image_shape, jax.random.key(0))
+        # No two models alike, as in a run that has begun.
+        rng = np.random.default_rng(1)
+        noise = lambda x: x + 0.01 * rng.standard_normal(x.shape, np.float32)
+        state = state._replace(params=jax.tree.map(noise, state.params))
+        self._batch = work.plan.put(work.batch())
+        self._state = work.plan.put(training.with_network_memory(step, state, self._batch))
+        began = time.perf_counter()
+        lowered = jax.jit(step, donate_argnums=0).lower(self._state, self._batch)
+        traced = time.perf_counter()
+        self._step = lowered.compile()
+        self._seconds = (traced - began, time.perf_counter() - traced)
+
+    def facts(self) -> dict[str, Any]:
+        """Seconds from Python to XLA's input and of XLA's own; bytes of arguments, results and
+        temporary buffers of the compiled step on all devices.
+        """
+        needed = program_bytes(self._step) * self.work.plan.devices
+        trace, compiling = self._seconds
+        return {"seconds_trace": trace, "seconds_compile": compiling, "program_bytes": needed}
+
+    def run(self, steps: int) -> None:
+        """Takes steps, each dispatched by itself, and waits for the last."""
+        for _ in range(steps):
+            self._state, metrics = self._step(self._state, self._batch)
+        jax.block_until_ready((self._state, metrics))
+
+    def parameters(self) -> dict:
+        """The agents' parameters as they are now, on the host."""
+        return jax.device_get(self._state.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Times of one contender, one a round.
+
+    Attributes:
+      wall: Seconds on the clock.
+      cpu: Seconds of processor time of this process, all threads: what a busy machine changes least.
+    """
+
+    wall: list[float]
+    cpu: list[float]
+
+    @property
+    def median(self) -> float:
+        """Median of the wall times."""
+        return statistics.median(self.wall)
+
+    def ratio_to(self, other: "Seconds") -> float:
+        """Median over the rounds of this one's time over the other's in the same round."""
+        return statistics.median(a / b for a, b in zip(self.wall, other.wall, strict=True))
+
+    def row(self) -> dict[str, Any]:
+        """Median, quartiles, extremes and all times, for a JSON line."""
+        low, high = np.percentile(self.wall, (25, 75))
+        return {
+            "seconds_median": self.median,
+            "seconds_min": min(self.wall),
+            "seconds_q1": float(low),
+            "seconds_q3": float(high),
+            "seconds_max": max(self.wall),
+            "cpu_seconds_median": statistics.median(self.cpu),
+            "seconds": self.wall,
+        }
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[int], Any]], repeats: int, steps: int
+) -> dict[str, Seconds]:
+    """Times contenders in turns, A B C A B C ..., so that a slow moment hits all of them.
+
+    Args:
+      contenders: `run(steps)`, returning when the steps are done; each is warmed up by one step.
+      repeats: Rounds.
+      steps: Steps that one measurement takes.
+
+    Returns:
+      Seconds a step.
+    """
+    for run in contenders.values():
+        run(1)
+    times = {name: Seconds([], []) for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run(steps)
+            times[name].wall.append((time.perf_counter() - wall) / steps)
+            times[name].cpu.append((time.process_time() - cpu) / steps)
+    return times
+
+
+def matmul_gflops(dtype: str, repeats: int = 4) -> float:
+    """The machine's own rate: the best of some products of square matrices, on one JAX device."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    run = lambda steps: jax.block_until_ready([product(matrix, matrix) for _ in range(steps)])
+    return 2e-9 * size**3 / min(alternate({"": run}, repeats, 1)[""].wall)
+
+
+def step_gflop(work: Workload, method: str) -> float:
+    """Model arithmetic of one step of all agents, in GFLOP: an analytic count.
+
+    Convolutions and matrix products of one agent's forward pass, a multiply-add being two
+    operations. Forward and backward are three times that, and with cross-features every neighbour's
+    model adds a forward pass. Normalisation, losses, gossip and updates are left out: what is
+    counted is what could run at the rate of a matrix product.
+    """
+    # With any norm but "none", LeNet-5 spells its convolutions out.
+    model = models.make(work.model, CLASSES, norm="group")
+    params, model_state = models.shapes(model, work.image_shape)
+    images = jax.ShapeDtypeStruct((work.batch_size, *work.image_shape), jnp.float32)
+    forward = lambda *args: models.apply_eval(model, *args)
+    with as_defined():
+        jaxpr = jax.make_jaxpr(forward)(params, model_state, images)
+    neighbors = work.topology.mask[0].sum() if METHODS[method][1] else 0
+    return 1e-9 * count_flop(jaxpr.jaxpr) * (3 * work.topology.agents + int(neighbors))
+
+
+def count_flop(jaxpr: core.Jaxpr) -> int:
+    """Twice the multiply-adds of all convolutions and matrix products in a traced function."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        total += sum(count_flop(inner) for inner in core.jaxprs_in_params(eqn.params))
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        elif eqn.primitive.name == "conv_general_dilated":
+            # A kernel's input channels are those of one group.
+            kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+            depth = math.prod(kernel) // kernel[spec[0]]
+        else:
+            continue
+        total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+    return total
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """What XLA says that a compiled program needs on each device."""
+    parts = compiled.memory_analysis()
+    needed = parts.argument_size_in_bytes + parts.output_size_in_bytes + parts.temp_size_in_bytes
+    return needed - parts.alias_size_in_bytes
+
+
+def memory() -> dict[str, int | None]:
+    """Peaks since this process began: of the first device, where it keeps count, and resident."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "device_peak_bytes": stats.get("peak_bytes_in_use"),
+        "rss_peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+
+
+def gossip_programs(topology: Topology, params: dict) -> dict[str, Callable[[int], Any]]:
+    """Gossip of a model alone, on one device: by the matrix, and by neighbour sums.
+
+    Args:
+      topology: The graph.
+      params: Leaves `[agents, ...]`.
+    """
+
+    def program(sparse: bool) -> Callable[[int], Any]:
+        network = Network(topology)
+        network.sparse = sparse
+        mix = jax.jit(lambda tree: network.round(0).mix(tree))
+        return lambda steps: jax.block_until_ready([mix(params) for _ in range(steps)])
+
+    return {"dense": program(False), "sparse": program(True)}

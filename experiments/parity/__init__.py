@@ -1,0 +1,1 @@
+"""Replays of runs that were recorded from the code of others."""

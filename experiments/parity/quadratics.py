@@ -1,0 +1,317 @@
+"""Replays recorded runs of published optimizers on heterogeneous quadratics.
+
+Agent i has the gradient A_i (x - c_i). A recording names its source repository and its method; the two
+together say which published variant it is, and `_VARIANTS` says what that is called here.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccl_jax import algorithms
+from ccl_jax.algorithms.base import Algorithm
+from ccl_jax.graphs import topology
+from ccl_jax.network import Network
+from experiments.parity import traces
+from experiments.parity.traces import NUMBER
+
+TOLERANCE = 1e-4  # absolute, on the parameters
+
+Config = Mapping[str, Any]
+
+# The arrays of a recording, with their axes.
+_ARRAYS = {
+    "A": ("agents", "size", "size"),
+    "c": ("agents", "size"),
+    "x0": ("size",),
+    "W": ("agents", "agents"),
+    "lr": ("steps",),
+    "x": ("steps", "agents", "size"),
+}
+
+
+class Variant(NamedTuple):
+    """How a recorded method is built here.
+
+    Attributes:
+      name: Name in the registry.
+      hyper: Its hyper-parameters.
+      mixed_last: Whether a recorded step ends with the mix ("adapt, then combine"). Here that mix
+        opens the next step.
+    """
+
+    name: str
+    hyper: dict[str, Any]
+    mixed_last: bool
+
+
+def _sgd(c: Config) -> dict[str, Any]:
+    return {"momentum": c["momentum"], "weight_decay": c["weight_decay"]}
+
+
+def _gossiping(c: Config) -> dict[str, Any]:
+    return _sgd(c) | {"gossip_rate": c["gossip_rate"]}
+
+
+def _nesterov(c: Config) -> dict[str, Any]:
+    return _sgd(c) | {"nesterov": c["nesterov"]}
+
+
+def _decay(c: Config) -> dict[str, Any]:
+    return {"weight_decay": c["weight_decay"]}
+
+
+def _ema(c: Config) -> dict[str, Any]:
+    return _gossiping(c) | {"ema_factor": c.get("ema_factor", 1 - c["momentum"])}
+
+
+def _ngc(c: Config) -> dict[str, Any]:
+    names = {"alpha": c.get("alpha", 1.0), "quasi_global_momentum": c["quasi_global_ema"]}
+    return _gossiping(c) | {"nesterov": c["nesterov"]} | names
+
+
+def _cga(c: Config) -> dict[str, Any]:
+    return _gossiping(c) | {"nesterov": c["nesterov"], "margin": c.get("margin", 0.5)}
+
+
+def _gut(c: Config) -> dict[str, Any]:
+    if c["weight_decay"]:
+        raise ValueError("the published GUT code has no weight decay, and neither has ours")
+    names = ["gossip_rate", "tracking_scale"] + ["momentum", "nesterov"] * (c["momentum"] > 0)
+    return {name: c[name] for name in names}
+
+
+def _dsgd(c: Config) -> str:
+    return "dsgdm-n" if c["nesterov"] else "dsgdm"
+
+
+def _quasi_global(c: Config) -> str:
+    return "qg-dsgdm-n-ema" if c["nesterov"] else "qg-dsgdm-ema"
+
+
+def _gut_name(c: Config) -> str:
+    return "qg-gutm" if c["momentum"] else "gut"
+
+
+def _named(
+    name: str | Callable[[Config], str],
+    hyper: Callable[[Config], dict[str, Any]],
+    mixed_last: bool,
+    **extra: Any,
+) -> Callable[[Config], Variant]:
+    def build(c: Config) -> Variant:
+        return Variant(name if isinstance(name, str) else name(c), hyper(c) | extra, mixed_last)
+
+    return build
+
+
+def _relay_dsgd(c: Config) -> Variant:
+    if c["overlap"]:
+        return Variant(_dsgd(c), _sgd(c) | {"gradient_at": "unmixed"}, False)
+    return Variant(_dsgd(c), _sgd(c), True)
+
+
+def _relay(c: Config) -> Variant:
+    fill = "counts" if "count" in c["method"] else "start"
+    return Variant("relaysgd", _nesterov(c) | {"fill": fill}, True)
+
+
+_NGC_SOURCE = "aparna-aketi/neighborhood_gradient_clustering"
+
+# By source, and by how the method's name begins: of several that fit the longest counts.
+_VARIANTS: dict[str, dict[str, Callable[[Config], Variant]]] = {
+    _NGC_SOURCE: {
+        "CompNGC": _named("comp-ngc", _ngc, False),
+        "NGC": _named("ngc", _ngc, False),
+        "CompCGA": _named("comp-cga", _cga, False, gradient_at="mixed"),
+        "CGA": _named("cga", _cga, False, gradient_at="mixed"),
+        "DSGD": _named(_dsgd, _gossiping, False),
+        "QG-DSGD": _named(_quasi_global, _ema, False),
+    },
+    "aparna-aketi/global_update_tracking": {
+        "GUT": _named(_gut_name, _gut, False),
+        "QG-GUT": _named(_gut_name, _gut, False),
+        "QG-DSGD": _named(_gut_name, _gut, False),
+    },
+    "aparna-aketi/Momentum_Tracking": {
+        "momentum tracking": _named("momentum-tracking", _gossiping, False, start="zero"),
+    },
+    "aparna-aketi/Relay_SGD": {"RelaySGD": _relay},
+    "epfml/quasi-global-momentum": {
+        "decentralized Adam": _named("adam", _decay, True),
+        "D2": _named("d2", _decay, True, form="published"),
+        "D2, learning-rate-change safe": _named("d2", _decay, True, form="lr-safe"),
+        "DSGD": _named(_dsgd, _sgd, True),
+        "DSGT": _named("dsgt", _nesterov, False),
+        "QG-Adam": _named("qg-adam", _decay, True),
+        "QG-DSGD": _named(_quasi_global, _ema, True),
+    },
+    "epfml/relaysgd": {
+        "D2": _named("d2", _nesterov, True, form="correction"),
+        "DSGD": _relay_dsgd,
+        "QG-DSGD": _named(_quasi_global, _ema, True),
+        "RelaySGD": _relay,
+        "SGP": _named("sgp", _nesterov, True),
+        "exact diffusion": _named("exact-diffusion", _nesterov, True),
+        # At a constant rate and without momentum, tracking gradients and tracking steps are the same.
+        "gradient tracking": _named("update-tracking", _nesterov, True),
+    },
+    "facebookresearch/stochastic_gradient_push": {"SGP": _named("sgp", _nesterov, True)},
+    "yasesf93/CrossGradientAggregation": {
+        "CDMSGD": _named(_dsgd, _sgd, False, gradient_at="unmixed"),
+        "CDSGD": _named(_dsgd, _sgd, False, gradient_at="unmixed"),
+        "CGA": _named("cga", _cga, False, gradient_at="unmixed"),
+    },
+    "yukiTakezawa/MomentumTracking": {
+        "DSGD": _named(_dsgd, _sgd, True),
+        "DecentLaM": _named("decentlam", _sgd, True),
+        "QG-DSGD": _named(_quasi_global, _ema, True),
+        "momentum tracking": _named("momentum-tracking", _sgd, False, start="global"),
+        "momentum tracking with zero start": _named("momentum-tracking", _sgd, False, start="zero"),
+    },
+}
+
+# What recordings leave out where it does not apply.
+_DEFAULTS = {
+    "momentum": 0.0,
+    "nesterov": False,
+    "weight_decay": 0.0,
+    "gossip_rate": 1.0,
+    "tracking_scale": 0.0,
+    "quasi_global_ema": False,
+    "overlap": False,
+    "ema_interval": 1,
+}
+
+
+def variant(config: Config) -> Variant:
+    """Which method a recording is of.
+
+    Raises:
+      ValueError: It is a variant that we do not offer; the message says which and why.
+    """
+    c = _DEFAULTS | config
+    source, method = c.get("source"), str(c.get("method"))
+    known = _VARIANTS.get(source, {})
+    fitting = [start for start in known if method.startswith(start)]
+    reason = _refusal(c) or (None if fitting else "it is unknown here")
+    if reason:
+        raise ValueError(f"the recorded variant {method!r} of {source} is not offered: {reason}")
+    return known[max(fitting, key=len)](c)
+
+
+def _refusal(c: Config) -> str | None:
+    method = str(c.get("method"))
+    if c["ema_interval"] > 1:
+        return "our quasi-global momentum is renewed in every step"
+    if "divided by (1+beta)" in method:
+        return "that rescaled step is a simulator's only"
+    if method.startswith("RelaySGD/Grad"):
+        return "we relay models, as the paper recommends"
+    if c["overlap"] and not method.startswith("DSGD"):
+        return "our messages arrive in the step they are sent in"
+    return None
+
+
+def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Replays a run on quadratics.
+
+    Args:
+      trace: The arrays of the file.
+
+    Returns:
+      method, variant (name and hyper-parameters here), max_error (absolute, over all steps, agents
+      and coordinates), passed.
+
+    Raises:
+      ValueError: An entry is missing, or the variant is not offered.
+    """
+    traces.check_arrays(trace, _ARRAYS)
+    config = traces.read_config(trace, {"source": str, "method": str})
+    traces.read_config(trace, {name: NUMBER for name in _DEFAULTS if name in config})
+    try:
+        method = variant(config)
+    except KeyError as error:
+        raise ValueError(
+            f"the recording's config lacks {error}, which its method needs; it cannot be replayed"
+        ) from None
+    algorithm = algorithms.make(method.name, **method.hyper)
+    x = _run(algorithm, trace, config, method.mixed_last)
+    error = float(np.abs(x - trace["x"]).max())
+    return {
+        "method": config["method"],
+        "variant": {"name": method.name, **method.hyper},
+        "max_error": error,
+        "passed": bool(error <= TOLERANCE),
+    }
+
+
+def _run(
+    algorithm: Algorithm, trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool
+) -> np.ndarray:
+    """`[T, agents, parameters]`: where each recorded step ends."""
+    a, c, lr = (jnp.asarray(trace[name], jnp.float32) for name in ("A", "c", "lr"))
+    network = Network(_graphs(trace, config, mixed_last))
+    agents, size = c.shape
+    split = config.get("parameter_split", size)
+    cut = lambda x: [x[..., :split], x[..., split:]] if split < size else [x]
+    join = lambda parts: jnp.concatenate(parts, axis=-1)
+
+    def gradient(x, data):
+        return cut(data[0] @ (join(x) - data[1]))
+
+    def communicate(params, state, t):
+        talk = network.round(t)
+        rate = lr[jnp.minimum(t, len(lr) - 1)]
+        return talk, algorithm.communicate(params, state, talk, rate)
+
+    @jax.jit
+    def step(params, state, t):
+        received = algorithm.models(params, state)
+        talk, (eval_params, state) = communicate(params, state, t)
+        grads = jax.vmap(gradient)(eval_params, (a, c))
+        if algorithm.combine is not None:
+            cross = talk.cross(gradient, received, (a, c))
+            grads, state = algorithm.combine(grads, cross, state, talk)
+        params, state = algorithm.update(grads, eval_params, state, talk, lr[t])
+        # A step that ends with a mix ends where the next one takes its gradient.
+        mixed = communicate(params, state, t + 1)[1][0]
+        return params, state, join(mixed if mixed_last else params)
+
+    params = cut(jnp.tile(jnp.asarray(trace["x0"], jnp.float32), (agents, 1)))
+    state = jax.jit(lambda params: algorithm.init(params, network.round(0)))(params)
+    ends = []
+    for t in range(len(lr)):
+        params, state, end = step(params, state, jnp.int32(t))
+        ends.append(end)
+    return np.stack(ends)
+
+
+def _graphs(trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool) -> topology.Topology:
+    """The matrix of every round; nobody talks in the first where the recording starts alone."""
+    steps, agents = len(trace["lr"]), trace["W"].shape[0]
+    weights = np.asarray(trace["W_t"] if "W_t" in trace else [trace["W"]] * steps, np.float64)
+    stochastic = "row" if np.allclose(weights.sum(axis=2), 1, atol=1e-5) else "column"
+    axis = 2 if stochastic == "row" else 1
+    weights /= weights.sum(axis=axis, keepdims=True)  # recorded in float32
+    name = config["method"]
+    if config["source"] == _NGC_SOURCE:
+        return topology.from_neighbors(name, _repeated_neighbors(weights[0]), weights=weights[0])
+    if mixed_last:
+        weights = np.concatenate([np.eye(agents)[None], weights])
+    else:
+        weights = np.concatenate([weights, weights[-1:]])
+    return topology.from_matrix(name, weights, stochastic=stochastic)
+
+
+def _repeated_neighbors(weights: np.ndarray) -> np.ndarray:
+    """The neighbour table of uniform weights: a neighbour of weight 2 w_ii was counted twice."""
+    counts = np.round(weights / np.diagonal(weights)[:, None]).astype(int)
+    np.fill_diagonal(counts, 0)
+    table = np.full((len(counts), counts.sum(axis=1).max()), -1)
+    for i, row in enumerate(counts):
+        table[i, : row.sum()] = np.repeat(np.arange(len(row)), row)
+    return table

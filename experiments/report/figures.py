@@ -1,0 +1,399 @@
+"""The figures of a report: small panels as inline SVG, in colours that suit a light and a dark page.
+
+A panel is as wide as a phone; panels side by side make a figure, and the page has the legend.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ccl_jax.runs.plots import COLORS
+from experiments.report.outcome import AXES, Outcome, heading, is_share
+from experiments.study import records
+from experiments.study.catalogue import Cell
+
+Panel = str
+"""An <svg> element."""
+
+WIDTH_INCHES = 4.2
+MOST_CELLS = 8
+"""Cells that get panels of their own for curves and splits; more would be a wall of pictures."""
+
+# Drawn in this colour, which nothing else has, and then turned into the colour of the page's text.
+_INK = "#010203"
+_INKED = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
+_STYLES = ("-", "--", ":", "-.")
+_RC = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "font.family": "DejaVu Sans",
+    **dict.fromkeys(_INKED, _INK),
+    "axes.facecolor": "none",
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#888888",
+    "grid.alpha": 0.3,
+    "axes.grid": True,
+}
+
+
+def color(index: int) -> str:
+    """The colour of a method; black is the page's ink."""
+    chosen = COLORS[index % len(COLORS)]
+    return _INK if chosen == "#000000" else chosen
+
+
+def css_color(index: int) -> str:
+    """The same for the page."""
+    return color(index).replace(_INK, "currentColor")
+
+
+def panel(
+    draw: Callable[[Axes], None], salt: str, height_inches: float = 2.8, title: str = ""
+) -> Panel:
+    """Draws one panel.
+
+    Args:
+      draw: Draws into axes.
+      salt: Different for every panel of a page, so that their ids differ.
+      height_inches: Its height.
+      title: Above it.
+    """
+    with mpl.rc_context(_RC | {"svg.hashsalt": salt}):
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+        axes = figure.subplots()
+        axes.set_axisbelow(True)
+        draw(axes)
+        axes.set_title(title)
+        out = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg, count=4)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    # Where the font is missing, one that is as wide.
+    svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    return svg.replace(_INK, "currentColor")
+
+
+def curves(outcome: Outcome, axis: str) -> list[Panel]:
+    """The deciding metric against rounds, megabytes or modelled seconds; a panel a cell.
+
+    A line is the mean over seeds, its band from the lowest to the highest seed. Runs that diverged end
+    where they did.
+    """
+
+    def draw(axes: Axes, cell: Cell) -> None:
+        for index, method in enumerate(outcome.study.methods):
+            runs = list(outcome.runs(cell, method).values())
+            lines = [_curve(outcome, record, axis) for record in runs]
+            _band(axes, [line for line in lines if line is not None], index)
+        axes.set_xlabel(AXES[axis])
+        axes.set_ylabel(heading(outcome.metric))
+
+    return [
+        panel(lambda axes, c=cell: draw(axes, c), f"curves {axis} {cell}", title=", ".join(cell))
+        for cell in outcome.study.cells[:MOST_CELLS]
+    ]
+
+
+def dots(outcome: Outcome, metric: str | None = None) -> list[Panel]:
+    """A metric of every method and cell: each seed, and the mean with its standard deviation."""
+    metric = metric or outcome.metric
+
+    def draw(axes: Axes, y: float, cell: Cell, method: str, index: int) -> None:
+        values = np.array(list(outcome.values(cell, method, metric).values())) * _scale(metric)
+        if len(values) == 0:
+            return
+        std = values.std(ddof=1) if len(values) > 1 else 0.0
+        axes.plot(values, [y] * len(values), "|", color=color(index), alpha=0.6, markersize=7)
+        axes.errorbar(values.mean(), y, xerr=std, fmt="o", color=color(index), markersize=5)
+
+    return _by_row(outcome, draw, heading(metric), f"dots {metric}")
+
+
+def differences(outcome: Outcome) -> list[Panel]:
+    """What each method is better or worse by than what it is compared with: mean and 95% interval."""
+
+    def draw(axes: Axes, y: float, cell: Cell, method: str, index: int) -> None:
+        if outcome.study.reference_of(method) is not None:
+            _interval(axes, y, outcome, cell, method, color(index))
+            axes.axvline(0, color=_INK, linewidth=0.8)
+
+    return _by_row(outcome, draw, _difference_label(outcome), "differences")
+
+
+def picture(outcome: Outcome) -> bytes:
+    """The differences of all cells and methods in one PNG picture, for where there is no page."""
+    study = outcome.study
+    compared = [m for m in study.methods if study.reference_of(m)]
+    step = 0.8 / max(1, len(compared))
+    with mpl.rc_context({**_RC, **dict.fromkeys(_INKED, "black"), "axes.facecolor": "white"}):
+        height = 1.2 + len(study.cells) * (0.2 + 0.14 * len(compared))
+        figure = Figure(figsize=(8, height), layout="constrained")
+        axes = figure.subplots()
+        for index, method in enumerate(compared):
+            shown = COLORS[list(study.methods).index(method) % len(COLORS)]
+            axes.plot(
+                [], [], "o", color=shown, label=f"{method} against {study.reference_of(method)}"
+            )
+            for row, cell in enumerate(study.cells):
+                y = row + step * (index - (len(compared) - 1) / 2)
+                _interval(axes, y, outcome, cell, method, shown)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(study.cells)), [", ".join(cell) for cell in study.cells])
+        axes.set_ylim(len(study.cells) - 0.5, -0.5)
+        axes.set_xlabel(f"{_difference_label(outcome)}: mean over seeds and 95% interval")
+        if compared:
+            figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _interval(axes: Axes, y: float, outcome: Outcome, cell: Cell, method: str, shown: str) -> None:
+    """Mean and 95% interval of a difference, in a row of its own."""
+    found = outcome.difference(cell, method, outcome.metric)
+    if found.n == 0:
+        return
+    mean, low, high = np.array(found[1:]) * _scale(outcome.metric)
+    reach = None if found.n < 2 else [[mean - low], [high - mean]]
+    axes.errorbar(mean, y, xerr=reach, fmt="o", color=shown, markersize=5)
+
+
+def _difference_label(outcome: Outcome) -> str:
+    unit = "points" if is_share(outcome.metric) else ""
+    return f"difference in {heading(outcome.metric, unit=False)} {unit}".strip()
+
+
+def agents(outcome: Outcome) -> list[Panel]:
+    """The agents of a run: test accuracy of the worst, the mean and the best, averaged over seeds."""
+
+    def draw(axes: Axes, y: float, cell: Cell, method: str, index: int) -> None:
+        names = ("local_accuracy_min", "local_accuracy_mean", "local_accuracy_max")
+        low, mean, high = (100 * outcome.spread(cell, method, name).mean for name in names)
+        if math.isfinite(mean):
+            axes.plot([low, high], [y, y], color=color(index), linewidth=3, alpha=0.5)
+            axes.plot(mean, y, "o", color=color(index), markersize=5)
+
+    return _by_row(outcome, draw, "test accuracy of agents (%)", "agents")
+
+
+def lines(outcome: Outcome, x: str, metric: str | None = None, log: bool = False) -> list[Panel]:
+    """A metric against a number that differs between cells; a line a method."""
+    metric = metric or outcome.metric
+
+    def draw(axes: Axes) -> None:
+        for index, method in enumerate(outcome.study.methods):
+            points = []
+            for cell in outcome.study.cells:
+                at = [records.value(r, x) for r in outcome.runs(cell, method).values()]
+                spread = outcome.spread(cell, method, metric)
+                if at and spread.n:
+                    points.append(
+                        (at[0], spread.mean * _scale(metric), spread.std * _scale(metric))
+                    )
+            if points:
+                at, mean, std = np.array(sorted(points)).T
+                style = {"color": color(index), "linestyle": _style(index)}
+                axes.errorbar(at, mean, np.nan_to_num(std), marker="o", markersize=4, **style)
+        if log:
+            axes.set_xscale("log")
+        axes.set_xlabel(heading(x))
+        axes.set_ylabel(heading(metric))
+
+    return [panel(draw, f"lines {x} {metric}")]
+
+
+def scatter(outcome: Outcome, x: str, y: str) -> list[Panel]:
+    """Two numbers of every run; a colour a method."""
+
+    def draw(axes: Axes) -> None:
+        for index, method in enumerate(outcome.study.methods):
+            points = [
+                (records.value(r, x), records.value(r, y))
+                for cell in outcome.study.cells
+                for r in outcome.runs(cell, method).values()
+                if r["status"] == "done"
+            ]
+            known = np.array([p for p in points if None not in p], float).reshape(-1, 2)
+            scale = (_scale(x), _scale(y))
+            axes.scatter(*(known * scale).T, s=18, color=color(index), alpha=0.75)
+        axes.set_xlabel(heading(x))
+        axes.set_ylabel(heading(y))
+
+    return [panel(draw, f"scatter {x} {y}")]
+
+
+def heatmap(
+    outcome: Outcome, x: str, y: str, metric: str | None = None, difference: bool = False
+) -> list[Panel]:
+    """A metric over two settings of the methods; a panel a cell.
+
+    Args:
+      outcome: The results.
+      x: Setting whose values are the columns.
+      y: Setting whose values are the rows.
+      metric: What is shown; default: the deciding one.
+      difference: Show the mean difference to the reference instead, with a star where its interval
+        leaves out 0.
+    """
+    metric, study = metric or outcome.metric, outcome.study
+
+    def number(cell: Cell, method: str) -> float:
+        found = outcome.difference(cell, method, metric)
+        shown = found.mean if difference else outcome.spread(cell, method, metric).mean
+        return shown * _scale(metric)
+
+    # One scale for all panels; for differences white is 0.
+    everything = np.array(
+        [number(cell, method) for cell in study.cells for method in study.methods]
+    )
+    known = everything[np.isfinite(everything)] if np.isfinite(everything).any() else np.zeros(1)
+    most = max(np.abs(known).max(), 1e-9)
+    limits = {"vmin": known.min(), "vmax": known.max(), "cmap": "Blues"}
+    if difference:
+        limits = {"vmin": -most, "vmax": most, "cmap": "RdBu"}
+
+    def draw(axes: Axes, cell: Cell) -> None:
+        configs = {method: study.config(method, cell) for method in study.methods}
+        xs = sorted({getattr(config, x) for config in configs.values()})
+        ys = sorted({getattr(config, y) for config in configs.values()})
+        grid, texts = np.full((len(ys), len(xs)), np.nan), {}
+        for method, config in configs.items():
+            at = ys.index(getattr(config, y)), xs.index(getattr(config, x))
+            found = outcome.difference(cell, method, metric)
+            grid[at] = number(cell, method)
+            seen = difference and found.verdict in ("higher", "lower")
+            lost = len(outcome.diverged(cell, method))
+            texts[at] = f"{grid[at]:{'+' if difference else ''}.2f}{' *' if seen else ''}"
+            texts[at] = "diverged" if np.isnan(grid[at]) else texts[at]
+            texts[at] += f"\n{lost} diverged" if lost and not np.isnan(grid[at]) else ""
+        axes.imshow(grid, origin="lower", aspect="auto", **limits)
+        for (row, column), text in texts.items():
+            value = grid[row, column]
+            strong = abs(value) > 0.6 * most if difference else value > known.mean()
+            ink = _INK if np.isnan(value) else "#ffffff" if strong else "#222222"
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
+        axes.grid(False)
+        axes.set_xticks(range(len(xs)), [f"{v:g}" for v in xs])
+        axes.set_yticks(range(len(ys)), [f"{v:g}" for v in ys])
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return [
+        panel(lambda axes, c=cell: draw(axes, c), f"heat {metric} {cell}", title=", ".join(cell))
+        for cell in study.cells
+    ]
+
+
+def splits(outcome: Outcome) -> list[Panel]:
+    """Who holds which classes, in one seed: a panel for each different split of the study."""
+    seen: dict[str, tuple[str, np.ndarray]] = {}
+    for cell in outcome.study.cells:
+        for method in outcome.study.methods:
+            for record in outcome.runs(cell, method).values():
+                counts = record.get("samples_by_agent_and_class")
+                if counts:
+                    title = ", ".join([*cell, f"seed {record['seed']}"])
+                    seen.setdefault(str(counts), (title, np.array(counts)))
+
+    def draw(axes: Axes, counts: np.ndarray) -> None:
+        agent, label = np.nonzero(counts)
+        number = counts[agent, label]
+        sizes = 90 * number / counts.max() * min(1.0, 16 / len(counts))
+        axes.scatter(agent, label, s=sizes, color=color(0), alpha=0.8, linewidths=0)
+        axes.set_xlim(-0.7, counts.shape[0] - 0.3)
+        axes.set_ylim(-0.7, counts.shape[1] - 0.3)
+        axes.set_xlabel("agent")
+        axes.set_ylabel("class")
+
+    chosen = list(seen.values())[:MOST_CELLS]
+    return [
+        panel(lambda a, n=n: draw(a, n), f"split {k}", 2.4, t) for k, (t, n) in enumerate(chosen)
+    ]
+
+
+def of_study(outcome: Outcome, spec: Mapping[str, Any]) -> list[Panel]:
+    """The panels of one table `figures` of a study file."""
+    kinds = {"dots": dots, "lines": lines, "heatmap": heatmap, "scatter": scatter}
+    options = {k: v for k, v in spec.items() if k not in ("kind", "title")}
+    return kinds[spec["kind"]](outcome, **options)
+
+
+def _curve(outcome: Outcome, record: dict, axis: str) -> np.ndarray | None:
+    """`[2, points]` of a run; None if it was never evaluated."""
+    values = record["rows"].get(outcome.metric)
+    if values is None:
+        return None
+    known = [
+        (x, y * _scale(outcome.metric))
+        for x, y in zip(outcome.along(record, axis), values, strict=True)
+        if y is not None
+    ]
+    return np.array(known).T if known else None
+
+
+def _band(axes: Axes, found: Sequence[np.ndarray], index: int) -> None:
+    """Mean and range of curves of one method; a curve that ended early counts while it lasts.
+
+    With one evaluation there is no line to draw, but a dot and a stroke.
+    """
+    if not found:
+        return
+    longest = max(found, key=lambda line: line.shape[1])
+    columns = [[line[1, k] for line in found if line.shape[1] > k] for k in range(longest.shape[1])]
+    low, mean, high = ([f(c) for c in columns] for f in (min, np.mean, max))
+    if len(mean) == 1:
+        axes.vlines(longest[0], low, high, color=color(index), alpha=0.5)
+        axes.plot(longest[0], mean, "o", color=color(index), markersize=4)
+        return
+    axes.fill_between(longest[0], low, high, color=color(index), alpha=0.12, linewidth=0)
+    axes.plot(longest[0], mean, color=color(index), linestyle=_style(index))
+
+
+def _by_row(
+    outcome: Outcome,
+    draw: Callable[[Axes, float, Cell, str, int], None],
+    label: str,
+    salt: str,
+) -> list[Panel]:
+    """Rows of methods with a panel a cell; with few methods rows of cells, in one panel."""
+    cells, methods = outcome.study.cells, list(outcome.study.methods)
+    together = len(cells) > 1 and len(methods) <= 3
+
+    def whole(axes: Axes, shown: Sequence[Cell]) -> None:
+        for row, cell in enumerate(shown):
+            for index, method in enumerate(methods):
+                # Methods of one cell lie close to each other.
+                y = row + 0.22 * (index - (len(methods) - 1) / 2) if together else index
+                draw(axes, y, cell, method, index)
+        names = [", ".join(cell) for cell in shown] if together else methods
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlabel(label)
+
+    height = 0.8 + (0.35 * len(cells) if together else 0.24 * len(methods))
+    if together:
+        return [panel(lambda axes: whole(axes, cells), salt, height)]
+    return [
+        panel(lambda axes, c=c: whole(axes, [c]), f"{salt} {c}", height, ", ".join(c))
+        for c in cells
+    ]
+
+
+def _scale(name: str) -> float:
+    return 100.0 if is_share(name) else 1.0
+
+
+def _style(index: int) -> str:
+    return _STYLES[index // len(COLORS) % len(_STYLES)]

@@ -1,0 +1,97 @@
+"""A model of how long a round takes on a stated network of agents, to compare methods by time.
+
+    seconds a round = flops / speed  +  exchanges * latency  +  bytes * 8 / bandwidth
+
+for the slowest agent: the one with the most neighbours. Agents work side by side; computing and sending
+do not overlap. A gradient counts as three forward passes, a cross-feature as one.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ccl_jax import algorithms, graphs, models
+from ccl_jax.models.convolution import as_defined
+from ccl_jax.runs.config import Config
+from experiments import methods
+
+
+class Cost(NamedTuple):
+    """What a round costs the slowest agent.
+
+    Attributes:
+      flops: Floating-point operations.
+      exchanges: Times that it waits for a message; below 1 where most steps are local.
+    """
+
+    flops: float
+    exchanges: float
+
+
+class Link(NamedTuple):
+    """What is assumed of agents and the links between them.
+
+    Attributes:
+      bandwidth_mbps: Megabits a second that an agent can send.
+      latency_ms: Milliseconds until a message arrives.
+      gflops: Billions of floating-point operations a second and agent.
+      seconds_per_step: Seconds of computing a round, in place of what follows from `gflops`.
+    """
+
+    bandwidth_mbps: float = 100.0
+    latency_ms: float = 10.0
+    gflops: float = 10.0
+    seconds_per_step: float | None = None
+
+    def seconds(self, cost: Cost, rounds: float, bytes_sent: float) -> float:
+        """Modelled seconds of some rounds in which the slowest agent sent so many bytes in all."""
+        compute = self.seconds_per_step
+        if compute is None:
+            compute = cost.flops / (1e9 * self.gflops)
+        waiting = cost.exchanges * self.latency_ms / 1e3
+        return rounds * (compute + waiting) + bytes_sent * 8 / (1e6 * self.bandwidth_mbps)
+
+
+def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
+    """Counts a round of some settings."""
+    method = algorithms.lookup(config.algorithm)
+    topology = graphs.make(
+        config.topology,
+        config.agents,
+        weights=config.weights,
+        stochastic=method.stochastic,
+        seed=config.seed,
+    )
+    neighbors = int(topology.mask.sum(axis=-1).max())
+    exchanges, crossed = _shape(config.algorithm)
+    gradients = 1 + neighbors if crossed else 1
+    uses_ccl = config.lambda_m > 0 or config.lambda_d > 0
+    passes = 3 * gradients + (neighbors if uses_ccl else 0)
+    per_image = forward_flops(config.model, num_classes, image_shape, config.norm)
+    waits = exchanges * config.gossip_steps / config.local_steps + (config.lambda_d > 0)
+    return Cost(passes * config.batch_size * per_image, waits)
+
+
+@functools.cache
+def forward_flops(
+    name: str, num_classes: int, image_shape: tuple[int, int, int], norm: str | None = None
+) -> float:
+    """Floating-point operations of one image's forward pass, as XLA counts them.
+
+    The same on every machine: a CPU's faster ways of a convolution, with more of them, do not count.
+    """
+    model = models.make(name, num_classes, norm=norm)
+    params, state = models.shapes(model, image_shape)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    forward = lambda params, state, images: models.apply_eval(model, params, state, images)
+    with as_defined():
+        return float(jax.jit(forward).lower(params, state, images).cost_analysis()["flops"])
+
+
+@functools.cache
+def _shape(algorithm: str) -> tuple[int, bool]:
+    """Exchanges a step, and whether cross-gradients are computed."""
+    measured = methods.measure(algorithms.lookup(algorithm))
+    return measured.exchanges, measured.gradients != "1"

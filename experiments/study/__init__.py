@@ -1,0 +1,1 @@
+"""Studies: methods x settings x seeds as data, run in a pool of processes."""

@@ -1,0 +1,258 @@
+"""A study is data: plans/NAME.toml lists methods x settings x seeds, and how to plot them.
+
+    title, claim, question   what is asked, and what the paper says; texts
+    seeds                    [0, 1, ...]
+    metrics                  fields of a record; the first one decides; default: both accuracies
+    reference                the method that the others are compared with; default: the first
+    [against]                METHOD = "METHOD": what this one is compared with instead
+    target                   accuracy for "rounds to target"; default: none
+    [settings]               of all runs: names as the flags of the mains
+    [axes.AXIS]              LABEL = {settings}: the cells of the study are the product of all axes
+    [methods]                LABEL = {settings}: each is run in every cell, with every seed
+    [[figures]]              kind = dots, lines, heatmap or scatter, with title, x, y, metric, log or
+                             difference; see `experiments.report_figures`. Curves are always drawn
+    [tune]                   lr = [...], validation = 0.2, seeds = [...], each = [axes]: every method
+                             takes its learning rate from the grid, by the first metric on a held-out
+                             part of the training data; of its own in every label of the axes `each`,
+                             elsewhere that of the first label
+    [data.NAME]              the same on another dataset: `settings` of its own, and any of the above
+                             in place of what is said for all. `main` has the defaults; default: NAME
+
+A method is stronger than the cell, and the cell stronger than [data.NAME] and [settings]. "default"
+stands for the value None, a method's own.
+"""
+
+import importlib
+import itertools
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ccl_jax.names import look_up
+from ccl_jax.runs.config import Config
+from experiments.study.plan import (
+    METRICS,
+    Cell,
+    Job,
+    Settings,
+    Study,
+    Tune,
+    identity,
+    settings_of,
+)
+
+__all__ = ["METRICS", "Cell", "Job", "Study", "Tune", "identity", "load", "names", "settings_of"]
+
+FOLDER = Path(__file__).with_name("plans")
+MAINS = ("digits", "fmnist", "cifar10", "cifar100", "imagenette", "imagenet")
+
+# A study's seeds are a list of their own; files and what is shown are the study's business.
+_RESERVED = frozenset(
+    [
+        "seed",
+        "dataset",
+        "workdir",
+        "resume",
+        "progress",
+        "figures",
+        "compile_cache",
+        "on_divergence",
+    ]
+)
+_KEYS: dict[str, type] = {
+    **dict.fromkeys(["title", "claim", "question", "reference"], str),
+    **dict.fromkeys(["seeds", "metrics", "figures"], list),
+    **dict.fromkeys(["settings", "axes", "methods", "against", "tune", "data"], dict),
+    "target": float,
+}
+_DATA_KEYS = {"main": str} | {key: kind for key, kind in _KEYS.items() if key != "data"}
+_TUNE_KEYS = {"lr": list, "validation": float, "seeds": list, "each": list}
+_FIGURE_KEYS = {
+    **dict.fromkeys(["kind", "title", "x", "y", "metric"], str),
+    **dict.fromkeys(["log", "difference"], bool),
+}
+# What each kind of figure needs, and what it may have.
+_FIGURE_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "dots": ((), ("metric",)),
+    "lines": (("x",), ("metric", "log")),
+    "heatmap": (("x", "y"), ("metric", "difference")),
+    "scatter": (("x", "y"), ()),
+}
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    """The names of all studies."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def load(
+    name: str,
+    data: str = "digits",
+    seeds: Sequence[int] = (),
+    folder: Path = FOLDER,
+    **changes: Any,
+) -> Study:
+    """Reads a study.
+
+    Args:
+      name: Its name, or the path of a file of one's own.
+      data: Which of its data tables.
+      seeds: In place of its own.
+      folder: Where studies lie.
+      **changes: Settings of all runs, stronger than the study's own.
+
+    Raises:
+      ValueError: There is no such study, or something in it is wrong; one line says what.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = {each: folder / f"{each}.toml" for each in names(folder)}
+        path = look_up("study", name, known)
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"study {name}: {error}") from error
+    try:
+        return _study(path.stem, data, table, tuple(seeds), changes)
+    except ValueError as error:
+        raise ValueError(f"study {path.stem}: {error}") from error
+
+
+def _study(
+    name: str, data: str, table: dict[str, Any], seeds: tuple[int, ...], changes: Settings
+) -> Study:
+    _only(table, _KEYS, "the study")
+    if not table.get("data"):
+        raise ValueError("has no [data.NAME]; add one, as [data.digits]")
+    own = look_up("dataset of this study", data, table["data"])
+    _only({"data": own}, {"data": dict}, f"[data.{data}]")
+    _only(own, _DATA_KEYS, f"data.{data}")
+    whole = table | own
+    if not whole.get("methods"):
+        raise ValueError("has no [methods]; add at least one")
+    main = own.get("main", data)
+    look_up("main", main, dict.fromkeys(MAINS))
+    defaults: Config = importlib.import_module(f"experiments.{main}").DEFAULTS
+    base = table.get("settings", {}) | own.get("settings", {})
+    shown = {"progress": False, "figures": False}
+    defaults = defaults.replace(**_settings(base, "settings") | shown | changes)
+    for axis, labels in whole.get("axes", {}).items():
+        if not isinstance(labels, dict) or not labels:
+            raise ValueError(f"axes.{axis} is {labels!r}; it must be a table LABEL = {{settings}}")
+    axes = {
+        axis: {label: _settings(s, f"axes.{axis}.{label}") for label, s in labels.items()}
+        for axis, labels in whole.get("axes", {}).items()
+    }
+    methods = {label: _settings(s, f"methods.{label}") for label, s in whole["methods"].items()}
+    reference = whole.get("reference", next(iter(methods)))
+    against = {
+        k: v for k, v in whole.get("against", {}).items() if k in methods or "methods" not in own
+    }
+    for label in (reference, *against, *against.values()):
+        look_up("method", label, methods)
+    study = Study(
+        name,
+        data,
+        defaults,
+        reference,
+        against,
+        axes,
+        methods,
+        tuple(_figure(figure) for figure in whole.get("figures", ())),
+        _tune(whole["tune"], axes) if "tune" in whole else None,
+        whole.get("title", name),
+        whole.get("claim", ""),
+        whole.get("question", ""),
+        seeds or tuple(whole.get("seeds", ())),
+        tuple(whole.get("metrics", METRICS)),
+        whole.get("target"),
+        tuple(whole.get("seeds", ())),
+    )
+    if not study.seeds or not all(isinstance(seed, int) for seed in study.seeds):
+        raise ValueError(f"seeds are {list(study.seeds)}; they must be whole numbers, at least one")
+    if not study.metrics:
+        raise ValueError("metrics are []; name at least one")
+    if study.tune is not None and study.metrics[0] not in METRICS:
+        raise ValueError(f"tune needs {' or '.join(METRICS)} as the first of metrics")
+    for job in (*study.tuning_jobs(), *study.jobs(_any_rates(study))):
+        del job  # Building its Config has checked it.
+    return study
+
+
+def _any_rates(study: Study) -> dict[tuple[str, Cell], float] | None:
+    """Some learning rate for every method and cell, to check what jobs there will be."""
+    if study.tune is None:
+        return None
+    cells = map(study.tuning_cell, study.cells)
+    return {pair: study.tune.lr[0] for pair in itertools.product(study.methods, cells)}
+
+
+def _settings(table: Any, where: str) -> Settings:
+    """Settings as a Config wants them."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} is {table!r}; it must be a table of settings, as {{lr = 0.1}}")
+    kinds = typing.get_type_hints(Config)
+    allowed = {name: kind for name, kind in kinds.items() if name not in _RESERVED}
+    return {
+        name: _value(value, look_up("setting", name, allowed), f"{where}.{name}")
+        for name, value in table.items()
+    }
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """One setting, of the kind of its field."""
+    optional = isinstance(kind, types.UnionType)
+    if value == "default" and optional:
+        return None
+    if optional:
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    kind = typing.get_origin(kind) or kind
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and isinstance(value, list):
+        return tuple(map(str, value))
+    if type(value) is not kind:
+        names = {float: "a number", int: "a whole number", bool: "true or false", tuple: "a list"}
+        raise ValueError(f"{where} is {value!r}; it must be {names.get(kind, 'a text')}")
+    return value
+
+
+def _tune(table: dict[str, Any], axes: Mapping[str, Any]) -> Tune:
+    _only(table, _TUNE_KEYS, "tune")
+    each = tuple(table.get("each", ()))
+    for axis in each:
+        if axis not in axes:
+            raise ValueError(f"tune.each names {axis!r}; the axes are: {', '.join(axes) or 'none'}")
+    grid, seeds = table.get("lr"), table.get("seeds")
+    if not grid or not seeds or "validation" not in table:
+        raise ValueError("tune needs lr = [...], validation = 0.2 and seeds = [...]")
+    return Tune(tuple(map(float, grid)), float(table["validation"]), tuple(seeds), each)
+
+
+def _figure(table: dict[str, Any]) -> dict[str, Any]:
+    kind = str(table.get("kind", ""))
+    needs, may = look_up("kind of figure", kind, _FIGURE_KINDS)
+    known = {key: _FIGURE_KEYS[key] for key in ("kind", "title", *needs, *may)}
+    _only(table, known, f"figures.{kind}")
+    for name in needs:
+        if name not in table:
+            raise ValueError(f"figures.{kind} needs {name}")
+    return dict(table)
+
+
+def _only(table: Mapping[str, Any], known: Mapping[str, type], where: str) -> None:
+    """Makes sure that a table has known keys only, with values of their kinds."""
+    names = {
+        str: "a text",
+        list: "a list",
+        dict: "a table",
+        float: "a number",
+        bool: "true or false",
+    }
+    for key, value in table.items():
+        kind = look_up(f"key of {where}", key, known)
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise ValueError(f"{key} of {where} is {value!r}; it must be {names[kind]}")

@@ -1,0 +1,218 @@
+"""What is kept of a run for tables and figures: one small JSON object, with curves as columns.
+
+    id         of its settings, `catalogue.identity`
+    settings   those that differ from a plain Config
+    seed       of all that is random
+    status     "done", or "diverged" with `step` and `reason`
+    summary    numbers at the end, or those of the last epoch before divergence
+    rows       name -> list over the evaluated epochs
+    cost       floating-point operations and exchanges of a round, for `wall_clock`
+    samples_by_agent_and_class
+    made_with  versions, device, processor, commit and date
+
+A results directory has runs/ID/ (working files of runs, not kept for good) and STUDY-DATA/runs.jsonl
+(the records of a study). A run that is in any of them is not run again.
+"""
+
+import datetime
+import functools
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ccl_jax.data import datasets
+from ccl_jax.runs import runner
+from ccl_jax.runs.config import Config
+from ccl_jax.runs.directory import PACKAGES, RunDirectory, plain
+from ccl_jax.training.loop import Diverged
+from experiments.report import wall_clock
+from experiments.study import catalogue
+
+Record = dict[str, Any]
+
+_CURVES = (
+    "epoch",
+    "step",
+    "local_accuracy_mean",
+    "local_accuracy_min",
+    "local_accuracy_max",
+    "local_accuracy_std",
+    "consensus_accuracy",
+    "consensus_distance",
+    "cross_entropy",
+    "model_variant_loss",
+    "data_variant_loss",
+    "bytes_sent_per_agent_max",
+)
+_SUMMARY = (
+    *_CURVES[2:],
+    "train_accuracy",
+    "bytes_sent_per_agent",
+    "steps",
+    "parameters",
+    "label_divergence",
+    "spectral_gap",
+    "seconds_compile",
+    "seconds_training",
+    "seconds_evaluation",
+)
+_MADE_WITH = ("python", *PACKAGES, "device", "git_commit")
+
+# Compiled programs of earlier runs stay in memory until they are let go.
+_RUNS_BETWEEN_CLEARING = 20
+_runs_done = 0
+
+
+def run(config: Config, results: Path) -> Record:
+    """Runs some settings, or goes on with them, or reads what they gave before.
+
+    A run that diverges has a record like any other.
+
+    Args:
+      config: The settings; where files go is decided here.
+      results: The results directory.
+
+    Raises:
+      checkpoint.Stopped: A signal asked to stop; the next call goes on.
+      OSError, ValueError: As `runner.execute`.
+    """
+    global _runs_done
+    name = catalogue.identity(config)
+    folder = results / "runs" / name
+    if (file := folder / "record.json").exists():
+        return json.loads(file.read_text())
+    config = config.replace(
+        workdir=str(folder),
+        resume=(folder / "config.json").exists(),
+        compile_cache=str((results / ".cache").absolute()),
+        figures=False,
+    )
+    prepared = runner.prepare(config, _dataset(config))
+    directory, diverged = RunDirectory(folder), {}
+    try:
+        summary = runner.execute(prepared)
+        rows = directory.read_metrics()
+    except Diverged as error:
+        rows = directory.read_metrics()
+        summary = rows[-1]
+        diverged = {"step": rows[-1]["step"], "reason": str(error)}
+    made_with = json.loads((folder / "config.json").read_text())["made_with"]
+    dataset = prepared.dataset
+    record = {
+        "id": name,
+        "settings": catalogue.settings_of(config),
+        "seed": config.seed,
+        "status": "diverged" if diverged else "done",
+        **diverged,
+        "summary": _numbers(summary, _SUMMARY) | _mean_losses(rows),
+        "rows": _columns(rows),
+        "cost": wall_clock.cost(config, dataset.num_classes, dataset.image_shape)._asdict(),
+        "samples_by_agent_and_class": prepared.data.report["samples_by_agent_and_class"],
+        "made_with": {key: made_with[key] for key in _MADE_WITH}
+        | {"cpu": _processor(), "date": datetime.date.today().isoformat()},
+    }
+    directory.write_json("record.json", record)
+    shutil.rmtree(directory.checkpoints, ignore_errors=True)
+    _runs_done += 1
+    if _runs_done % _RUNS_BETWEEN_CLEARING == 0:
+        jax.clear_caches()
+    return plain(record)
+
+
+def known(results: Path) -> dict[str, Record]:
+    """All records of a results directory, by id; those of a run's own files come first."""
+    found = {}
+    for file in sorted(results.glob("*/runs.jsonl")):
+        found |= {record["id"]: record for record in read(file)}
+    for file in results.glob("runs/*/record.json"):
+        record = json.loads(file.read_text())
+        found[record["id"]] = record
+    return found
+
+
+def read(file: Path) -> list[Record]:
+    """The records of a study's runs.jsonl.
+
+    Raises:
+      ValueError: A line is damaged.
+    """
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged: {error}; remove it, and runs are made again"
+        ) from error
+
+
+def write(file: Path, found: Iterable[Record]) -> None:
+    """Writes records, one a line, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(r, separators=(",", ":")) + "\n" for r in found))
+    partial.replace(file)
+
+
+def value(record: Record, name: str) -> Any:
+    """A number of a record's summary, or a setting; None where it has neither.
+
+    Settings that are not in the record have a plain Config's value.
+    """
+    if name in record["summary"]:
+        return record["summary"][name]
+    return record["settings"].get(name, getattr(Config(), name, None))
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str, data_dir: str | None, image_size: int | None, verify: bool) -> Any:
+    return datasets.load(name, data_dir, image_size=image_size, verify_checksums=verify)
+
+
+def _dataset(config: Config) -> Any:
+    """A dataset is read once for many runs."""
+    return _load(config.dataset, config.data_dir, config.image_size, config.verify_checksums)
+
+
+@functools.cache
+def _processor() -> str:
+    """The host's processor and its number of cores."""
+    name = platform.processor() or platform.machine()
+    if (file := Path("/proc/cpuinfo")).exists():
+        models = [line for line in file.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _numbers(row: Record, names: Iterable[str]) -> Record:
+    row = plain(row)  # What is not finite becomes None.
+    return {name: _short(row[name]) for name in names if row.get(name) is not None}
+
+
+def _mean_losses(rows: list[Record]) -> Record:
+    """L_mv and L_dv over all epochs: at the end they are small whatever the data."""
+    means = {}
+    for name in ("model_variant_loss", "data_variant_loss"):
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            means[f"{name}_mean"] = _short(sum(values) / len(values))
+    return means
+
+
+def _columns(rows: list[Record]) -> dict[str, list[Any]]:
+    """Curves of the evaluated epochs; what was never measured is left out."""
+    rows = [row for row in rows if row.get("local_accuracy_mean") is not None]
+    columns = {name: [_short(row.get(name)) for row in rows] for name in _CURVES}
+    return {k: v for k, v in columns.items() if any(x is not None for x in v)}
+
+
+def _short(number: Any) -> Any:
+    """Six significant digits: more than seeds agree on."""
+    if isinstance(number, float) and math.isfinite(number):
+        return float(f"{number:.6g}")
+    return number

@@ -1,0 +1,235 @@
+"""Folders of images and .npz files: exact pixels, and clear errors."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccl_jax.data import datasets, folders, images, photographs
+from ccl_jax.data.base import StreamedDataset
+
+
+def test_folder_in_memory_to_exact_pixels(tmp_path, write_folder):
+    pixels = write_folder(tmp_path, ("ant", "bee", "cat"), size=(16, 16))
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
+    dataset = datasets.load("folder", tmp_path, image_size=16)
+    assert dataset.class_names == ("ant", "bee", "cat")
+    np.testing.assert_array_equal(dataset.train_labels, [0, 0, 0, 1, 1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(dataset.train_images[4], pixels["train", "bee", 1])
+    np.testing.assert_array_equal(dataset.test_images[5], pixels["val", "cat", 1])
+    normalised = dataset.train_images / 255 - np.array(dataset.mean)
+    np.testing.assert_allclose(normalised.mean(axis=(0, 1, 2)), 0, atol=1e-12)
+    np.testing.assert_allclose(normalised.std(axis=(0, 1, 2)), dataset.std, rtol=1e-9)
+    assert datasets.load("folder", tmp_path).image_shape == (32, 32, 3)
+
+
+def test_square_is_the_middle_of_the_longer_side(tmp_path):
+    wide = np.arange(8 * 20 * 3, dtype=np.uint8).reshape(8, 20, 3)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    content = (tmp_path / "wide.png").read_bytes()
+    np.testing.assert_array_equal(images.decode(content), wide)
+    np.testing.assert_array_equal(images.decode(content, 8), wide[:, 6:14])
+    # A flat image stays flat; a grey one becomes RGB; twice the size halves every step.
+    Image.fromarray(np.full((9, 7), 77, np.uint8)).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(images.decode((tmp_path / "grey.png").read_bytes(), 4), 77)
+
+
+def test_folder_streamed(tmp_path, write_folder):
+    write_folder(tmp_path)
+    dataset = datasets.load("folder-full", tmp_path)
+    assert isinstance(dataset, StreamedDataset)
+    assert (dataset.image_shape, dataset.stored_side) == ((224, 224, 3), 256)
+    assert dataset.train.name(4) == str(tmp_path / "train" / "bee" / "1.png")
+    assert dataset.train.read(4) == (tmp_path / "train" / "bee" / "1.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda r: shutil.rmtree(r / "train"), "has no folder train of folder: give a folder with"),
+        (lambda r: shutil.rmtree(r / "val"), "has no folder val, validation, test"),
+        (
+            lambda r: shutil.rmtree(r / "val" / "bee"),
+            "class 'bee' is in only one of train/ and val",
+        ),
+        (
+            lambda r: [p.unlink() for p in (r / "train" / "ant").iterdir()],
+            "train/ant: has no images",
+        ),
+        (
+            lambda r: (r / "val" / "bee" / "1.png").write_bytes(b"no"),
+            "val/bee/1.png: cannot be dec",
+        ),
+    ],
+)
+def test_damaged_folder_is_named(tmp_path, write_folder, damage, message):
+    write_folder(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        datasets.load("folder", tmp_path)
+
+
+def test_sixteen_bits_are_not_cut_to_eight(tmp_path, write_folder):
+    write_folder(tmp_path)
+    deep = Image.fromarray(np.full((8, 8), 1000, np.uint16))
+    deep.save(tmp_path / "val" / "bee" / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png: has pixels of mode I.* do not fit into 8 bits"):
+        datasets.load("folder", tmp_path)
+
+
+def test_folder_without_classes(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    with pytest.raises(ValueError, match="train: has no sub-folders"):
+        folders.list_images(tmp_path)
+
+
+def write_classes(root, counts, seed=0):
+    """<root>/<class>/k.png with so many images for each class; their pixels by path."""
+    rng, pixels = np.random.default_rng(seed), {}
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for k in range(count):
+            path = root / name / f"{k:02d}.png"
+            pixels[str(path)] = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels[str(path)]).save(path)
+    return pixels
+
+
+def test_a_folder_without_train_is_divided_once_and_for_all(tmp_path):
+    pixels = write_classes(tmp_path, {"ant": 10, "bee": 13, "cat": 2})
+    train, test, names = folders.divide(tmp_path)
+    assert names == ("ant", "bee", "cat") and folders.is_undivided(tmp_path)
+    # A fifth of each class, rounded, and one at least.
+    assert np.bincount(test.labels).tolist() == [2, 3, 1]
+    assert np.bincount(train.labels).tolist() == [8, 10, 1]
+    assert sorted([*map(str, train.paths), *map(str, test.paths)]) == sorted(pixels)
+    for store in (train, test):
+        assert [names[y] for y in store.labels] == [path.parent.name for path in store.paths]
+    again = folders.divide(tmp_path)
+    assert again[0].paths == train.paths and again[1].paths == test.paths
+    # Not the first ones of each class.
+    assert {path.name for path in test.paths} != {"00.png", "01.png", "02.png"}
+
+    dataset = datasets.load("folder", tmp_path, image_size=8)
+    for image, path in zip(dataset.test_images, test.paths, strict=True):
+        np.testing.assert_array_equal(image, pixels[str(path)])
+    assert datasets.load("folder-full", tmp_path).train.paths == train.paths
+
+    (tmp_path / "cat" / "01.png").unlink()
+    with pytest.raises(ValueError, match="cat: has one image; a class needs two"):
+        datasets.load("folder", tmp_path)
+    (tmp_path / "cat" / "00.png").unlink()
+    with pytest.raises(ValueError, match="cat: has no images"):
+        datasets.load("folder", tmp_path)
+
+
+@pytest.mark.parametrize("left", ["train", "val", "test"])
+def test_a_folder_of_which_a_part_is_missing_is_not_taken_for_one_without_parts(tmp_path, left):
+    write_classes(tmp_path / left, {"ant": 3, "bee": 3})
+    Image.new("RGB", (8, 8)).save(tmp_path / left / "cover.png")
+    with pytest.raises(ValueError, match="has no folder"):
+        datasets.load("folder", tmp_path)
+
+
+def test_folders_of_domains(tmp_path, write_folder):
+    write_folder(tmp_path / "sketch")
+    write_classes(tmp_path / "photo", {"ant": 3, "bee": 3})
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "readme.txt").write_text("PACS")
+    assert folders.domains(tmp_path) == (tmp_path / "photo", tmp_path / "sketch")
+    # Neither what is a domain itself, nor a folder of something else.
+    assert folders.domains(tmp_path / "photo") == folders.domains(tmp_path / "sketch") == ()
+    assert folders.domains(tmp_path / "sketch" / "train" / "ant") == ()
+    assert folders.domains(tmp_path / "nowhere") == ()
+
+    write_classes(tmp_path / "art", {"ant": 3, "cow": 3})
+    with pytest.raises(
+        ValueError, match=r"photo: domains need the same .* 'bee' is in only one of"
+    ):
+        folders.domains(tmp_path)
+    shutil.rmtree(tmp_path / "art")
+    (tmp_path / "splits" / "lists").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"splits: is no domain: it needs <class>/ or train/<class>"
+    ):
+        folders.domains(tmp_path)
+
+
+def test_imagenette_and_imagenet_are_told_from_other_sets(tmp_path, write_folder):
+    write_folder(tmp_path / "imagenette2-160", photographs.IMAGENETTE_CLASSES, train=1, val=1)
+    assert datasets.load("imagenette", tmp_path).train_images.shape == (10, 32, 32, 3)
+    assert datasets.load("imagenette-full", tmp_path / "imagenette2-160").num_classes == 10
+    with pytest.raises(ValueError, match="has 10 classes, ImageNet has 1000"):
+        datasets.load("imagenet", tmp_path / "imagenette2-160")
+    write_folder(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"has the classes ant, bee .*Imagenette has n01440764"):
+        datasets.load("imagenette", tmp_path / "other")
+    with pytest.raises(ValueError, match="imagenet needs its files; no data_dir"):
+        datasets.load("imagenet")
+    with pytest.raises(ValueError, match="fmnist: image_size is for imagenette"):
+        datasets.load("fmnist", image_size=32)
+
+
+def npz_arrays():
+    rng = np.random.default_rng(0)
+    return {
+        "train_images": rng.integers(0, 256, (6, 5, 4), np.uint8),
+        "train_labels": np.array([0, 1, 2, 0, 1, 2]),
+        "test_images": rng.integers(0, 256, (2, 5, 4), np.uint8),
+        "test_labels": np.array([2, 0]),
+    }
+
+
+@pytest.mark.parametrize("keras", [False, True])
+def test_npz_to_exact_pixels(tmp_path, keras):
+    arrays = npz_arrays()
+    names = ("x_train", "y_train", "x_test", "y_test") if keras else tuple(arrays)
+    np.savez(tmp_path / "own.npz", **dict(zip(names, arrays.values(), strict=True)))
+    for place in (tmp_path, tmp_path / "own.npz"):
+        dataset = datasets.load("npz", place)
+        np.testing.assert_array_equal(dataset.train_images[..., 0], arrays["train_images"])
+        np.testing.assert_array_equal(dataset.test_labels, [2, 0])
+        assert dataset.num_classes == 3
+    pixels = arrays["train_images"] / 255
+    np.testing.assert_allclose((dataset.mean[0], dataset.std[0]), (pixels.mean(), pixels.std()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_images": np.zeros((6, 5, 4))}, "train_images is float64"),
+        ({"train_labels": np.zeros((6, 10), int)}, r"train_labels is int64 \(6, 10\)"),
+        ({"test_labels": np.array([-1, 0])}, "test_labels must hold classes from 0"),
+        (
+            {"train_labels": np.array([0, 1])},
+            r"train labels are int32 \(2,\), expected int32 \[6\]",
+        ),
+        ({"train_labels": np.array([object()] * 6)}, "own.npz: cannot be used .*allow_pickle"),
+        ({"class_names": np.array(["a"])}, "train labels go from 0 to 2, expected 0 to 0"),
+    ],
+)
+def test_wrong_npz_is_named(tmp_path, change, message):
+    np.savez(tmp_path / "own.npz", **(npz_arrays() | change))
+    with pytest.raises(ValueError, match=r"own\.npz: .*" + message.removeprefix("own.npz: ")):
+        datasets.load("npz", tmp_path)
+
+
+def test_damaged_and_missing_npz(tmp_path):
+    with pytest.raises(ValueError, match=r"has 0 .npz files"):
+        datasets.load("npz", tmp_path)
+    np.savez(tmp_path / "own.npz", **npz_arrays())
+    whole = (tmp_path / "own.npz").read_bytes()
+    (tmp_path / "own.npz").write_bytes(whole[:300])
+    with pytest.raises(ValueError, match=r"own\.npz: cannot be used"):
+        datasets.load("npz", tmp_path)
+    encrypted = bytearray(whole)
+    for place in (encrypted.find(b"PK\x03\x04") + 6, encrypted.rfind(b"PK\x01\x02") + 8):
+        encrypted[place] |= 1  # the flag of an encrypted member, in both of its headers
+    (tmp_path / "own.npz").write_bytes(encrypted)
+    with pytest.raises(ValueError, match=r"own\.npz: cannot be used"):
+        datasets.load("npz", tmp_path)
+    np.savez(tmp_path / "own.npz", train_images=np.zeros((1, 2, 2), np.uint8))
+    with pytest.raises(ValueError, match="it has no train_labels, test_images, test_labels, only"):
+        datasets.load("npz", tmp_path)

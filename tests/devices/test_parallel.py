@@ -1,0 +1,243 @@
+"""The sharded step against the step on one device: equal numbers, and only what must move moves."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ccl_jax import algorithms, graphs, training
+from ccl_jax.devices import parallel
+from ccl_jax.graphs import topology
+from ccl_jax.network import Network, blocks, compression
+from ccl_jax.network.faults import Faults
+from ccl_jax.training import Objective, evaluation
+from tests.support.tiny import CLASSES, IMAGE, TinyModel, batch, spread
+
+AGENTS = 8
+MODEL = TinyModel()
+CCL = Objective(CLASSES, 0.05, 0.05)
+KEY = jax.random.key(0)
+# Graphs that suit methods which do not take a ring of eight.
+SUITABLE = {"relaysgd": "chain", "fedavg": "star", "sgp": "one-peer-exponential", "d2": "full"}
+
+
+class Normalised(nn.Module):
+    """With batch norm, whose statistics are sums over a batch."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(6)(images.reshape(images.shape[0], -1))
+        features = nn.tanh(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return features, nn.Dense(CLASSES)(features)
+
+
+def run(
+    name,
+    devices,
+    form="shard_map",
+    graph=None,
+    steps=20,
+    objective=CCL,
+    model=MODEL,
+    batch_devices=1,
+    size=5,
+    **options,
+):
+    """Parameters, metrics and algorithm state after some steps."""
+    method = algorithms.lookup(name)
+    graph = graph or SUITABLE.get(name, "ring")
+    made = graphs.make(graph, AGENTS, stochastic=method.stochastic)
+    algorithm = algorithms.make(name)
+    network = Network(made, devices=devices, **options)
+    plan = parallel.Plan(devices * batch_devices, form, batch_devices)
+    step = plan.wrap(
+        training.make_step(model, algorithm, network, objective, lambda t: jnp.float32(0.02))
+    )
+    state = training.init_state(model, algorithm, network, IMAGE, KEY)
+    state = training.with_network_memory(step, state, batch(AGENTS, size))
+    if not options:  # Compression starts from models that are alike.
+        state = state._replace(params=spread(state.params, 0.1))
+    state = plan.put(state)
+    jitted = jax.jit(step)
+    for t in range(steps):
+        state, metrics = jitted(state, plan.put(batch(AGENTS, size, seed=t, padded=t % 3)))
+    return plan.fetch(state._replace(key=())), plan.fetch(metrics)
+
+
+def assert_equal(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), a, b)
+
+
+# One of every way of talking; the others are marked as slow.
+KINDS = ("qg-dsgdm-n", "relaysgd", "sgp", "ngc")
+NAMES = [
+    pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
+    for name in sorted(algorithms.REGISTRY)
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_is_the_same_on_four_devices(name):
+    # CCL's own exchange is the same for all; it joins some.
+    objective = CCL if name in ("relaysgd", "sgp", "dsgt") else Objective(CLASSES)
+    one, metrics = run(name, 1, objective=objective)
+    four, sharded = run(name, 4, objective=objective)
+    assert_equal(four.params, one.params)
+    np.testing.assert_array_equal(sharded.traffic.bytes_sent(), metrics.traffic.bytes_sent())
+    assert_equal(sharded.model_variant, metrics.model_variant)
+
+
+@pytest.mark.parametrize("form", parallel.FORMS)
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_both_forms_on_two_and_eight_devices(form, devices):
+    one, metrics = run("qg-dsgdm-n", 1)
+    many, sharded = run("qg-dsgdm-n", devices, form)
+    assert_equal(many, one)
+    assert_equal(sharded, metrics)
+
+
+GRAPHS = ["torus:2x4", "random-matching"] + [
+    pytest.param(graph, marks=pytest.mark.slow) for graph in ("star", "circulant:1,3")
+]
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_every_graph_on_four_devices(graph):
+    assert_equal(run("dsgdm-n", 4, graph=graph)[0], run("dsgdm-n", 1, graph=graph)[0])
+
+
+@pytest.mark.slow
+def test_pmap_with_state_in_the_network():
+    # Not rounding: there a difference in the last bit can become a whole level.
+    options = {"compressor": compression.top_k(0.5), "local_steps": 2}
+    one, _ = run("dsgt", 1, **options)
+    assert_equal(run("dsgt", 4, "pmap", **options)[0], one)
+    assert_equal(run("dsgt", 4, **options)[0], one)
+
+
+@pytest.mark.parametrize(
+    "name, blocks, options",
+    [
+        ("qg-dsgdm-n", 2, {"objective": Objective(CLASSES, 0.05, 0.05, clip_norm=0.1)}),
+        pytest.param(
+            "dsgdm-n",
+            1,
+            {"objective": Objective(CLASSES), "model": Normalised()},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("ngc", 2, {"objective": Objective(CLASSES)}, marks=pytest.mark.slow),
+    ],
+)
+def test_devices_that_share_batches(name, blocks, options):
+    one, metrics = run(name, 1, size=8, **options)
+    many, sharded = run(name, blocks, batch_devices=4, size=8, **options)
+    assert_equal(many, one)
+    assert_equal(sharded, metrics)
+
+
+@pytest.mark.slow
+def test_each_step_with_int8_is_the_same_on_four_devices():
+    """From the same state. What is then quantized is the same to the bit, and so are its levels.
+
+    Two runs of their own part after some steps by one whole level of one value (1/127 of the largest),
+    where rounding of the last bit has moved it past the middle between two levels.
+    """
+    options = {"compressor": compression.INT8, "local_steps": 2}
+    algorithm = algorithms.make("dsgt")
+    plan = parallel.Plan(4)
+    plain, sharded = (
+        training.make_step(
+            MODEL,
+            algorithm,
+            Network(graphs.make("ring", AGENTS), devices=devices, **options),
+            Objective(CLASSES),
+            lambda t: jnp.float32(0.02),
+        )
+        for devices in (1, 4)
+    )
+    state = training.init_state(MODEL, algorithm, Network(graphs.make("ring", AGENTS)), IMAGE, KEY)
+    state = training.with_network_memory(plain, state, batch(AGENTS))
+    one, four = jax.jit(plain), jax.jit(plan.wrap(sharded))
+    for t in range(20):
+        data = batch(AGENTS, seed=t, padded=t % 3)
+        found, _ = four(plan.put(state), plan.put(data))
+        state, _ = one(state, data)
+        assert_equal(found._replace(key=()), plan.fetch(state._replace(key=())))
+    assert evaluation.consensus_distance(state.params) > 1e-3  # Something was there to be sent.
+
+
+def test_each_device_sees_its_part_of_a_batch():
+    """8 agents x 8 samples over 2 x 4 devices: the forward pass of each is on 4 agents x 2 samples."""
+    network = Network(graphs.make("ring", AGENTS), devices=2)
+    plan = parallel.Plan(8, batch_devices=4)
+    algorithm = algorithms.make("dsgd")
+    step = training.make_step(MODEL, algorithm, network, Objective(CLASSES), lambda t: 0.1)
+    state = training.init_state(MODEL, algorithm, network, IMAGE, KEY)
+    batches = batch(AGENTS, 8)
+    text = jax.jit(plan.wrap(step)).lower(plan.put(state), batches).compile().as_text()
+    # The hidden layer has 6 units.
+    assert re.search(r"f32\[4,2,6\]\S* (dot|fusion)\(", text)
+    assert not re.search(r"f32\[(4|8),8,6\]", text)
+
+
+@pytest.mark.slow
+def test_faults_are_the_same_wherever_the_agents_are():
+    faults = Faults(drop=0.3, drop_burst=2.0, offline=0.1, offline_length=3, straggle=0.3, seed=5)
+    one, metrics = run("qg-dsgdm-n", 1, faults=faults)
+    many, sharded = run("qg-dsgdm-n", 4, faults=faults)
+    assert_equal(many, one)
+    np.testing.assert_array_equal(sharded.traffic.lost, metrics.traffic.lost)
+
+
+def test_a_ring_passes_two_agents_a_device_and_a_full_graph_gathers_all():
+    ring = blocks.make_schedule(graphs.make("ring", 64), 8)
+    assert [shift.distance for shift in ring.shifts] == [1, 7]
+    assert ring.rows_moved == 2
+    full = blocks.make_schedule(graphs.make("full", 64), 8)
+    assert full.shifts is None
+    assert full.rows_moved == 56
+
+
+def test_the_compiled_ring_moves_by_collective_permute_only_what_crosses():
+    made = graphs.make("ring", 8)
+    network = Network(made, devices=4)
+    plan = parallel.Plan(4)
+    spec = jax.sharding.PartitionSpec(blocks.AXIS)
+    mix = jax.shard_map(
+        lambda x: network.round(0).mix(x), mesh=plan.mesh, in_specs=spec, out_specs=spec
+    )
+    text = jax.jit(mix).lower(jnp.zeros((8, 1000))).compile().as_text()
+    assert "all-gather" not in text
+    # One row of 1,000 numbers in each direction, for blocks of two agents.
+    moved = re.findall(r"= f32\[(\d+),1000\]\S* collective-permute(?:-start)?\(", text)
+    assert moved == ["1", "1"]
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="there are 8"):
+        parallel.Plan(9)
+    with pytest.raises(ValueError, match="divides 6"):
+        Network(graphs.make("ring", 6), devices=4)
+    with pytest.raises(ValueError, match="shard_map or pmap"):
+        parallel.Plan(2, "xmap")
+
+
+def test_usable_devices_divide_the_agents():
+    assert [parallel.usable_devices(n) for n in (1, 6, 7, 8, 12, 16)] == [1, 6, 7, 8, 6, 8]
+
+
+def test_sparse_and_dense_gossip_agree():
+    """A graph whose degree is small against its size is mixed neighbour by neighbour."""
+    made = graphs.make("ring", 40)
+    network = Network(made)
+    assert network.sparse
+    x = jax.random.normal(jax.random.key(0), (40, 3, 5))
+    expected = np.einsum("ij,jab->iab", made.weights[0], x)
+    np.testing.assert_allclose(network.round(0).mix(x), expected, rtol=1e-5, atol=1e-6)
+    double = topology.from_neighbors("double", [[(i + 1) % 40, (i + 1) % 40] for i in range(40)])
+    mixed = Network(double).round(0).mix(x)
+    expected = np.einsum("ij,jab->iab", double.weights[0], x)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-6)

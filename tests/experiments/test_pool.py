@@ -1,0 +1,121 @@
+"""Workers share jobs, report results as they come, and end with the study."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ccl_jax.runs.checkpoints import Stopped
+from ccl_jax.runs.signals import stop_signals
+from experiments.study import catalogue, pool
+from tests.experiments.test_study import SMALL
+from tests.support import tiny_main  # noqa: F401 (registers the model "mlp")
+
+
+@pytest.fixture
+def make_jobs(tmp_path):
+    """Makes the jobs of a small study with these seeds."""
+
+    def make_jobs(seeds=(0, 1)):
+        path = tmp_path / "mine.toml"
+        path.write_text(SMALL)
+        return catalogue.load(str(path), seeds=tuple(seeds)).jobs()
+
+    return make_jobs
+
+
+def fake_run(config, results):
+    if config.seed == 2:
+        raise ValueError("no such thing")
+    return {"id": catalogue.identity(config)}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_workers_share_the_jobs_and_report_errors(make_jobs, tmp_path, monkeypatch):
+    # Forked, as these jobs do not use JAX: fresh interpreters take seconds to start.
+    monkeypatch.setattr(pool, "_START", "fork")
+    jobs = make_jobs()
+    found = {str(job): record["id"] for job, record, _ in pool.run_all(jobs, tmp_path, 2, fake_run)}
+    assert found == {str(job): job.identity for job in jobs}
+    bad = make_jobs([2])
+    with pytest.raises(ValueError, match="seed 2: no such thing"):
+        list(pool.run_all(bad, tmp_path, 2, fake_run))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_results_are_seen_while_many_jobs_wait(make_jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_START", "fork")
+    jobs = make_jobs(range(10, 500))
+    # More than a pipe holds.
+    assert sum(len(pickle.dumps(job)) for job in jobs) > 500_000
+    first = next(pool.run_all(jobs, tmp_path, 2, slow_run))
+    assert first[0] in jobs and len(list(tmp_path.glob("made-*"))) < 50
+    assert not multiprocessing.active_children()
+
+
+def slow_run(config, results):
+    (results / f"made-{catalogue.identity(config)}").touch()
+    time.sleep(0.3)
+    return {"id": catalogue.identity(config)}
+
+
+def see_environment(config, results):
+    # What the process was started with, which os.environ need not be.
+    return {"id": Path("/proc/self/environ").read_text()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+@pytest.mark.parametrize("given", [None, "glibc.malloc.hugetlb=0"])
+def test_workers_ask_for_huge_pages_unless_told_otherwise(make_jobs, tmp_path, monkeypatch, given):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if given:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    jobs = make_jobs()[:1]
+    ((_, record, _),) = pool.run_all(jobs, tmp_path, 2, see_environment)
+    assert f"GLIBC_TUNABLES={given or 'glibc.malloc.hugetlb=1'}" in record["id"].split("\0")
+
+
+def die(config, results):
+    os._exit(9)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_worker_that_dies_ends_the_study(make_jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_START", "fork")
+    with pytest.raises(OSError, match="a worker has died"):
+        list(pool.run_all(make_jobs(), tmp_path, 2, die))
+
+
+def stop_itself(config, results):
+    raise Stopped(signal.SIGTERM, step=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_workers_that_were_stopped_alone_end_the_study(make_jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_START", "fork")
+    with pytest.raises(OSError, match="all workers were stopped by a signal"):
+        list(pool.run_all(make_jobs(), tmp_path, 2, stop_itself))
+
+
+def until_stopped(config, results):
+    with stop_signals() as stop:
+        while not stop():
+            time.sleep(0.01)
+        raise Stopped(stop(), step=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_signal_reaches_all_workers(make_jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_START", "fork")
+    began = time.monotonic()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(pool.Interrupted, match="the same command goes on") as stopped:
+        list(pool.run_all(make_jobs(), tmp_path, 2, until_stopped))
+    assert stopped.value.signal == signal.SIGTERM and time.monotonic() - began < 20
+    assert not multiprocessing.active_children()

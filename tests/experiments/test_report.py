@@ -1,0 +1,414 @@
+"""Reports: statistics by hand, modelled time, and a page that stands on its own."""
+
+import html.parser
+import math
+import re
+
+import matplotlib.colors
+import matplotlib.figure
+import matplotlib.image
+import numpy as np
+import pytest
+
+from ccl_jax.runs import tensorboard
+from ccl_jax.runs.config import Config
+from experiments import digits
+from experiments.report import command, figures, outcome, page, statistics, wall_clock
+from experiments.study import catalogue, records
+
+STUDY = """
+title = "A <small> study"
+claim = "It helps."
+question = "Does it?"
+seeds = [0, 1, 2]
+target = 0.8
+reference = "plain"
+[axes.alpha]
+"alpha 0.1" = { alpha = 0.1 }
+"alpha 1" = { alpha = 1.0 }
+[methods]
+"plain" = {}
+"ccl" = { lambda_m = 0.1 }
+"both" = { lambda_m = 0.1, lambda_d = 1.0 }
+"far" = { lambda_d = 1.0 }
+[against]
+"both" = "ccl"
+[[figures]]
+kind = "dots"
+[[figures]]
+kind = "lines"
+x = "alpha"
+log = true
+[[figures]]
+kind = "heatmap"
+x = "lambda_d"
+y = "lambda_m"
+difference = true
+[[figures]]
+kind = "scatter"
+title = "Against divergence"
+x = "label_divergence"
+y = "consensus_accuracy"
+[data.digits]
+"""
+
+
+def test_mean_and_spread():
+    # Squared deviations 2.25 + 0.25 + 0.25 + 2.25 = 5, over 3.
+    assert statistics.spread([1, 2, 3, 4]) == (4, 2.5, pytest.approx(math.sqrt(5 / 3)))
+    assert statistics.spread([1.0, math.nan])[:2] == (1, 1.0)
+    assert math.isnan(statistics.spread([1.0]).std) and math.isnan(statistics.spread([]).mean)
+
+
+def test_paired_difference_by_hand():
+    # Differences 2, 3, 1: mean 2, std 1; t(0.975, 2) = 4.302653 / sqrt(3) = 2.484138.
+    found = statistics.paired({0: 3, 1: 5, 2: 4, 7: 1}, {0: 1, 1: 2, 2: 3, 8: 9})
+    assert found.n == 3
+    np.testing.assert_allclose(found[1:], [2, 2 - 2.484138, 2 + 2.484138], rtol=1e-6)
+    assert found.verdict == "no difference seen"
+    # Differences 2, 2.2, 1.8: std 0.2, half width 0.4968.
+    up = statistics.paired({0: 3, 1: 4.2, 2: 4.8}, {0: 1, 1: 2, 2: 3})
+    np.testing.assert_allclose(up[1:], [2, 1.503172, 2.496828], rtol=1e-6)
+    assert up.verdict == "higher"
+    assert statistics.paired({0: 1, 1: 2, 2: 3}, {0: 3, 1: 4.2, 2: 4.8}).verdict == "lower"
+    assert statistics.paired({0: 1}, {0: 2}).verdict == "too few seeds to say"
+    assert statistics.paired({0: 1}, {1: 2}).n == 0
+    # Equal runs: an interval of width 0 around 0.
+    assert statistics.paired({0: 1, 1: 2}, {0: 1, 1: 2}).verdict == "no difference seen"
+
+
+def test_a_target_counts_from_the_first_time_that_it_is_reached():
+    assert statistics.first_reaching([10, 20, 30, 40], [0.1, None, 0.8, 0.7], 0.75) == 30
+    assert statistics.first_reaching([10], [0.7], 0.7) == 10
+    assert statistics.first_reaching([10, 20], [0.1, 0.2], 0.75) is None
+
+
+def test_modelled_time_by_hand():
+    cost = wall_clock.Cost(flops=2e9, exchanges=3)
+    link = wall_clock.Link(bandwidth_mbps=8, latency_ms=20, gflops=10)
+    # 5 rounds of 0.2 s and 3 x 20 ms; 4 MB at 1 MB/s.
+    assert link.seconds(cost, 5, 4e6) == pytest.approx(5 * (0.2 + 0.06) + 4)
+    assert link._replace(seconds_per_step=1.0).seconds(cost, 5, 0) == pytest.approx(5 * 1.06)
+    assert link._replace(seconds_per_step=0.0).seconds(cost, 5, 0) == pytest.approx(5 * 0.06)
+
+
+def test_cost_of_a_round():
+    config = digits.DEFAULTS.replace(algorithm="dsgdm-n", agents=6, batch_size=4)
+    shape = (10, (8, 8, 1))
+    plain = wall_clock.cost(config, *shape)
+    # The two convolutions alone: 36 of 64 positions of the first see 9 pixels ... in all (3*8-2)^2 = 484
+    # and (3*4-2)^2 = 100 pairs of position and tap, for 1 x 16 and 16 x 64 channels; 2 flops each.
+    convolutions = 2 * (484 * 16 + 100 * 16 * 64)
+    forward = plain.flops / (3 * 4)
+    assert convolutions < forward < 1.25 * convolutions
+    # Two neighbours: two forward passes beside three for the gradient; L_dv has a reply.
+    ccl = wall_clock.cost(config.replace(lambda_d=0.1), *shape)
+    assert ccl.flops / plain.flops == pytest.approx(5 / 3)
+    assert (plain.exchanges, ccl.exchanges) == (1, 2)
+    assert wall_clock.cost(config.replace(lambda_m=0.1), *shape).exchanges == 1
+    crossed = wall_clock.cost(config.replace(algorithm="ngc"), *shape)
+    assert crossed.flops / plain.flops == pytest.approx(3) and crossed.exchanges == 2
+
+
+def made_up(job):
+    """A record: `ccl` is 2 points better in every seed, `far` diverges at alpha 1 with seed 1."""
+    seed, alpha = job.config.seed, job.config.alpha
+    accuracy = 0.8 + 0.01 * seed + (0.02 if job.method == "ccl" else 0) + 0.001 * seed * alpha
+    lost = job.method == "far" and seed == 1 and alpha == 1
+    steps = [12, 24]
+    return {
+        "id": job.identity,
+        "settings": catalogue.settings_of(job.config),
+        "seed": seed,
+        "status": "diverged" if lost else "done",
+        **({"step": 17, "reason": "the loss is <b>no</b> longer finite"} if lost else {}),
+        "summary": {
+            "bytes_sent_per_agent": 2_500_000,
+            "label_divergence": 1 - alpha / 2,
+            "seconds_training": 60.0,
+            **({} if lost else dict.fromkeys(catalogue.METRICS, accuracy)),
+            **({} if lost else {f"local_accuracy_{k}": accuracy - 0.1 for k in ("min", "max")}),
+        },
+        "rows": {
+            "step": steps,
+            "bytes_sent_per_agent_max": [1_000_000, 2_500_000],
+            "consensus_accuracy": [0.5, None if lost else accuracy],
+        },
+        "cost": {"flops": 1e9, "exchanges": 1},
+        "samples_by_agent_and_class": [[4, 0], [0, int(4 * alpha)]],
+        "made_with": {"python": "3.11", "jax": "1.2", "device": "a <chip>", "date": "2026-01-02"}
+        | {"git_commit": None},
+    }
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "mine.toml"
+    path.write_text(STUDY)
+    return catalogue.load(str(path))
+
+
+@pytest.fixture(scope="module")
+def found(study):
+    return outcome.Outcome(study, [(job, made_up(job)) for job in study.jobs()])
+
+
+def test_rows_of_the_table(found):
+    assert found.header() == [
+        "alpha",
+        "method",
+        "runs",
+        "consensus accuracy (%)",
+        "mean local accuracy (%)",
+        "worst local accuracy (%)",
+        "difference [95% interval]",
+        "",
+        "compared with",
+        "MB sent",
+    ]
+    rows = {tuple(row[:2]): row[2:] for row in found.rows()}
+    assert len(rows) == 8
+    # 80, 81.01, 82.02 at alpha 0.1: mean 81.01, std 1.01 (in points, 0.01 + 0.0001 a seed).
+    assert rows["alpha 0.1", "plain"][:2] == ["3", "81.01 ± 1.01"]
+    assert rows["alpha 0.1", "plain"][3:] == ["71.01 ± 1.01", "", "", "", "2.50"]
+    assert rows["alpha 0.1", "ccl"][4:7] == ["+2.00 [+2.00, +2.00]", "higher", "plain"]
+    assert rows["alpha 1", "both"][4:7] == ["−2.00 [−2.00, −2.00]", "lower", "ccl"]
+    # Of `far` at alpha 1 the seeds 0 and 2 are left: 80, 82.2.
+    assert rows["alpha 1", "far"][:2] == ["3, 1 diverged", "81.10 ± 1.56"]
+
+
+def test_over_all_cells_by_hand(found, study):
+    whole = found.overall("ccl", "consensus_accuracy")
+    assert whole.n == 3 and whole.mean == pytest.approx(0.02)
+    assert found.overall("far", "consensus_accuracy").n == 2  # seed 1 diverged in one of the cells
+    first, *_, last = found.statements()
+    assert first == (
+        "ccl compared with plain: higher on average over all cells (+2.00 [+2.00, +2.00], 3 seeds); "
+        "cell by cell: higher in 2."
+    )
+    assert last.endswith("no difference seen in 2; 1 run diverged.")
+
+
+def test_comparisons_of_the_same_runs_count_once(tmp_path):
+    path = tmp_path / "mine.toml"
+    # Two methods that have an alpha of their own, so that one run stands in both cells.
+    own = '"lone" = { alpha = 1.0 }\n"kept" = { alpha = 1.0, lr = 0.2 }\n[against]\nkept = "lone"'
+    path.write_text(STUDY.replace("[against]", own))
+    plan = catalogue.load(str(path))
+    found = outcome.Outcome(plan, [(job, made_up(job)) for job in plan.jobs()])
+    compared = [m for m in plan.methods if plan.reference_of(m)]
+    assert found.comparisons() == (2 * len(compared), 2 * len(compared) - 1)
+    assert "(1 of them of runs that another one has compared)" in command.caution(found)
+
+
+def test_curves_against_rounds_bytes_and_time(found, study):
+    record = found.runs(("alpha 1",), "plain")[0]
+    assert found.along(record, "rounds") == [12, 24]
+    assert found.along(record, "megabytes") == [1.0, 2.5]
+    # 12 rounds of 1 GFLOP at 10 GFLOP/s and 10 ms, and 8 Mbit at 100 Mbit/s.
+    assert found.along(record, "seconds") == pytest.approx([12 * 0.11 + 0.08, 24 * 0.11 + 0.2])
+    assert found.reached(("alpha 1",), "plain", "megabytes") == (3, 3, 2.5)
+
+
+def test_runs_with_one_evaluation_are_seen_in_the_curves(study, monkeypatch):
+    made = [(job, made_up(job)) for job in study.jobs()]
+    for _, record in made:
+        record["rows"] = {name: values[-1:] for name, values in record["rows"].items()}
+    drawn = []
+    monkeypatch.setattr(figures, "panel", lambda draw, *_, **__: drawn.append(draw))
+    figures.curves(outcome.Outcome(study, made), "rounds")
+    axes = matplotlib.figure.Figure().subplots()
+    drawn[0](axes)
+    assert [line.get_marker() for line in axes.lines] == ["o"] * 4
+    dots = [line.get_xydata()[0] for line in axes.lines]
+    np.testing.assert_allclose(dots, [(24, y) for y in (81.01, 83.01, 81.01, 81.01)])
+    (stroke,) = axes.collections[0].get_segments()
+    np.testing.assert_allclose(stroke, [(24, 80), (24, 82.02)])
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a page asks for from elsewhere, and checks that its elements are closed."""
+
+    VOID = ("meta", "br", "hr", "img", "link", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.used, self.tags, self.ids = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        values = dict(attributes)
+        self.ids += [values["id"]] if "id" in values else []
+        names = ("src", "href", "xlink:href", "srcset", "data", "poster")
+        self.used += [values[name] for name in names if name in values]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_on_its_own(found, study, tmp_path):
+    folder = tmp_path / "mine-digits"
+    folder.mkdir()
+    (folder / "finding.md").write_text(
+        "It **helps**.\n\n<script>no()</script>\n\n| a |\n|---|\n| 1 |"
+    )
+    assert command.write(found, tmp_path, total=24) == folder
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert page.open == [] and text.startswith("<!doctype html>")
+    # Heat maps are pictures within the page.
+    own = [target for target in page.used if not target.startswith("data:image/png;base64,")]
+    assert {target[0] for target in own} == {"#"} and {target[1:] for target in own} <= set(
+        page.ids
+    )
+    assert len(page.ids) == len(set(page.ids))
+    assert "http://" not in text and "https://" not in text and "@import" not in text
+    assert all(url.startswith("#") for url in re.findall(r"url\(([^)]*)\)", text))
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
+    assert "#010203" not in text  # all ink has become the page's
+    # Two cells of curves for three axes, dots of both, a line, two heat maps, a scatter, two panels of
+    # differences, two of agents, and two different splits.
+    assert page.tags.count("svg") == 6 + 2 + 1 + 2 + 1 + 2 + 2 + 2
+    for part in (
+        "A &lt;small&gt; study",
+        "24 of 24 runs",
+        "It <strong>helps</strong>.",
+        "&lt;script&gt;no()",
+        "<td>1</td>",
+        "the loss is &lt;b&gt;no&lt;/b&gt; longer finite",
+        "no difference seen",
+        "about one in twenty",
+        "10 GFLOP/s",
+        "100 Mbit/s",
+        "python -m experiments.study --study=mine",
+        "a &lt;chip&gt;",
+        "<dt>git commit</dt><dd>unknown</dd>",
+        "2026-01-02",
+        "24 min in 24 runs",
+        "at the first evaluation that does, of one every 12 rounds",
+        "<dt>settings that differ</dt><dd>alpha 0.1, 1.0</dd>",
+    ):
+        assert part in text, part
+    markdown = (folder / "results.md").read_text()
+    assert "| alpha 1 | far | 3, 1 diverged | 81.10 ± 1.56 |" in markdown
+    assert markdown.count("It **helps**.") == 1
+    # 24 rounds of 0.11 s and 20 Mbit at 100 Mbit/s.
+    assert "| alpha 0.1 | plain | 3 of 3 | 24 | 2.5 | 2.84 |" in markdown
+    assert "| alpha 1 | far | 2 of 3 | 24 | 2.5 | 2.84 |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(2.838, "2.84"), (24, "24"), (99.94, "99.9"), (641.3, "641"), (1888, "1888")],
+)
+def test_amounts_have_no_exponents(value, shown):
+    assert command._amount(value) == shown
+
+
+def test_a_study_that_is_half_run(study, tmp_path):
+    jobs = study.jobs()
+    part = outcome.Outcome(study, [(jobs[0], made_up(jobs[0]))])
+    command.write(part, tmp_path, total=24)
+    text = (tmp_path / "mine-digits" / "report.html").read_text()
+    assert "1 of 24 runs" in text and "too few seeds to say" in text
+    assert Page(text).open == []
+
+
+def test_what_differs_and_what_was_tuned_is_said(tmp_path):
+    path = tmp_path / "tuned.toml"
+    path.write_text(STUDY + "[tune]\nlr = [0.1, 0.3]\nvalidation = 0.25\nseeds = [9]\n")
+    plan = catalogue.load(str(path))
+    records.write(tmp_path / "tuned-digits/runs.jsonl", map(made_up, plan.tuning_jobs()))
+    jobs = plan.jobs(dict.fromkeys(catalogue._any_rates(plan), 0.3))[:2]
+    command.write(outcome.Outcome(plan, [(job, made_up(job)) for job in jobs]), tmp_path, total=24)
+    markdown = (tmp_path / "tuned-digits" / "results.md").read_text()
+    assert "on 25% of the training data, held out, after training on the rest; seeds 9." in markdown
+    tuning_runs = len(plan.tuning_jobs())
+    assert f"- time of tuning: {tuning_runs} min in {tuning_runs} runs" in markdown
+    # All learning rates are equal in made-up records: the smaller one.
+    assert markdown.count("0.1 (edge of the grid) |") == len(plan.tuning_jobs()) / 2
+    settings, *differ = re.findall(r"^- settings.*$", markdown, re.MULTILINE)
+    assert ", lr 0.3," in settings and "agents" in settings and not differ
+
+
+def test_the_command(study, tmp_path, capsys):
+    where = tmp_path / "first_three-digits"
+    assert command.main(["report", "--study=first_three", f"--results={tmp_path}"]) == 2
+    assert "run `python -m experiments.study --study=first_three" in capsys.readouterr().err
+    plan = catalogue.load("first_three")
+    records.write(where / "runs.jsonl", [made_up(job) for job in plan.jobs()[:8]])
+    flags = ["--bandwidth_mbps=3", "--latency_ms=7", "--seconds_per_step=0.5"]
+    assert command.main(["report", "--study=first_three", f"--results={tmp_path}", *flags]) == 0
+    assert capsys.readouterr().out.strip() == str(where)
+    text = (where / "report.html").read_text()
+    assert "0.5 s of computing, plus 7 ms" in text and "3 Mbit/s" in text and "8 of 20 runs" in text
+    line = "python -m experiments.report --study=first_three "
+    assert f"<dd>{line}{' '.join(flags)}</dd>" in text
+    assert (
+        command.main(["report", "--study=first_three", f"--results={tmp_path}", "--seeds=0"]) == 0
+    )
+    assert f"{line}--seeds=0<" in (where / "report.html").read_text()
+    # A page of some seeds does not lose the others' runs.
+    assert len(records.read(where / "runs.jsonl")) == 8
+    assert command.main(["report", "--study=first_three", "--gflops=0"]) == 2
+
+
+def test_the_picture_has_every_method_but_the_reference(found, study, tmp_path):
+    (tmp_path / "differences.png").write_bytes(figures.picture(found))
+    image = matplotlib.image.imread(tmp_path / "differences.png")[..., :3]
+    drawn = lambda color: (
+        np.isclose(image, matplotlib.colors.to_rgb(color), atol=0.01).all(-1).sum()
+    )
+    reference, *others = [drawn(color) for color in figures.COLORS[: len(study.methods)]]
+    # A dot in the legend and one in each of two cells, of some 20 pixels or more.
+    assert reference == 0 and min(others) > 60
+
+
+def test_heat_map_shows_differences_with_a_star_where_seen(found):
+    first, second = figures.heatmap(found, "lambda_d", "lambda_m", difference=True)
+    texts = re.findall(r">([^<>]*\d[^<>]*)</text>", first)
+    assert "+2.00 *" in texts and "+0.00" in texts
+    assert "1 diverged" in second
+
+
+def test_markdown_tables_escape_bars():
+    assert page.markdown_table(["a", "b"], [["|", "2"]]).splitlines() == [
+        "| a | b |",
+        "|---|---|",
+        "| \\| | 2 |",
+    ]
+
+
+def test_what_numbers_look_like():
+    spread = statistics.Spread
+    assert outcome.show_spread(spread(2, 0.93214, 0.0045), "consensus_accuracy") == "93.21 ± 0.45"
+    assert outcome.show_spread(spread(1, 0.012345, math.nan), "model_variant_loss") == "0.0123"
+    assert outcome.show_spread(spread(0, math.nan, math.nan), "consensus_accuracy") == "–"
+    below = statistics.Difference(3, -0.012, -0.02, 0.001)
+    assert outcome.show_difference(below, "consensus_accuracy") == "−1.20 [−2.00, +0.10]"
+    assert records.value({"summary": {}, "settings": {}}, "agents") == Config().agents
+
+
+def test_tensorboard_has_the_rows(tmp_path):
+    with tensorboard.scalars(tmp_path / "board") as write:
+        write({"epoch": 1, "step": 12, "cross_entropy": 0.5, "diverged": "a text"})
+        write({"epoch": 2, "step": 24, "cross_entropy": 0.25})
+    (file,) = (tmp_path / "board").iterdir()
+    content = file.read_bytes()
+    assert content.count(b"cross_entropy") == 2 and b"epoch" not in content
+
+
+def test_tensorboard_is_asked_for_without_being_there(monkeypatch):
+    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install"):
+        tensorboard.check()

@@ -1,0 +1,338 @@
+"""Studies: files expand to valid runs, runs are shared, survive interruption, and may diverge."""
+
+import functools
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from ccl_jax import algorithms, graphs, models
+from ccl_jax.runs import inputs, runner
+from ccl_jax.runs.config import Config
+from experiments.study import catalogue, command, records, tuning
+from tests.support import tiny_main  # noqa: F401 (registers the model "mlp")
+
+SMALL = """
+title = "small"
+seeds = [0, 1]
+[methods]
+"plain" = { algorithm = "dsgdm-n" }
+"ccl" = { algorithm = "dsgdm-n", lambda_m = 0.1, lambda_d = 0.1 }
+[data.digits.settings]
+model = "mlp"
+agents = 3
+alpha = 1.0
+epochs = 2
+eval_every = 1
+batch_size = 64
+devices = 1
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a study file and returns its path."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_compile_cache():
+    """Runs of tests keep the cache that all tests share."""
+    prepare = runner.prepare
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            runner,
+            "prepare",
+            lambda config, *rest: prepare(config.replace(compile_cache=None), *rest),
+        )
+        yield
+
+
+def cells(name):
+    table = catalogue.tomllib.loads((catalogue.FOLDER / f"{name}.toml").read_text())
+    return [(name, data) for data in table["data"]]
+
+
+ALL = [pair for name in catalogue.names() for pair in cells(name)]
+
+
+def test_all_eleven_are_there():
+    expected = (
+        "first_three main_table agents ablation lambda_alpha domain_shift rounds orthogonality"
+    )
+    expected += " partitions heterogeneity_measure stability"
+    assert set(catalogue.names()) == set(expected.split())
+    assert {"digits", "fmnist", "cifar10"} <= {data for name, data in ALL if name == "first_three"}
+
+
+@functools.cache
+def graph(topology, agents, weights, stochastic):
+    return graphs.make(topology, agents, weights=weights, stochastic=stochastic)
+
+
+@functools.cache
+def check_method(name, hyperparameters, *of_graph):
+    method = algorithms.lookup(name)
+    algorithms.make(name, **dict(hyperparameters))
+    method.check(graph(*of_graph, method.stochastic), **dict(hyperparameters))
+
+
+@pytest.mark.parametrize("name, where", ALL)
+def test_every_study_file_expands_to_runs_that_can_be_made(name, where):
+    plan = catalogue.load(name, where)
+    jobs = [*plan.tuning_jobs(), *plan.jobs(catalogue._any_rates(plan))]
+    assert len(jobs) >= len(plan.seeds) * len(plan.methods) * len(plan.cells)
+    if where == "digits":
+        assert plan.seeds == (0, 1, 2, 3, 4)
+    assert plan.title != plan.name and plan.claim and plan.question
+    for config in (job.config for job in jobs):
+        hyperparameters = tuple(config.hyperparameters().items())
+        check_method(
+            config.algorithm, hyperparameters, config.topology, config.agents, config.weights
+        )
+    models.make(config.model, 10, norm=config.norm)
+
+
+def test_orthogonality_has_every_method_of_the_registry_that_sends_something():
+    plan = catalogue.load("orthogonality")
+    used = {job.config.algorithm for job in plan.jobs()}
+    assert used == set(algorithms.REGISTRY) - {"isolated"}
+
+
+def test_a_method_is_stronger_than_the_cell_and_the_cell_than_the_data(write):
+    text = """
+    seeds = [7]
+    [settings]
+    lr = 0.5
+    alpha = 3
+    topology = "full"
+    [axes.graph]
+    "of 5" = { agents = 5, topology = "chain" }
+    [methods]
+    "tree" = { topology = "star", clip_norm = 2.0 }
+    "plain" = { clip_norm = "default" }
+    [data.small]
+    main = "digits"
+    [data.small.settings]
+    lr = 0.25
+    agents = 9
+    """
+    tree, plain = catalogue.load(write(text), "small").jobs()
+    assert (tree.config.topology, plain.config.topology) == ("star", "chain")
+    assert (tree.config.agents, tree.config.lr, tree.config.alpha) == (5, 0.25, 3.0)
+    assert (tree.config.clip_norm, plain.config.clip_norm) == (2.0, None)
+    assert tree.config.seed == 7 and str(tree) == "tree, of 5, seed 7"
+    assert catalogue.load(write(text), "small", (1, 2), epochs=3).jobs()[-1].config.epochs == 3
+
+
+def test_an_identity_is_what_is_computed_and_nothing_else():
+    config = Config(lr=0.3)
+    same = config.replace(workdir="x", devices=3, progress=False, figures=False, data_dir="y")
+    assert catalogue.identity(config) == catalogue.identity(same)
+    others = [config.replace(lr=0.1), config.replace(seed=1), config.replace(validation=0.1)]
+    assert len({catalogue.identity(c) for c in [config, *others]}) == 4
+    assert catalogue.settings_of(Config()) == {}
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("title", "titel", "unknown key of the study 'titel': did you mean 'title'"),
+        ('"plain" = { algorithm', '"plain" = { algoritm', "did you mean 'algorithm'"),
+        ('"dsgdm-n" }', "3 }", "methods.plain.algorithm is 3; it must be a text"),
+        ("epochs = 2", "epochs = 2.5", "epochs is 2.5; it must be a whole number"),
+        ("epochs = 2", "epochs = 0", "epochs is 0; it must be at least 1"),
+        ("epochs = 2", "seed = 2", "unknown setting 'seed'"),
+        ("seeds = [0, 1]", "seeds = []", "seeds are []"),
+        ("seeds = [0, 1]", 'seeds = [0]\nreference = "plan"', "did you mean 'plain'"),
+        (
+            "[data.digits.settings]",
+            "[data.digits]\nmain = 3\n[data.digits.settings]",
+            "main of data.digits is 3",
+        ),
+        ("seeds = [0, 1]", 'seeds = [0]\nagainst = { ccl = "x" }', "unknown method 'x'"),
+        ("seeds = [0, 1]", "seeds = 3", "seeds of the study is 3; it must be a list"),
+        ("seeds = [0, 1]", "seeds = [0]\naxes = { lr = 3 }", "axes.lr is 3; it must be a table"),
+        ("[data.digits.settings]", "[date.digits.settings]", "unknown key of the study 'date'"),
+        (
+            "seeds = [0, 1]",
+            'seeds = [0]\n[[figures]]\nkind = "pie"',
+            "unknown kind of figure 'pie'",
+        ),
+        ("seeds = [0, 1]", 'seeds = [0]\n[[figures]]\nkind = "lines"', "figures.lines needs x"),
+        ("seeds = [0, 1]", "seeds = [0]\n[tune]\nlr = [1]", "tune needs lr = [...], validation"),
+        (
+            "seeds = [0, 1]",
+            'seeds = [0]\n[tune]\nlr = [1]\nvalidation = 0.1\nseeds = [1]\neach = ["a"]',
+            "tune.each names 'a'",
+        ),
+        ("seeds = [0, 1]", "seeds = [0, 1", "mine"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_in_one_line(write, capsys, tmp_path, old, new, message):
+    assert old in SMALL
+    path = write(SMALL.replace(old, new, 1))
+    code = command.main(["study", f"--study={path}", f"--results={tmp_path}/r"])
+    error = capsys.readouterr().err
+    assert code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "--study is missing; it is one of ablation"),
+        (["--study=first_tree"], "did you mean 'first_three'"),
+        (["--study=agents", "--data=mnist"], "unknown dataset of this study 'mnist'"),
+        (["--study=agents", "--seeds=a"], "write them as 0,1,2"),
+        (["agents"], "'agents' is not a flag"),
+        (["--workers=0"], "workers"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line(capsys, flags, message):
+    assert command.main(["study", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_lists(capsys, tmp_path):
+    assert command.main(["study", "--list"]) == 0
+    assert "first_three" in (out := capsys.readouterr().out) and out.count("\n") == 11
+    assert command.main(["study", "--study=main_table", "--list", f"--results={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("(tuning)") == 24 and "and then 240 runs" in out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Results of a study of which one method diverges: (study file, results)."""
+    folder = tmp_path_factory.mktemp("whole")
+    text = SMALL.replace("seeds = [0, 1]", "seeds = [0]")
+    wild = '"wild" = { algorithm = "dsgdm-n", lr = 1e30 }\n'
+    (folder / "mine.toml").write_text(text.replace("[data.", wild + "[data.", 1))
+    command.run(catalogue.load(str(folder / "mine.toml")), folder / "results")
+    return folder / "mine.toml", folder / "results"
+
+
+def test_keeps_what_tables_and_figures_need(whole):
+    _, results = whole
+    plain, ccl, _ = records.read(results / "mine-digits" / "runs.jsonl")
+    assert (plain["seed"], plain["status"]) == (0, "done")
+    assert "model_variant_loss" not in plain["summary"] and ccl["summary"]["model_variant_loss"] > 0
+    assert plain["rows"]["epoch"] == [1, 2] and len(plain["rows"]["consensus_accuracy"]) == 2
+    assert plain["cost"]["exchanges"] == 1 and ccl["cost"]["exchanges"] == 2
+    assert records.value(plain, "lambda_m") == 0.0 and records.value(ccl, "lambda_m") == 0.1
+    assert np.array(plain["samples_by_agent_and_class"]).shape == (3, 10)
+    assert not list(results.glob("runs/*/checkpoints")) and not list(results.glob("runs/*/figures"))
+
+
+def test_a_run_that_diverges_is_a_result(whole):
+    _, results = whole
+    wild = records.read(results / "mine-digits" / "runs.jsonl")[2]
+    assert wild["status"] == "diverged" and wild["step"] >= 1
+    assert "no longer finite at step" in wild["reason"]
+    json.dumps(wild, allow_nan=False)
+
+
+def test_runs_only_what_is_missing(whole, tmp_path, capsys, monkeypatch):
+    path, results = whole
+    # What is committed is enough: no files of the runs themselves, and by way of another study.
+    (tmp_path / "other-digits").mkdir()
+    committed = (results / "mine-digits" / "runs.jsonl").read_text()
+    (tmp_path / "other-digits" / "runs.jsonl").write_text(committed)
+    made = []
+    monkeypatch.setattr(
+        records, "run", lambda config, _: made.append(config) or fake_record(config)
+    )
+    assert command.main(["study", f"--study={path}", f"--results={tmp_path}", "--seeds=0,1"]) == 0
+    assert [(config.seed, config.lr) for config in made] == [(1, 0.1), (1, 0.1), (1, 1e30)]
+    error = capsys.readouterr().err
+    assert "3 of 6 runs are there already" in error and "3/3 wild, seed 1" in error
+    found = records.read(tmp_path / "mine-digits" / "runs.jsonl")
+    assert [r["seed"] for r in found] == [0, 0, 0]  # the fakes were kept nowhere
+
+
+def test_another_length_is_evaluated_as_often_and_lies_apart(write, tmp_path, capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        records, "run", lambda config, _: made.append(config) or fake_record(config)
+    )
+    path = write(SMALL.replace("epochs = 2\neval_every = 1", "epochs = 100\neval_every = 5"))
+    argv = ["study", f"--study={path}", f"--results={tmp_path}", "--seeds=0"]
+    assert command.main([*argv, "--epochs=40"]) == 0
+    assert {(config.epochs, config.eval_every) for config in made} == {(40, 2)}
+    assert "mine-digits-40-epochs/runs.jsonl" in capsys.readouterr().err
+    plan = catalogue.load(path).of_length(5)
+    assert {job.config.eval_every for job in plan.jobs()} == {1}
+    assert plan.options == "--study=mine --epochs=5"
+    assert command.main([*argv, "--epochs=0"]) == 2
+
+
+def test_goes_on_after_an_interruption(whole, write, tmp_path, capsys, monkeypatch):
+    path = write(SMALL.replace("seeds = [0, 1]", "seeds = [0]").replace('"ccl"', '# "ccl"'))
+    argv = ["study", f"--study={path}", f"--results={tmp_path}/results"]
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "throughput", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or {})
+        assert command.main(argv) == 143
+    error = capsys.readouterr().err
+    assert "0 of 1 runs are in" in error and "the same command goes on" in error
+    assert command.main(argv) == 0
+    assert "goes on after step" in capsys.readouterr().err
+    (resumed,) = records.read(tmp_path / "results/mine-digits/runs.jsonl")
+    straight = records.read(whole[1] / "mine-digits/runs.jsonl")[0]
+    assert resumed["id"] == straight["id"] and resumed["rows"] == straight["rows"]
+
+
+def fake_record(config):
+    """What a run would give whose accuracy is best at a learning rate of 0.1, in seed 9."""
+    accuracy = 0.9 - abs(config.lr - 0.1) - 0.01 * config.seed
+    accuracies = dict.fromkeys(catalogue.METRICS, accuracy)
+    return {
+        "id": catalogue.identity(config),
+        "settings": catalogue.settings_of(config),
+        "seed": config.seed,
+        "status": "diverged" if config.lr > 1 else "done",
+        "step": 3,
+        "summary": accuracies,
+    }
+
+
+def test_tuning_takes_the_best_rate_on_held_out_data(write):
+    text = (
+        SMALL
+        + "[tune]\nlr = [0.03, 0.1, 10.0]\nvalidation = 0.25\nseeds = [8, 9]\neach = ['graph']\n"
+    )
+    text += '[axes.graph]\n"r" = {}\n"s" = { topology = "full" }\n[axes.more]\n"1" = {}\n"2" = {}\n'
+    plan = catalogue.load(write(text))
+    jobs = plan.tuning_jobs()
+    # The same budget for all: 2 methods x 2 graphs x 3 rates x 2 seeds; `more` stays at its first.
+    assert len(jobs) == 24 and {job.cell for job in jobs} == {("r", "1"), ("s", "1")}
+    assert {job.config.validation for job in jobs} == {0.25}
+    known = {job.identity: fake_record(job.config) for job in jobs}
+    rates = tuning.chosen_rates(plan, known)
+    assert set(rates.values()) == {0.1} and len(rates) == 4
+    assert {job.config.lr for job in plan.jobs(rates)} == {0.1}
+    assert {job.config.validation for job in plan.jobs(rates)} == {0.0}
+    header, rows = tuning.table_of_tuning(plan, known)
+    assert header == ["graph", "more", "method", "lr 0.03", "lr 0.1", "lr 10", "chosen"]
+    # 0.9 - 0.07 - 0.01 * 8.5, and so on.
+    assert rows[0][3:] == ["74.50 ± 0.71", "81.50 ± 0.71 *", "diverged", "0.1"]
+    lost = {name: record | {"status": "diverged"} for name, record in known.items()}
+    assert set(tuning.chosen_rates(plan, lost).values()) == {0.03}
+    assert tuning.table_of_tuning(plan, lost)[1][0][-1] == "0.03 (edge of the grid)"
+
+
+def test_a_damaged_record_file_is_said(write, tmp_path, capsys):
+    (tmp_path / "r" / "mine-digits").mkdir(parents=True)
+    (tmp_path / "r" / "mine-digits" / "runs.jsonl").write_text("{}\n{")
+    assert (
+        command.main(["study", f"--study={write(SMALL)}", f"--results={tmp_path}/r", "--list"]) == 2
+    )
+    assert "is damaged" in capsys.readouterr().err

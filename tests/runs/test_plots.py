@@ -1,0 +1,83 @@
+"""Figures: what is drawn, read back from the picture or from matplotlib's own objects."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from ccl_jax.runs import plots
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, which are written all the same."""
+    figures = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **options):
+        figures.append(figure)
+        return save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def row(step, mean, low, high, consensus):
+    return {
+        "step": step,
+        "local_accuracy_mean": mean,
+        "local_accuracy_min": low,
+        "local_accuracy_max": high,
+        "consensus_accuracy": consensus,
+    }
+
+
+def test_accuracy_curves_show_percent_against_rounds(tmp_path, drawn):
+    rows = [
+        {"step": 5, "cross_entropy": 2.0},  # An epoch without an evaluation.
+        row(10, 0.5, 0.25, 0.75, 0.6),
+        row(15, None, None, None, None),  # as a metrics file says NaN
+        row(20, 0.7, 0.5, 0.8, 0.9),
+    ]
+    path = tmp_path / "accuracy.png"
+    plots.accuracy_curves({"ours": rows, "theirs": rows}, path, "a title")
+    (figure,) = drawn
+    local, consensus = figure.axes
+    for axes, expected in ((local, [50, 70]), (consensus, [60, 90])):
+        assert [line.get_label() for line in axes.lines] == ["ours", "theirs"]
+        np.testing.assert_allclose(axes.lines[0].get_xdata(), [10, 20])
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), expected)
+        assert axes.get_xlabel() == "rounds"
+    assert local.get_ylabel() == "test accuracy (%)"
+    assert len({line.get_color() for line in local.lines}) == 2
+    band = local.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (25, 80)
+    assert matplotlib.image.imread(path).std() > 0
+
+
+def test_more_runs_than_colours_and_none_evaluated(tmp_path):
+    plots.accuracy_curves({str(k): [row(1, *[0.5] * 4)] for k in range(9)}, tmp_path / "many.pdf")
+    plots.accuracy_curves({"none": [{"step": 1}]}, tmp_path / "none.svg")
+    assert (tmp_path / "many.pdf").read_bytes().startswith(b"%PDF")
+    assert b"<svg" in (tmp_path / "none.svg").read_bytes()
+
+
+def test_bubbles_have_the_area_of_the_samples(tmp_path, drawn):
+    counts = np.array([[10, 0, 5], [0, 20, 0]])
+    path = tmp_path / "partition.png"
+    plots.class_bubbles(counts, path, class_names=("a", "b", "c"))
+    (axes,) = drawn[0].axes
+    (bubbles,) = axes.collections
+    np.testing.assert_array_equal(bubbles.get_offsets(), [[0, 0], [0, 2], [1, 1]])
+    np.testing.assert_allclose(bubbles.get_sizes() / bubbles.get_sizes().max(), [0.5, 0.25, 1.0])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    assert "20" in axes.get_title()
+    assert matplotlib.image.imread(path).std() > 0
+
+
+@pytest.mark.parametrize("agents, classes", [(1, 1), (100, 10), (3, 1000)])
+def test_bubbles_of_any_size_make_a_figure_that_can_be_looked_at(agents, classes, tmp_path):
+    path = tmp_path / "partition.png"
+    plots.class_bubbles(np.ones((agents, classes), int), path)
+    height, width, _ = matplotlib.image.imread(path).shape
+    assert max(height, width) <= 2400

@@ -1,0 +1,288 @@
+"""What a result can be trusted for: same seed, same bits; its makers on record; no stray files."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support import tiny_main
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ccl_jax.training import loop
+from ccl_jax.runs import directory
+from ccl_jax.runs.checkpoints import Checkpoints
+from ccl_jax.runs import cautions, runner
+from experiments import cli, digits
+from ccl_jax.runs.config import Config
+
+CONFIG = digits.DEFAULTS.replace(
+    model="mlp", agents=2, alpha=1.0, epochs=2, algorithm="dsgd", progress=False, eval_every=2
+)
+
+
+def without_seconds(directory: directory.RunDirectory) -> list[dict]:
+    return [{k: v for k, v in row.items() if "second" not in k} for row in directory.read_metrics()]
+
+
+def arrays(directory: directory.RunDirectory) -> dict:
+    saved = Checkpoints(directory.checkpoints)
+    return saved.arrays(saved.steps()[-1])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that has ended, and the files around it before and after."""
+    assert tiny_main.Mlp is not None
+    top = tmp_path_factory.mktemp("trust")
+    here = os.getcwd()
+    os.chdir(top)
+    try:
+        run = runner.prepare(CONFIG.replace(workdir=str(top / "a" / "run")))
+        assert not any(top.iterdir())  # preparing writes nothing
+        summary = runner.execute(run)
+    finally:
+        os.chdir(here)
+    return top, run, summary
+
+
+def test_two_runs_with_one_seed_are_equal_to_the_bit(finished, tmp_path):
+    _, first, _ = finished
+    second = runner.prepare(CONFIG.replace(workdir=str(tmp_path / "run")))
+    runner.execute(second)
+    assert without_seconds(second.directory) == without_seconds(first.directory)
+    a, b = arrays(first.directory), arrays(second.directory)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+    third = runner.prepare(CONFIG.replace(workdir=str(tmp_path / "other"), seed=1))
+    runner.execute(third)
+    assert without_seconds(third.directory) != without_seconds(first.directory)
+
+
+def test_a_run_writes_below_its_directory_only(finished):
+    top, run, _ = finished
+    assert [p.name for p in top.iterdir()] == ["a"]
+    assert [p.name for p in (top / "a").iterdir()] == ["run"]
+    assert not any(p.is_symlink() for p in run.directory.path.rglob("*"))
+
+
+def test_results_say_what_they_were_made_with(finished):
+    _, run, summary = finished
+    config = json.loads((run.directory.path / "config.json").read_text())
+    for made_with in (summary["made_with"], config["made_with"]):
+        assert set(directory.PACKAGES) < set(made_with)
+        assert made_with["numpy"] == np.__version__
+        assert "cpu" in made_with["device"] and made_with["command"]
+    assert config["seed"] == 0 and config["algorithm"] == "dsgd"
+
+
+def test_the_commit_is_recorded_with_whether_files_differ(tmp_path):
+    git = lambda *command: subprocess.run(
+        ["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x@x", *command],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    assert directory.git_commit(tmp_path) is None
+    git("init")
+    assert directory.git_commit(tmp_path) is None
+    (tmp_path / "inside").mkdir()
+    files = [tmp_path / "inside" / "code.py", tmp_path / "study.toml", tmp_path / "result.jsonl"]
+    for file in files:
+        file.write_text("1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    assert directory.git_commit(tmp_path) == commit
+    for file, differs in zip(files, ("-dirty", "-dirty", ""), strict=True):
+        file.write_text("2")
+        assert directory.git_commit(tmp_path) == commit + differs
+        file.write_text("1")
+    assert directory.git_commit(tmp_path / "inside") is None
+    (tmp_path / ".git" / "index").write_text("damaged")
+    assert directory.git_commit(tmp_path) is None
+
+
+def resume(workdir: Path, capsys, *more: str) -> tuple[int, str]:
+    """Exit code and what was said on stderr."""
+    flags = [f"--workdir={workdir}", "--algorithm=dsgd", "--resume", *more]
+    code = cli.run_main(digits.main, CONFIG, "", ["digits", *flags])
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return code, said
+
+
+def test_resuming_what_cannot_be_resumed_says_why(finished, tmp_path, capsys):
+    _, run, _ = finished
+    code, said = resume(run.directory.path, capsys)
+    assert code == 0 and "has ended already" in said
+    code, said = resume(run.directory.path, capsys, "--lr=0.2", "--seed=3", "--keep=7")
+    assert code == 2 and "lr was 0.1, now 0.2" in said and "seed was 0, now 3" in said
+    assert "keep" not in said
+    code, said = resume(tmp_path, capsys)
+    assert code == 2 and "no run that could go on" in said
+    (tmp_path / "config.json").write_text("[1, 2")
+    code, said = resume(tmp_path, capsys)
+    assert code == 2 and "damaged" in said
+    code = cli.run_main(digits.main, CONFIG, "", ["digits", "--algorithm=dsgd", "--resume"])
+    assert code == 2 and "--workdir" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_resuming_on_other_devices_agrees_to_rounding(tmp_path):
+    """Two epochs on two devices, the third on one."""
+    config = CONFIG.replace(algorithm="qg-dsgdm-n", lambda_m=0.1, epochs=3, drop=0.2)
+    finals = []
+    for name, devices in (("whole", 2), ("moved", 1)):
+        here = config.replace(workdir=str(tmp_path / name), devices=2, checkpoint_every=1)
+        run = runner.prepare(here)
+        runner.execute(run)
+        if name == "moved":
+            saved = run.directory.checkpoints
+            newest = max(Checkpoints(saved).steps())
+            shutil.rmtree(saved / str(newest))
+            (run.directory.path / "summary.json").unlink()
+            runner.execute(runner.prepare(here.replace(devices=devices, resume=True)))
+        finals.append(arrays(run.directory))
+    for name in finals[0]:
+        np.testing.assert_allclose(finals[0][name], finals[1][name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_directory_in_use_is_refused(tmp_path, capsys):
+    directory = directory.RunDirectory(tmp_path / "run")
+    with directory.lock(), pytest.raises(ValueError, match="another run is at work"):  # noqa: SIM117
+        with directory.RunDirectory(tmp_path / "run").lock():
+            pass
+    with directory.lock():
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):  # noqa: SIM117
+        with directory.RunDirectory(tmp_path / "file" / "run").lock():
+            pass
+
+
+@pytest.mark.slow
+def test_rollback_goes_on_with_a_lower_rate_and_gives_up_in_the_end(tmp_path, capsys):
+    """A learning rate of 1e36 overflows, as does a tenth of it, three times over."""
+    config = CONFIG.replace(lr=1e36, on_divergence="rollback", epochs=1, schedule="constant")
+    run = runner.prepare(config.replace(workdir=str(tmp_path / "run")))
+    with pytest.raises(loop.Diverged, match="agent"):
+        runner.execute(run)
+    said = capsys.readouterr().err
+    assert said.count("times less learning rate") == 3
+    last = run.directory.read_metrics()[-1]
+    assert last["lr"] == pytest.approx(1e33) and last["rollbacks"] == 3 and last["diverged"]
+
+
+def test_a_checkpoint_that_diverges_again_is_left_for_the_one_before(tmp_path, monkeypatch):
+    """As where the parameters are finite still, but no learning rate leads on from them."""
+    config = CONFIG.replace(on_divergence="rollback", epochs=3, checkpoint_every=1, keep=3)
+    run = runner.prepare(config.replace(workdir=str(tmp_path / "run")))
+    fit, started = loop.fit, []
+
+    def failing(*arguments, start, **options):
+        started.append(start.epoch)
+        if len(started) == 1:  # Saves the ends of all epochs before it fails.
+            fit(*arguments, start=start, **options)
+        if len(started) < 4:
+            raise loop.Diverged("agent 0")
+        return fit(*arguments, start=start, **options)
+
+    monkeypatch.setattr(loop, "fit", failing)
+    runner.execute(run)
+    assert started == [1, 4, 3, 2]
+    rows = run.directory.read_metrics()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row.get("rollbacks") for row in rows] == [None, 3, 3]
+
+
+@settings(deadline=None, max_examples=40)
+@given(text=st.binary(max_size=80) | st.from_regex(rb"(--[a-z_]{2,12}(=.{0,9})?\n){1,5}"))
+def test_flag_files_of_any_content_are_answered_in_one_line(tmp_path_factory, text):
+    file = tmp_path_factory.mktemp("flags") / "run.flags"
+    file.write_bytes(text)
+    seen = []
+    code = cli.run_main(
+        lambda config, given: seen.append(config), CONFIG, "", ["x", f"--flagfile={file}"]
+    )
+    # Read and passed on as a checked Config, or refused.
+    assert (code, len(seen)) in ((0, 1), (0, 0), (2, 0))
+
+
+def _itself(file: Path) -> None:
+    file.write_text(f"--lr=0.2\n--flagfile={file}\n")
+
+
+def _each_other(file: Path) -> None:
+    other = file.with_suffix(".other")
+    file.write_text(f"--flagfile={other}\n")
+    other.write_text(f"--flagfile={file}\n")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda file: file.write_text("lr is 0.1\n"),
+        lambda file: file.write_text("--no_such_flag=1\n"),
+        lambda file: file.write_text("--lr=fast\n"),
+        lambda file: file.write_bytes(bytes(range(256)) * 20),
+        lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe"),
+        lambda file: file.mkdir(),
+        lambda file: None,
+        lambda file: file.write_text(f"--flagfile={file.with_name('nowhere')}\n"),
+        lambda file: file.symlink_to(file),
+        _itself,
+        _each_other,
+    ],
+    ids=["words", "unknown", "no number", "bytes", "png", "folder", "missing", "names a missing one",
+         "link to itself", "itself", "each other"],
+)  # fmt: skip
+def test_a_flag_file_that_is_none_gets_one_line(tmp_path, capsys, make):
+    file = tmp_path / "run.flags"
+    make(file)
+    code = cli.run_main(
+        lambda config, given: pytest.fail("ran"), CONFIG, "", ["x", f"--flagfile={file}"]
+    )
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert (code, out) == (2, "") and line.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "chosen, said",
+    [
+        ({"model": "lenet5", "lambda_m": 0.1}, True),
+        ({"model": "resnet20", "norm": "none", "lambda_m": 1.0}, True),
+        ({"model": "digits-cnn", "norm": "none", "lambda_m": 1.0}, True),
+        ({"model": "digits-cnn", "norm": "none", "lambda_m": 0.1}, False),
+        ({"model": "digits-cnn", "lambda_m": 1.0}, False),
+        ({"model": "lenet5", "lambda_m": 0.1, "distance": "huber"}, False),
+        ({"model": "lenet5", "lambda_m": 0.01}, False),
+        ({"model": "resnet20", "lambda_m": 0.1}, False),
+        ({"model": "lenet5", "lambda_m": 0.0, "lambda_d": 1.0}, False),
+    ],
+)
+def test_a_weight_at_which_runs_have_diverged_is_said(chosen, said):
+    notes = cautions.of(Config(**chosen))
+    assert len(notes) == said
+    less = "take 0.1," if chosen["model"] == "digits-cnn" else "take 0.01,"
+    assert all("lambda_m is" in note and less in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "chosen, said",
+    [
+        ({"lambda_m": 0.01}, True),
+        ({"lambda_d": 0.01}, True),
+        ({"lambda_m": 0.01, "distance": "huber"}, False),
+        ({"lambda_m": 0.1, "model": "resnet20"}, False),
+        ({}, False),
+    ],
+)
+def test_ccl_with_relayed_models_is_said_to_be_unstable(chosen, said):
+    relayed = {"model": "lenet5", "algorithm": "relaysgd", "topology": "chain"}
+    notes = cautions.of(Config(**relayed | chosen))
+    assert len(notes) == said
+    assert all("with RelaySGD" in note and "from lambda 0.01 on" in note for note in notes)
