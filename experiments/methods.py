@@ -53,21 +53,23 @@ def measure(method: Method) -> Cost:
     @jax.jit
     def traffic(params) -> Traffic:
         talk = network.round(1)
-        sent = params
-        state = algorithm.init(params, talk)
-        state = jax.tree.map(lambda x: jnp.full_like(x, 1), state)
-        grads, state = algorithm.communicate(params, state, talk, jnp.float32(1))
-        if algorithm.combine is not None:
-            cross = talk.cross(lambda model, data: model, sent, sent)
-            grads, state = algorithm.combine(grads, cross, state, talk)
-        algorithm.update(grads, params, state, talk, jnp.float32(1))
+        state = jax.tree.map(lambda x: jnp.full_like(x, 1), algorithm.init(params, talk))
+        algorithms.advance(
+            algorithm,
+            params,
+            state,
+            talk,
+            jnp.float32(1),
+            lambda x, models: (x, None),
+            lambda models: talk.cross(lambda model, data: model, models, params),
+        )
         return talk.traffic()
 
     sent = traffic(params)
     neighbors = topology.mask[0].sum(axis=1)
     sizes = sent.bytes_sent() / neighbors / (4 * _SIZE)
     gradients = "1" if algorithm.combine is None else "1 + d"
-    used = int((np.asarray(sent.messages).sum(axis=1) > 0).sum())
+    used = int((np.asarray(sent.messages).sum(axis=0) > 0).sum())
     return Cost(topology, used, float(sizes.max()), gradients)
 
 
@@ -153,7 +155,7 @@ def _sends(method: Method, cost: Cost) -> str:
 
 def _ccl_adds(method: Method) -> str:
     """Forward passes without gradient, and what more is sent."""
-    sends_models = method.name not in ("relaysgd", "all-reduce", "isolated", "fedavg")
+    sends_models = method.capabilities is not None and method.capabilities.how == "gossip"
     return "d forward, S d" if sends_models else "d forward, (P + S) d"
 
 

@@ -2,6 +2,7 @@
 
 from ccl_jax.algorithms import (
     bounds,
+    capabilities,
     cga,
     d2,
     decentlam,
@@ -16,13 +17,27 @@ from ccl_jax.algorithms import (
     quasi_global_adam,
     relay,
 )
-from ccl_jax.algorithms.base import REGISTRY, Algorithm, Method, lookup, make, register
+from ccl_jax.algorithms.base import (
+    REGISTRY,
+    Advance,
+    Algorithm,
+    Capabilities,
+    Method,
+    advance,
+    lookup,
+    make,
+    register,
+)
 
 __all__ = [
     "REGISTRY",
+    "Advance",
     "Algorithm",
+    "Capabilities",
     "Method",
+    "advance",
     "bounds",
+    "capabilities",
     "cga",
     "d2",
     "decentlam",

@@ -2,11 +2,11 @@
 
 An algorithm is a record of pure functions, built by a function that closes over hyper-parameters
 (as an optax transform is). The functions act on whole stacks: every leaf of `params` leads with the
-agents axis. One training step calls them in this order:
+agents axis. One step calls them in the order of `advance`:
 
-    eval_params, state = algorithm.communicate(params, state, network, lr)
+    eval_params, state, models = algorithm.communicate(params, state, talk, lr)
     grads = ...                                   # of each agent's loss, at eval_params
-    params, state = algorithm.update(grads, eval_params, state, network, lr)
+    params, state = algorithm.update(grads, eval_params, state, talk, lr)
 
 `params` is what agents send to each other. For most methods it is the model after the local step, to
 be mixed when the next step begins; "adapt, then combine" is the same recursion seen half a step
@@ -14,22 +14,23 @@ earlier. So the first exchange of a run is of equal models, and a method publish
 with W_t" mixes that result here at the start of step t + 1. Evaluation sees `params`, the models before
 they are mixed.
 
-Every leaf of the state is a scalar or leads with the agents axis. All talking goes through `network`
-(`ccl_jax.network.Round`), which counts the bytes.
+Every leaf of the state is a scalar or leads with the agents axis. All talking goes through `talk`, the
+`ccl_jax.network.Round` of the step, which counts the bytes.
 """
 
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax import trees
 from ccl_jax.graphs.topology import Stochastic, Topology
 from ccl_jax.names import look_up
-from ccl_jax.network import Round
+from ccl_jax.network import Message, Round
 
 PyTree = Any
 
@@ -38,12 +39,13 @@ class Algorithm(NamedTuple):
     """A decentralized optimization method.
 
     Attributes:
-      init: `init(params, network) -> state`; state is a pytree of arrays. `network` is any round
-        and tells the degree, for states that keep something for every neighbour.
-      communicate: `communicate(params, state, network, lr) -> (eval_params, state)`: the exchange
-        before the gradient. `eval_params` is where the gradient is taken.
-      update: `update(grads, eval_params, state, network, lr) -> (params, state)`: the local step.
-      combine: For cross-gradient methods, else None. `combine(grads, cross, state, network) ->
+      init: `init(params, talk) -> state`; state is a pytree of arrays. `talk` is any round and tells
+        the degree, for states that keep something for every neighbour.
+      communicate: `communicate(params, state, talk, lr) -> (eval_params, state, models)`: the exchange
+        before the gradient. `eval_params` is where the gradient is taken; `models` is the `Message`
+        by which neighbours know each other's models, or None if the method sends no models.
+      update: `update(grads, eval_params, state, talk, lr) -> (params, state)`: the local step.
+      combine: For cross-gradient methods, else None. `combine(grads, cross, state, talk) ->
         (grads, state)`, called between gradient and update; `cross` has leaves
         `[agents, degree, ...]`: the gradient of neighbour d's model on the agent's own data.
       models: `models(params, state) -> params`: the models in use, where they differ from what is
@@ -51,10 +53,84 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable[..., PyTree]
-    communicate: Callable[..., tuple[PyTree, PyTree]]
+    communicate: Callable[..., tuple[PyTree, PyTree, Message | None]]
     update: Callable[..., tuple[PyTree, PyTree]]
     combine: Callable[..., tuple[PyTree, PyTree]] | None = None
     models: Callable[[PyTree, PyTree], PyTree] = lambda params, state: params
+
+
+class Advance(NamedTuple):
+    """What one step of a method gives.
+
+    Attributes:
+      params: What agents send next, leaves `[agents, ...]`.
+      state: Of the method.
+      grads: The gradients that the local step used.
+      aux: What `gradient` returned beside them.
+    """
+
+    params: PyTree
+    state: PyTree
+    grads: PyTree
+    aux: Any
+
+
+def advance(
+    algorithm: Algorithm,
+    params: PyTree,
+    state: PyTree,
+    talk: Round,
+    lr: jax.Array,
+    gradient: Callable[[PyTree, Message | None], tuple[PyTree, Any]],
+    cross_gradient: Callable[[Message], PyTree] | None = None,
+) -> Advance:
+    """One step of a method: exchange, gradient, local step.
+
+    Args:
+      algorithm: The method.
+      params: What agents send, leaves `[agents, ...]`.
+      state: Of the method.
+      talk: The round of the step.
+      lr: Scalar learning rate.
+      gradient: `gradient(eval_params, models) -> (grads, aux)`: every agent's gradient on its own
+        data, with the models as neighbours know them (None if the method sends none).
+      cross_gradient: `cross_gradient(models) -> grads [agents, degree, ...]`: gradients of the
+        neighbours' models on the own data; called for methods that combine them.
+    """
+    eval_params, state, models = algorithm.communicate(params, state, talk, lr)
+    grads, aux = gradient(eval_params, models)
+    if algorithm.combine is not None:
+        grads, state = algorithm.combine(grads, cross_gradient(models), state, talk)
+    params, state = algorithm.update(grads, eval_params, state, talk, lr)
+    return Advance(params, state, grads, aux)
+
+
+@dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """How a method talks, and what it bears: declared where it is registered.
+
+    Reasons are texts that follow the method's name in an error; "" where there is none.
+
+    Attributes:
+      how: "gossip" if it mixes, "average" over all agents, "relay" along a tree, "none".
+      rarely: Whether agents may work alone for some steps between exchanges.
+      uncompressed: Why the network must not compress what it sends.
+      lossless: Why it needs every message to arrive; may be a function of the hyper-parameters.
+      keeps_sums: Whether sums over all agents must stay what they are, which old messages break.
+    """
+
+    how: Literal["gossip", "average", "relay", "none"] = "gossip"
+    rarely: bool = True
+    uncompressed: str = ""
+    lossless: str | Callable[[dict[str, Any]], str] = ""
+    keeps_sums: bool = False
+
+
+GOSSIP = Capabilities()
+# Recursions over steps that the published methods state for one graph, used in every step.
+EVERY_STEP = Capabilities(
+    rarely=False, lossless="is made for a graph that does not change, which losses make it do"
+)
 
 
 # A check of the graph, `check(topology, hyperparameters)`, raises ValueError where the method does not
@@ -75,6 +151,7 @@ class Method:
       graph: What it needs of the graph, in words.
       checks: The same as code.
       stochastic: Whether its mixing matrices have rows ("row") or columns that sum to 1.
+      capabilities: How it talks and what it bears; None where nobody has declared it.
     """
 
     name: str
@@ -85,6 +162,7 @@ class Method:
     graph: str
     checks: tuple[Check, ...]
     stochastic: Stochastic
+    capabilities: Capabilities | None
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -114,6 +192,7 @@ def register(
     graph: str = "any",
     check: tuple[Check, ...] = (),
     stochastic: Stochastic = "row",
+    capabilities: Capabilities | None = None,
     **fixed: Any,
 ) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
     """Decorator that enters a builder into the registry, possibly under several names.
@@ -125,11 +204,15 @@ def register(
       graph: What it needs of the graph, in words.
       check: The same as code.
       stochastic: "row", or "column" for push-sum.
+      capabilities: How it talks and what it bears. Without it, settings that not every method bears
+        (local steps, several gossip steps, compression, faults) are refused.
       **fixed: Hyper-parameters that this name fixes.
     """
 
     def enter(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
-        REGISTRY[name] = Method(name, build, fixed, summary, reference, graph, check, stochastic)
+        REGISTRY[name] = Method(
+            name, build, fixed, summary, reference, graph, check, stochastic, capabilities
+        )
         return build
 
     return enter
@@ -237,27 +320,7 @@ def _need(fits: bool, topology: Topology, what: str, instead: str) -> None:
         )
 
 
-# Arithmetic that many methods share. Trees are stacked; `a` and `lr` are scalars.
-
-
-def axpy(a: jax.Array | float, x: PyTree, y: PyTree) -> PyTree:
-    """a * x + y, leaf by leaf, in the dtype of y."""
-    return jax.tree.map(lambda u, v: jnp.asarray(a, v.dtype) * u + v, x, y)
-
-
-def subtract(x: PyTree, y: PyTree) -> PyTree:
-    """x - y, leaf by leaf."""
-    return jax.tree.map(jnp.subtract, x, y)
-
-
-def zeros(tree: PyTree) -> PyTree:
-    """Zeros like every leaf."""
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
-def copy(tree: PyTree) -> PyTree:
-    """Buffers of their own: the step gives its buffers away, and each only once."""
-    return jax.tree.map(jnp.copy, tree)
+# What many methods share.
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -267,22 +330,33 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def gossip(network: Round, params: PyTree, gossip_rate: float) -> tuple[PyTree, PyTree]:
+def gossip(talk: Round, message: Message, gossip_rate: float) -> tuple[PyTree, PyTree]:
     """x + r with r = gamma * (W - I) x.
 
     Returns:
-      The mixed parameters and the displacement r.
+      The mixed values and the displacement r.
     """
-    mixed = network.mix(params)
     displacement = jax.tree.map(
-        lambda m, x: jnp.asarray(gossip_rate, x.dtype) * (m - x), mixed, params
+        lambda m, x: jnp.asarray(gossip_rate, x.dtype) * (m - x), talk.mix(message), message.own
     )
-    return jax.tree.map(jnp.add, params, displacement), displacement
+    return optax.tree.add(message.own, displacement), displacement
 
 
-def per_agent(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+def each_agent(transform: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optax transform that treats each agent of a stack on its own."""
     return optax.GradientTransformation(jax.vmap(transform.init), jax.vmap(transform.update))
+
+
+def clip(algorithm: Algorithm, largest: float) -> Algorithm:
+    """A method whose local step uses gradients of at most this l2 norm, agent by agent."""
+
+    def update(grads, eval_params, state, talk, lr):
+        norms = jax.vmap(optax.tree.norm)(grads)
+        scale = jnp.minimum(1.0, largest / jnp.maximum(norms, 1e-12))
+        grads = jax.tree.map(lambda g: g * trees.per_agent(scale.astype(g.dtype), g), grads)
+        return algorithm.update(grads, eval_params, state, talk, lr)
+
+    return algorithm._replace(update=update)
 
 
 def sgd_direction(
@@ -291,7 +365,7 @@ def sgd_direction(
     """PyTorch's SGD without the learning rate: u = g + lam x; m <- beta m + u; d = u + beta m or m."""
     steps = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     steps += [optax.trace(momentum, nesterov)] if momentum else []
-    return per_agent(optax.chain(*steps) if steps else optax.identity())
+    return each_agent(optax.chain(*steps) if steps else optax.identity())
 
 
 def safe_previous(lr_previous: jax.Array, lr: jax.Array) -> jax.Array:

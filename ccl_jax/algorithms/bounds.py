@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base, dsgd
+
+EXACT = "takes exact averages over all agents, which no lost message can reach"
 
 
 class LocalState(NamedTuple):
@@ -25,6 +28,7 @@ class LocalState(NamedTuple):
     "all-reduce",
     summary="upper bound: centralized SGD, exact mean of all gradients",
     reference="e.g. Goyal et al., arXiv:1706.02677",
+    capabilities=base.Capabilities("average", rarely=False, lossless=EXACT),
     graph="not used: exact averages",
 )
 def all_reduce(
@@ -41,14 +45,14 @@ def all_reduce(
     """
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
 
-    def communicate(params, state, network, lr):
-        return params, state
+    def communicate(params, state, talk, lr):
+        return params, state, None
 
-    def update(grads, eval_params, state, network, lr):
-        d, local = direction.update(network.average(grads), state.local, eval_params)
-        return base.axpy(-lr, d, eval_params), LocalState(local)
+    def update(grads, eval_params, state, talk, lr):
+        d, local = direction.update(talk.average(grads), state.local, eval_params)
+        return trees.axpy(-lr, d, eval_params), LocalState(local)
 
-    init = lambda params, network: LocalState(direction.init(params))
+    init = lambda params, talk: LocalState(direction.init(params))
     return base.Algorithm(init, communicate, update)
 
 
@@ -56,6 +60,7 @@ def all_reduce(
     "isolated",
     summary="lower bound: agents that never talk",
     reference="local SGD without communication",
+    capabilities=base.Capabilities("none"),
     graph="not used",
 )
 def isolated(
@@ -63,13 +68,14 @@ def isolated(
 ) -> base.Algorithm:
     """SGD of each agent on its own data; arguments as `all_reduce`."""
     alone = dsgd.local_steps(base.sgd_direction(momentum, nesterov, weight_decay))
-    return alone._replace(communicate=lambda params, state, network, lr: (params, state))
+    return alone._replace(communicate=lambda params, state, talk, lr: (params, state, None))
 
 
 @base.register(
     "fedavg",
     summary="federated averaging: the hub of a star averages all models",
     reference="McMahan et al., AISTATS 2017, arXiv:1602.05629",
+    capabilities=base.Capabilities("average", lossless=EXACT),
     graph="star",
     check=(base.static, base.star),
 )
@@ -87,7 +93,7 @@ def federated_averaging(
     """
     clients = dsgd.local_steps(base.sgd_direction(momentum, nesterov, weight_decay))
 
-    def communicate(params, state, network, lr):
-        return network.average(params, over_hub=True), state
+    def communicate(params, state, talk, lr):
+        return talk.average(params, over_hub=True), state, None
 
     return clients._replace(communicate=communicate)

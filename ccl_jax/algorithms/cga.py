@@ -26,6 +26,7 @@ _REFERENCE = "Esfandiari et al., ICML 2021, arXiv:2103.02051"
     "cga",
     summary="cross-gradients joined by a quadratic programme",
     reference=_REFERENCE,
+    capabilities=base.Capabilities(uncompressed=cross_gradients.UNCOMPRESSED),
     graph="undirected",
     check=(base.undirected,),
     compress=False,
@@ -34,6 +35,7 @@ _REFERENCE = "Esfandiari et al., ICML 2021, arXiv:2103.02051"
     "comp-cga",
     summary="CGA with sign compression and error feedback",
     reference=_REFERENCE,
+    capabilities=base.Capabilities(lossless=base.EVERY_STEP.lossless),
     graph="static, undirected",
     check=(base.static, base.undirected),
     compress=True,
@@ -67,14 +69,12 @@ def cga(
         gradient_at=gradient_at,
     )
 
-    def merge(own, cross, network):
+    def merge(own, cross, talk):
         size = compression.SIGN.message_bytes(cross, 2) if compress else None
-        received = network.reply(cross, message_bytes=size)
+        received = talk.reply("cross-gradients", cross, message_bytes=size)
         flat = lambda x, lead: x.reshape(*x.shape[:lead], -1).astype(jnp.float32)
-        r0 = [network.own_weights[:, None] * flat(g, 1) for g in jax.tree.leaves(own)]
-        rows = [
-            network.neighbor_weights[:, :, None] * flat(g, 2) for g in jax.tree.leaves(received)
-        ]
+        r0 = [talk.own_weights[:, None] * flat(g, 1) for g in jax.tree.leaves(own)]
+        rows = [talk.neighbor_weights[:, :, None] * flat(g, 2) for g in jax.tree.leaves(received)]
         merged = [
             g.reshape(leaf.shape).astype(leaf.dtype)
             for g, leaf in zip(directions(r0, rows, margin), jax.tree.leaves(own), strict=True)

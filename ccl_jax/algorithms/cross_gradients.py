@@ -12,12 +12,14 @@ each neighbour (Karimireddy et al., arXiv:1901.09847).
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
+import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
 from ccl_jax.network import compression
-from ccl_jax.network import where as network_where
+
+# Why the network leaves these methods' messages alone.
+UNCOMPRESSED = "sends gradients, too, which the network does not compress; take its comp- form"
 
 
 class CrossGradientState(NamedTuple):
@@ -41,34 +43,34 @@ def lift(
 
     Args:
       inner: The base method that takes the merged gradient.
-      merge: `merge(own, cross, network) -> gradient`.
+      merge: `merge(own, cross, talk) -> gradient`.
       compress: Sign compression with error feedback of all gradients.
     """
 
-    def init(params, network):
-        state = CrossGradientState(inner.init(params, network))
+    def init(params, talk):
+        state = CrossGradientState(inner.init(params, talk))
         if not compress:
             return state
-        per_edge = lambda x: jnp.zeros((x.shape[0], network.mask.shape[1], *x.shape[1:]), x.dtype)
         return state._replace(
-            own_error=base.zeros(params), cross_error=jax.tree.map(per_edge, params)
+            own_error=optax.tree.zeros_like(params),
+            cross_error=trees.per_edge(params, talk.mask.shape[1]),
         )
 
-    def communicate(params, state, network, lr):
-        eval_params, inner_state = inner.communicate(params, state.inner, network, lr)
-        return eval_params, state._replace(inner=inner_state)
+    def communicate(params, state, talk, lr):
+        eval_params, inner_state, message = inner.communicate(params, state.inner, talk, lr)
+        return eval_params, state._replace(inner=inner_state), message
 
-    def combine(grads, cross, state, network):
+    def combine(grads, cross, state, talk):
         if compress:
             grads, own_error = compression.feedback(compression.SIGN, grads, state.own_error, 1)
             cross, cross_error = compression.feedback(compression.SIGN, cross, state.cross_error, 2)
             # Where agents work alone no cross-gradient is sent, and nothing of it is forgotten.
-            cross_error = network_where(network.active, cross_error, state.cross_error)
+            cross_error = trees.where(talk.active, cross_error, state.cross_error)
             state = state._replace(own_error=own_error, cross_error=cross_error)
-        return merge(grads, cross, network), state
+        return merge(grads, cross, talk), state
 
-    def update(grads, eval_params, state, network, lr):
-        params, inner_state = inner.update(grads, eval_params, state.inner, network, lr)
+    def update(grads, eval_params, state, talk, lr):
+        params, inner_state = inner.update(grads, eval_params, state.inner, talk, lr)
         return params, state._replace(inner=inner_state)
 
     models = lambda params, state: inner.models(params, state.inner)

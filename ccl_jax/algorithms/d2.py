@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
 from ccl_jax.graphs.topology import Topology
 
@@ -70,6 +71,7 @@ def check_stable(topology: Topology, hyperparameters: dict[str, Any]) -> None:
     "d2",
     summary="variance reduction over agents, safe when the learning rate changes",
     reference="Tang et al., ICML 2018, arXiv:1803.07068",
+    capabilities=base.EVERY_STEP,
     graph="static, undirected, doubly stochastic, smallest eigenvalue > -1/3",
     check=(base.static, base.undirected, base.doubly_stochastic, check_stable),
 )
@@ -98,19 +100,20 @@ def d2(
     if momentum:
         raise ValueError(f"D2 in its {form} form has no momentum; take form=correction for one")
 
-    def init(params, network):
-        return D2State(base.copy(params), base.zeros(params), jnp.float32(0))
+    def init(params, talk):
+        return D2State(trees.copy(params), optax.tree.zeros_like(params), jnp.float32(0))
 
-    def communicate(params, state, network, lr):
-        mixed, _ = base.gossip(network, params, gossip_rate)
-        return mixed, state
+    def communicate(params, state, talk, lr):
+        message = talk.send("params", params)
+        mixed, _ = base.gossip(talk, message, gossip_rate)
+        return mixed, state, message
 
-    def update(grads, eval_params, state, network, lr):
-        u = base.axpy(weight_decay, eval_params, grads)
+    def update(grads, eval_params, state, talk, lr):
+        u = trees.axpy(weight_decay, eval_params, grads)
         ratio = lr / base.safe_previous(state.lr, lr) if form == "lr-safe" else 1.0
-        moved = base.subtract(eval_params, state.previous)
-        x = base.axpy(ratio, moved, eval_params)
-        params = base.axpy(-lr, base.subtract(u, state.gradient), x)
+        moved = optax.tree.sub(eval_params, state.previous)
+        x = trees.axpy(ratio, moved, eval_params)
+        params = trees.axpy(-lr, optax.tree.sub(u, state.gradient), x)
         return params, D2State(eval_params, u, lr)
 
     return base.Algorithm(init, communicate, update)
@@ -120,6 +123,7 @@ def d2(
     "exact-diffusion",
     summary="D2 with (I + W) / 2, for any undirected graph",
     reference="Yuan et al., IEEE TSP 2019, arXiv:1702.05122",
+    capabilities=base.EVERY_STEP,
     graph="static, undirected, doubly stochastic",
     check=(base.static, base.undirected, base.doubly_stochastic),
 )
@@ -141,17 +145,19 @@ def _corrected(
 ) -> base.Algorithm:
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
 
-    def init(params, network):
-        return CorrectionState(base.zeros(params), direction.init(params))
+    def init(params, talk):
+        return CorrectionState(optax.tree.zeros_like(params), direction.init(params))
 
-    def communicate(params, state, network, lr):
+    def communicate(params, state, talk, lr):
         # params = x_t + r_t + k_t, so k_{t+1} = x_{t+1} - x_t - r_t = k_t + (x_{t+1} - params).
-        mixed, moved = base.gossip(network, params, gossip_rate)
-        return mixed, state._replace(correction=jax.tree.map(jnp.add, state.correction, moved))
+        message = talk.send("params", params)
+        mixed, moved = base.gossip(talk, message, gossip_rate)
+        correction = optax.tree.add(state.correction, moved)
+        return mixed, state._replace(correction=correction), message
 
-    def update(grads, eval_params, state, network, lr):
+    def update(grads, eval_params, state, talk, lr):
         d, local = direction.update(grads, state.local, eval_params)
-        corrected = jax.tree.map(jnp.add, eval_params, state.correction)
-        return base.axpy(-lr, d, corrected), CorrectionState(state.correction, local)
+        corrected = optax.tree.add(eval_params, state.correction)
+        return trees.axpy(-lr, d, corrected), CorrectionState(state.correction, local)
 
     return base.Algorithm(init, communicate, update)

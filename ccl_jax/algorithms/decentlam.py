@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
 
 
@@ -33,6 +35,7 @@ class DecentLaMState(NamedTuple):
     "decentlam",
     summary="momentum of the decentralized gradient",
     reference="Yuan et al., ICCV 2021, arXiv:2104.11981",
+    capabilities=base.Capabilities(keeps_sums=True),
     graph="doubly stochastic",
     check=(base.doubly_stochastic,),
 )
@@ -44,20 +47,21 @@ def decentlam(*, momentum: float = 0.9, weight_decay: float = 1e-3) -> base.Algo
       weight_decay: lam, added to the gradient; the recorded code fixes 1e-3.
     """
 
-    def init(params, network):
-        return DecentLaMState(base.zeros(params), base.copy(params), jnp.float32(0))
+    def init(params, talk):
+        return DecentLaMState(optax.tree.zeros_like(params), trees.copy(params), jnp.float32(0))
 
-    def communicate(params, state, network, lr):
+    def communicate(params, state, talk, lr):
         eta = base.safe_previous(state.lr, lr)
         # Before the first step there is no gradient yet: params is x, and gt is the gossip alone.
-        mixed = network.mix(params)
+        message = talk.send("half step", params)
+        mixed = talk.mix(message)
         gt = jax.tree.map(lambda x, m: (x - m) / eta.astype(x.dtype), state.model, mixed)
-        m = base.axpy(momentum, state.momentum, gt)
-        x = base.axpy(-eta, m, state.model)
-        return x, DecentLaMState(m, x, lr)
+        m = trees.axpy(momentum, state.momentum, gt)
+        x = trees.axpy(-eta, m, state.model)
+        return x, DecentLaMState(m, x, lr), message
 
-    def update(grads, eval_params, state, network, lr):
-        u = base.axpy(weight_decay, eval_params, grads)
-        return base.axpy(-lr, u, eval_params), state
+    def update(grads, eval_params, state, talk, lr):
+        u = trees.axpy(weight_decay, eval_params, grads)
+        return trees.axpy(-lr, u, eval_params), state
 
     return base.Algorithm(init, communicate, update)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
 
 
@@ -48,17 +49,20 @@ def local_steps(
     """
     unmixed = base.choice("gradient_at", gradient_at, ("mixed", "unmixed")) == "unmixed"
 
-    def init(params, network):
-        return DsgdState(direction.init(params), base.copy(params) if unmixed else ())
+    def init(params, talk):
+        return DsgdState(direction.init(params), trees.copy(params) if unmixed else ())
 
-    def communicate(params, state, network, lr):
-        mixed, _ = base.gossip(network, params, gossip_rate)
-        return (params, state._replace(mixed=mixed)) if unmixed else (mixed, state)
+    def communicate(params, state, talk, lr):
+        message = talk.send("params", params)
+        mixed, _ = base.gossip(talk, message, gossip_rate)
+        if unmixed:
+            return params, state._replace(mixed=mixed), message
+        return mixed, state, message
 
-    def update(grads, eval_params, state, network, lr):
+    def update(grads, eval_params, state, talk, lr):
         d, local = direction.update(grads, state.local, eval_params)
         start = state.mixed if unmixed else eval_params
-        return base.axpy(-lr, d, start), state._replace(local=local)
+        return trees.axpy(-lr, d, start), state._replace(local=local)
 
     return base.Algorithm(init, communicate, update)
 
@@ -70,6 +74,7 @@ _REFERENCE = "Lian et al., NeurIPS 2017, arXiv:1705.09056"
     "dsgd",
     summary="decentralized SGD without momentum",
     reference=_REFERENCE,
+    capabilities=base.GOSSIP,
     momentum=0.0,
     nesterov=False,
 )
@@ -77,12 +82,14 @@ _REFERENCE = "Lian et al., NeurIPS 2017, arXiv:1705.09056"
     "dsgdm",
     summary="decentralized SGD with local heavy-ball momentum",
     reference=_REFERENCE,
+    capabilities=base.GOSSIP,
     nesterov=False,
 )
 @base.register(
     "dsgdm-n",
     summary="decentralized SGD with local Nesterov momentum",
     reference=_REFERENCE,
+    capabilities=base.GOSSIP,
     nesterov=True,
 )
 def dsgd(

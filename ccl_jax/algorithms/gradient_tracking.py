@@ -17,9 +17,9 @@ Model and tracker travel together: twice the bytes of DSGD.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
 
 _CHECK = (base.doubly_stochastic,)
@@ -43,6 +43,7 @@ class TrackingState(NamedTuple):
     "dsgt",
     summary="gradient tracking, with local momentum on the tracker",
     reference="Pu & Nedic, arXiv:1805.11454; code of arXiv:2102.04761",
+    capabilities=base.Capabilities(keeps_sums=True),
     graph="doubly stochastic",
     check=_CHECK,
 )
@@ -63,20 +64,24 @@ def gradient_tracking(
     """
     direction = base.sgd_direction(momentum, nesterov)
 
-    def init(params, network):
+    def init(params, talk):
         # W 0 + u_0 - 0 = u_0: zeros are the published start.
-        zeros = base.zeros(params)
-        return TrackingState(zeros, base.zeros(params), base.copy(params), direction.init(params))
+        zeros = optax.tree.zeros_like
+        return TrackingState(
+            zeros(params), zeros(params), trees.copy(params), direction.init(params)
+        )
 
-    def communicate(params, state, network, lr):
-        (mixed, tracker), _ = base.gossip(network, (params, state.tracker), gossip_rate)
-        return params, state._replace(mixed=mixed, tracker=tracker)
+    def communicate(params, state, talk, lr):
+        message = talk.send("params and tracker", (params, state.tracker))
+        (mixed, tracker), _ = base.gossip(talk, message, gossip_rate)
+        state = state._replace(mixed=mixed, tracker=tracker)
+        return params, state, message.map(lambda sent: sent[0])
 
-    def update(grads, eval_params, state, network, lr):
-        u = base.axpy(weight_decay, eval_params, grads)
+    def update(grads, eval_params, state, talk, lr):
+        u = trees.axpy(weight_decay, eval_params, grads)
         y = jax.tree.map(lambda w, new, old: w + new - old, state.tracker, u, state.gradient)
         d, local = direction.update(y, state.local, eval_params)
-        return base.axpy(-lr, d, state.mixed), TrackingState(y, u, state.mixed, local)
+        return trees.axpy(-lr, d, state.mixed), TrackingState(y, u, state.mixed, local)
 
     return base.Algorithm(init, communicate, update)
 
@@ -97,6 +102,7 @@ class UpdateTrackingState(NamedTuple):
     "update-tracking",
     summary="gradient tracking of whole local steps",
     reference="code of Vogels et al., arXiv:2110.04175",
+    capabilities=base.Capabilities(keeps_sums=True),
     graph="doubly stochastic",
     check=_CHECK,
 )
@@ -110,17 +116,20 @@ def update_tracking(
     """Update tracking; arguments as `gradient_tracking`, the momentum being in the tracked step."""
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
 
-    def init(params, network):
-        return UpdateTrackingState(base.zeros(params), base.zeros(params), direction.init(params))
+    def init(params, talk):
+        zeros = optax.tree.zeros_like
+        return UpdateTrackingState(zeros(params), zeros(params), direction.init(params))
 
-    def communicate(params, state, network, lr):
-        (mixed, tracker), _ = base.gossip(network, (params, state.tracker), gossip_rate)
-        return mixed, state._replace(tracker=base.subtract(tracker, state.step))
+    def communicate(params, state, talk, lr):
+        message = talk.send("params and tracker", (params, state.tracker))
+        (mixed, tracker), _ = base.gossip(talk, message, gossip_rate)
+        state = state._replace(tracker=optax.tree.sub(tracker, state.step))
+        return mixed, state, message.map(lambda sent: sent[0])
 
-    def update(grads, eval_params, state, network, lr):
+    def update(grads, eval_params, state, talk, lr):
         d, local = direction.update(grads, state.local, eval_params)
-        r = base.axpy(-lr, d, base.zeros(d))
-        sent = jax.tree.map(jnp.add, state.tracker, r)
-        return jax.tree.map(jnp.add, eval_params, sent), UpdateTrackingState(sent, r, local)
+        r = trees.axpy(-lr, d, optax.tree.zeros_like(d))
+        sent = optax.tree.add(state.tracker, r)
+        return optax.tree.add(eval_params, sent), UpdateTrackingState(sent, r, local)
 
     return base.Algorithm(init, communicate, update)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
 
 _REFERENCE = "Aketi et al., NeurIPS 2023, arXiv:2305.04792"
@@ -49,6 +50,7 @@ class GutState(NamedTuple):
     "gut",
     summary="global update tracking without momentum",
     reference=_REFERENCE,
+    capabilities=base.EVERY_STEP,
     graph="static, row stochastic",
     check=(base.static,),
     momentum=0.0,
@@ -73,28 +75,29 @@ def gut(
     b = 1 + momentum + (momentum**2 if nesterov else 0.0)
     leftover = gossip_rate - gossip_rate**2
 
-    def init(params, network):
+    def init(params, talk):
         return GutState(
-            mixed=base.copy(params),
-            mixed_moved=base.zeros(params),
-            base=base.copy(params),
-            gossip=base.zeros(params),
-            delta=base.zeros(params),
+            mixed=trees.copy(params),
+            mixed_moved=optax.tree.zeros_like(params),
+            base=trees.copy(params),
+            gossip=optax.tree.zeros_like(params),
+            delta=optax.tree.zeros_like(params),
             local=direction.init(params),
             lr=jnp.float32(0),
         )
 
-    def communicate(params, state, network, lr):
-        mixed = network.mix(params)
-        moved = base.subtract(mixed, state.mixed)
-        h = base.subtract(mixed, params)
+    def communicate(params, state, talk, lr):
+        message = talk.send("params", params)
+        mixed = talk.mix(message)
+        moved = optax.tree.sub(mixed, state.mixed)
+        h = optax.tree.sub(mixed, params)
         state = state._replace(mixed=mixed, mixed_moved=moved, base=params)
-        return base.axpy(gossip_rate, h, params), state
+        return trees.axpy(gossip_rate, h, params), state, message
 
-    def update(grads, eval_params, state, network, lr):
+    def update(grads, eval_params, state, talk, lr):
         eta = base.safe_previous(state.lr, lr)
-        h = base.subtract(state.mixed, state.base)
-        delta = base.axpy(-1 / eta, h, grads)
+        h = optax.tree.sub(state.mixed, state.base)
+        delta = trees.axpy(-1 / eta, h, grads)
 
         def track(delta, q, h_old, delta_old):
             gossip = (q + b * h_old) / eta.astype(q.dtype)
@@ -102,7 +105,7 @@ def gut(
 
         y = jax.tree.map(track, delta, state.mixed_moved, state.gossip, state.delta)
         d, local = direction.update(y, state.local, eval_params)
-        params = base.axpy(-lr, d, base.axpy(leftover, h, state.base))
+        params = trees.axpy(-lr, d, trees.axpy(leftover, h, state.base))
         return params, state._replace(gossip=h, delta=delta, local=local, lr=lr)
 
     return base.Algorithm(init, communicate, update)
@@ -112,6 +115,7 @@ def gut(
     "qg-gutm",
     summary="global update tracking with quasi-global Nesterov momentum",
     reference=_REFERENCE,
+    capabilities=base.EVERY_STEP,
     graph="static, row stochastic",
     check=(base.static,),
 )

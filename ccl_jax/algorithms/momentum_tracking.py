@@ -11,12 +11,14 @@ all-reduce. The port by Aketi starts from zero ("zero"): nothing but gossip is n
 at the unmixed x. Model and tracker travel together: twice the bytes of DSGD.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from ccl_jax.algorithms import base
+from ccl_jax import trees
+from ccl_jax.algorithms import base, bounds
 
 
 class MomentumTrackingState(NamedTuple):
@@ -33,10 +35,15 @@ class MomentumTrackingState(NamedTuple):
     step: jax.Array
 
 
+def _lossless(hyperparameters: dict[str, Any]) -> str:
+    return bounds.EXACT if hyperparameters["start"] == "global" else ""
+
+
 @base.register(
     "momentum-tracking",
     summary="tracks the momentum of all agents",
     reference="Takezawa et al., TMLR 2023, arXiv:2209.15505",
+    capabilities=base.Capabilities(lossless=_lossless, keeps_sums=True),
     graph="doubly stochastic",
     check=(base.doubly_stochastic,),
 )
@@ -60,26 +67,32 @@ def momentum_tracking(
     """
     all_reduce = base.choice("start", start, ("zero", "global")) == "global"
 
-    def init(params, network):
+    def init(params, talk):
+        zeros = optax.tree.zeros_like
         return MomentumTrackingState(
-            base.zeros(params), base.zeros(params), base.copy(params), jnp.int32(0)
+            zeros(params),
+            zeros(params),
+            trees.copy(params),
+            jnp.int32(0),
         )
 
-    def communicate(params, state, network, lr):
-        (mixed, offset), _ = base.gossip(network, (params, state.offset), gossip_rate)
-        k = jax.tree.map(jnp.add, offset, state.momentum)
-        return params, state._replace(mixed=mixed, offset=k)
+    def communicate(params, state, talk, lr):
+        message = talk.send("params and offset", (params, state.offset))
+        (mixed, offset), _ = base.gossip(talk, message, gossip_rate)
+        k = optax.tree.add(offset, state.momentum)
+        state = state._replace(mixed=mixed, offset=k)
+        return params, state, message.map(lambda sent: sent[0])
 
-    def update(grads, eval_params, state, network, lr):
+    def update(grads, eval_params, state, talk, lr):
         z, k = state.momentum, state.offset
         if all_reduce:
             first = state.step == 0
-            mean = network.average(grads, when=first)
+            mean = talk.average(grads, when=first)
             scale = jnp.where(first, 1 / (1 - momentum), 0.0)
-            z, k = (base.axpy(scale, base.subtract(grads, mean), tree) for tree in (z, k))
-        u = base.axpy(weight_decay, eval_params, grads)
-        z = base.axpy(momentum, z, u)
-        params = base.axpy(-lr, base.subtract(z, k), state.mixed)
-        return params, MomentumTrackingState(z, base.subtract(k, z), state.mixed, state.step + 1)
+            z, k = (trees.axpy(scale, optax.tree.sub(grads, mean), tree) for tree in (z, k))
+        u = trees.axpy(weight_decay, eval_params, grads)
+        z = trees.axpy(momentum, z, u)
+        params = trees.axpy(-lr, optax.tree.sub(z, k), state.mixed)
+        return params, MomentumTrackingState(z, optax.tree.sub(k, z), state.mixed, state.step + 1)
 
     return base.Algorithm(init, communicate, update)

@@ -13,6 +13,7 @@ alpha = 0 needs nothing beyond the models; alpha = 1 sends one gradient back to 
 import jax
 import jax.numpy as jnp
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base, cross_gradients, dsgd, quasi_global
 from ccl_jax.network import compression
 
@@ -23,6 +24,7 @@ _REFERENCE = "Aketi et al., TMLR 2023, arXiv:2209.14390"
     "ngc",
     summary="mean of own and cross-gradients",
     reference=_REFERENCE,
+    capabilities=base.Capabilities(uncompressed=cross_gradients.UNCOMPRESSED),
     graph="undirected",
     check=(base.undirected,),
     compress=False,
@@ -31,6 +33,7 @@ _REFERENCE = "Aketi et al., TMLR 2023, arXiv:2209.14390"
     "comp-ngc",
     summary="NGC with sign compression and error feedback",
     reference=_REFERENCE,
+    capabilities=base.Capabilities(lossless=base.EVERY_STEP.lossless),
     graph="static, undirected",
     check=(base.static, base.undirected),
     compress=True,
@@ -72,18 +75,20 @@ def ngc(
     else:
         inner = dsgd.dsgd(**common)
 
-    def merge(own, cross, network):
-        p = 1 / (1 + network.mask.sum(axis=1, dtype=jnp.float32))
+    def merge(own, cross, talk):
+        p = 1 / (1 + talk.mask.sum(axis=1, dtype=jnp.float32))
         parts = [own]
         if alpha < 1:
             parts.append(_weighted_sum(1 - alpha, cross))
         if alpha > 0:
             size = compression.SIGN.message_bytes(cross, 2) if compress else None
-            parts.append(_weighted_sum(alpha, network.reply(cross, message_bytes=size)))
+            parts.append(
+                _weighted_sum(alpha, talk.reply("cross-gradients", cross, message_bytes=size))
+            )
 
         def mean(*gradients):
             total = sum(gradients)
-            return p.astype(total.dtype).reshape(-1, *[1] * (total.ndim - 1)) * total
+            return trees.per_agent(p.astype(total.dtype), total) * total
 
         return jax.tree.map(mean, *parts)
 

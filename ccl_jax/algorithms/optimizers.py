@@ -23,12 +23,14 @@ from ccl_jax.algorithms import base, dsgd
     "adam",
     summary="decentralized Adam, weight decay in the gradient",
     reference="Kingma & Ba, arXiv:1412.6980; decentralized: Lin et al., arXiv:2102.04761",
+    capabilities=base.GOSSIP,
     decoupled=False,
 )
 @base.register(
     "adamw",
     summary="decentralized AdamW, decoupled weight decay",
     reference="Loshchilov & Hutter, arXiv:1711.05101",
+    capabilities=base.GOSSIP,
     decoupled=True,
 )
 def adam(
@@ -60,6 +62,7 @@ def adam(
     "optax",
     summary="any optax optimizer as the local step: hyper-parameter optimizer=NAME",
     reference="DeepMind, optax",
+    capabilities=base.GOSSIP,
 )
 def from_optax(
     *, optimizer: str = "lion", gossip_rate: float = 1.0, **options: Any
@@ -110,11 +113,11 @@ def _check_linear(name: str, build: Callable[..., optax.GradientTransformation])
 
 
 def _per_agent(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """As `base.per_agent`; optax raises floats to integer counts, which strict promotion forbids."""
+    """As `base.each_agent`; optax raises floats to integer counts, which strict promotion forbids."""
 
     def update(grads, state, params=None):
         with jax.numpy_dtype_promotion("standard"):
             return stacked.update(grads, state, params)
 
-    stacked = base.per_agent(transform)
+    stacked = base.each_agent(transform)
     return optax.GradientTransformation(stacked.init, update)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
 
 
@@ -35,6 +36,7 @@ class PushSumState(NamedTuple):
     "sgp",
     summary="push-sum with local Nesterov momentum, for directed graphs",
     reference="Assran et al., ICML 2019, arXiv:1811.10792",
+    capabilities=base.Capabilities(keeps_sums=True),
     graph="any with column-stochastic weights, also over time",
     stochastic="column",
 )
@@ -50,19 +52,21 @@ def push_sum(
     """
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
 
-    def init(params, network):
-        agents = network.mask.shape[0]
+    def init(params, talk):
+        agents = talk.mask.shape[0]
         return PushSumState(
-            jnp.ones(agents, jnp.float32), base.copy(params), direction.init(params)
+            jnp.ones(agents, jnp.float32), trees.copy(params), direction.init(params)
         )
 
-    def communicate(params, state, network, lr):
-        numerator, weight = network.mix((params, state.weight))
-        return _divide(numerator, weight), state._replace(weight=weight, numerator=numerator)
+    def communicate(params, state, talk, lr):
+        message = talk.send("numerator and weight", (params, state.weight))
+        numerator, weight = talk.mix(message)
+        state = state._replace(weight=weight, numerator=numerator)
+        return _divide(numerator, weight), state, message.map(lambda sent: _divide(*sent))
 
-    def update(grads, eval_params, state, network, lr):
+    def update(grads, eval_params, state, talk, lr):
         d, local = direction.update(grads, state.local, state.numerator)
-        return base.axpy(-lr, d, state.numerator), state._replace(local=local)
+        return trees.axpy(-lr, d, state.numerator), state._replace(local=local)
 
     return base.Algorithm(
         init, communicate, update, models=lambda params, state: _divide(params, state.weight)
@@ -71,6 +75,6 @@ def push_sum(
 
 def _divide(tree: base.PyTree, weight: jax.Array) -> base.PyTree:
     def divide(x: jax.Array) -> jax.Array:
-        return x / weight.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return x / trees.per_agent(weight.astype(x.dtype), x)
 
     return jax.tree.map(divide, tree)

@@ -22,7 +22,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
 
 _REFERENCE = "Lin et al., ICML 2021, arXiv:2102.04761"
@@ -42,12 +44,14 @@ class DisplacementState(NamedTuple):
     "qg-dsgdm",
     summary="quasi-global heavy-ball momentum, displacement form",
     reference=_REFERENCE + "; form of arXiv:2310.15890",
+    capabilities=base.GOSSIP,
     nesterov=False,
 )
 @base.register(
     "qg-dsgdm-n",
     summary="quasi-global Nesterov momentum, displacement form (used by CCL)",
     reference=_REFERENCE + "; form of arXiv:2310.15890",
+    capabilities=base.GOSSIP,
     nesterov=True,
 )
 def displacement(
@@ -66,19 +70,20 @@ def displacement(
       gossip_rate: gamma in (0, 1].
     """
 
-    def init(params, network):
-        return DisplacementState(base.zeros(params), jnp.float32(0))
+    def init(params, talk):
+        return DisplacementState(optax.tree.zeros_like(params), jnp.float32(0))
 
-    def communicate(params, state, network, lr):
-        mixed, r = base.gossip(network, params, gossip_rate)
-        m = base.axpy(-1 / base.safe_previous(state.lr, lr), r, state.momentum)
-        return mixed, DisplacementState(m, lr)
+    def communicate(params, state, talk, lr):
+        message = talk.send("params", params)
+        mixed, r = base.gossip(talk, message, gossip_rate)
+        m = trees.axpy(-1 / base.safe_previous(state.lr, lr), r, state.momentum)
+        return mixed, DisplacementState(m, lr), message
 
-    def update(grads, eval_params, state, network, lr):
-        u = base.axpy(weight_decay, eval_params, grads)
-        m = base.axpy(momentum, state.momentum, u)
-        d = base.axpy(momentum, m, u) if nesterov else m
-        return base.axpy(-lr, d, eval_params), DisplacementState(m, lr)
+    def update(grads, eval_params, state, talk, lr):
+        u = trees.axpy(weight_decay, eval_params, grads)
+        m = trees.axpy(momentum, state.momentum, u)
+        d = trees.axpy(momentum, m, u) if nesterov else m
+        return trees.axpy(-lr, d, eval_params), DisplacementState(m, lr)
 
     return base.Algorithm(init, communicate, update)
 
@@ -99,12 +104,14 @@ class EmaState(NamedTuple):
     "qg-dsgdm-ema",
     summary="quasi-global heavy-ball momentum, moving-average form",
     reference=_REFERENCE,
+    capabilities=base.GOSSIP,
     nesterov=False,
 )
 @base.register(
     "qg-dsgdm-n-ema",
     summary="quasi-global Nesterov momentum, moving-average form",
     reference=_REFERENCE,
+    capabilities=base.GOSSIP,
     nesterov=True,
 )
 def ema(
@@ -125,20 +132,21 @@ def ema(
       ema_factor: f in (0, 1].
     """
 
-    def init(params, network):
-        return EmaState(base.zeros(params), base.copy(params), jnp.float32(0))
+    def init(params, talk):
+        return EmaState(optax.tree.zeros_like(params), trees.copy(params), jnp.float32(0))
 
-    def communicate(params, state, network, lr):
-        mixed, _ = base.gossip(network, params, gossip_rate)
-        moved = base.subtract(state.previous, mixed)
+    def communicate(params, state, talk, lr):
+        message = talk.send("params", params)
+        mixed, _ = base.gossip(talk, message, gossip_rate)
+        moved = optax.tree.sub(state.previous, mixed)
         kept = jax.tree.map(lambda h: (1 - ema_factor) * h, state.momentum)
-        h = base.axpy(ema_factor / base.safe_previous(state.lr, lr), moved, kept)
-        return mixed, EmaState(h, mixed, lr)
+        h = trees.axpy(ema_factor / base.safe_previous(state.lr, lr), moved, kept)
+        return mixed, EmaState(h, mixed, lr), message
 
-    def update(grads, eval_params, state, network, lr):
-        u = base.axpy(weight_decay, eval_params, grads)
-        m = base.axpy(momentum, state.momentum, u)
-        d = base.axpy(momentum, m, u) if nesterov else m
-        return base.axpy(-lr, d, eval_params), state._replace(lr=lr)
+    def update(grads, eval_params, state, talk, lr):
+        u = trees.axpy(weight_decay, eval_params, grads)
+        m = trees.axpy(momentum, state.momentum, u)
+        d = trees.axpy(momentum, m, u) if nesterov else m
+        return trees.axpy(-lr, d, eval_params), state._replace(lr=lr)
 
     return base.Algorithm(init, communicate, update)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
-from ccl_jax.network import where
 
 
 class QGAdamState(NamedTuple):
@@ -37,6 +37,7 @@ class QGAdamState(NamedTuple):
     "qg-adam",
     summary="Adam with a quasi-global second moment",
     reference="Lin et al., ICML 2021, arXiv:2102.04761",
+    capabilities=base.GOSSIP,
 )
 def quasi_global_adam(
     *,
@@ -56,8 +57,14 @@ def quasi_global_adam(
       gossip_rate: gamma in (0, 1].
     """
 
-    def init(params, network):
-        return QGAdamState(base.zeros(params), base.zeros(params), base.copy(params), jnp.int32(0))
+    def init(params, talk):
+        zeros = optax.tree.zeros_like
+        return QGAdamState(
+            zeros(params),
+            zeros(params),
+            trees.copy(params),
+            jnp.int32(0),
+        )
 
     def moment(decay, old, new):
         return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
@@ -65,18 +72,21 @@ def quasi_global_adam(
     def square(tree):
         return jax.tree.map(jnp.square, tree)
 
-    def communicate(params, state, network, lr):
-        mixed, _ = base.gossip(network, params, gossip_rate)
-        moved = base.subtract(state.previous, mixed)
+    def communicate(params, state, talk, lr):
+        message = talk.send("params", params)
+        mixed, _ = base.gossip(talk, message, gossip_rate)
+        moved = optax.tree.sub(state.previous, mixed)
         norms = jax.vmap(optax.tree.norm)(moved) + eps
         normalise = lambda tree, norm: jax.tree.map(lambda x: x / norm.astype(x.dtype), tree)
         direction = jax.vmap(normalise)(moved, norms)
         # Agents that start alike have not moved yet; normalising would make roundoff a signal.
-        second = where(state.step > 0, moment(b2, state.second, square(direction)), state.second)
-        return mixed, state._replace(second=second, previous=mixed)
+        second = trees.where(
+            state.step > 0, moment(b2, state.second, square(direction)), state.second
+        )
+        return mixed, state._replace(second=second, previous=mixed), message
 
-    def update(grads, eval_params, state, network, lr):
-        u = base.axpy(weight_decay, eval_params, grads)
+    def update(grads, eval_params, state, talk, lr):
+        u = trees.axpy(weight_decay, eval_params, grads)
         t = (state.step + 1).astype(jnp.float32)
         first = moment(b1, state.first, u)
         v = moment(b2, state.second, square(u))

@@ -13,14 +13,14 @@ A model at distance D arrives D - 1 steps late; until then it is missing, and ei
 x_0 stands in for it or the average is over what has arrived.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax import trees
 from ccl_jax.algorithms import base
-from ccl_jax.network import where
 
 
 class RelayState(NamedTuple):
@@ -37,10 +37,18 @@ class RelayState(NamedTuple):
     local: optax.OptState
 
 
+def _lossless(hyperparameters: dict[str, Any]) -> str:
+    # It divides by the number of models that did arrive, whatever the graph.
+    if hyperparameters["fill"] == "counts":
+        return ""
+    return "counts what has not arrived as the start; give --hparam fill=counts"
+
+
 @base.register(
     "relaysgd",
     summary="models relayed along a tree and averaged over all agents",
     reference="Vogels et al., NeurIPS 2021, arXiv:2110.04175",
+    capabilities=base.Capabilities("relay", lossless=_lossless, keeps_sums=True),
     graph="tree (chain, star ...), static",
     check=(base.static, base.tree),
 )
@@ -65,36 +73,35 @@ def relaysgd(
     by_count = base.choice("fill", fill, ("start", "counts")) == "counts"
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
 
-    def init(params, network):
-        per_edge = lambda x: jnp.zeros((x.shape[0], network.mask.shape[1], *x.shape[1:]), x.dtype)
+    def init(params, talk):
         return RelayState(
-            jax.tree.map(per_edge, params),
-            jnp.zeros(network.mask.shape, jnp.float32),
-            base.copy(params),
+            trees.per_edge(params, talk.mask.shape[1]),
+            jnp.zeros(talk.mask.shape, jnp.float32),
+            trees.copy(params),
             direction.init(params),
         )
 
-    def communicate(params, state, network, lr):
-        own = jnp.ones(network.mask.shape[0], jnp.float32)
+    def communicate(params, state, talk, lr):
+        own = jnp.ones(talk.mask.shape[0], jnp.float32)
         heard = (state.sums, state.counts)
         everything = _add_neighbors((params, own), heard)
         all_but_one = jax.tree.map(lambda total, s: total[:, None] - s, everything, heard)
-        heard = where(network.active, network.reply(all_but_one), heard)
+        heard = trees.where(talk.active, talk.reply("sums and counts", all_but_one), heard)
 
         s, n = _add_neighbors((params, own), heard)
 
         def average(s, x0):
-            count = n.astype(s.dtype).reshape(-1, *[1] * (s.ndim - 1))
+            count = trees.per_agent(n.astype(s.dtype), s)
             if by_count:
                 return s / count
-            return (s + (network.agents - count) * x0) / network.agents
+            return (s + (talk.agents - count) * x0) / talk.agents
 
-        x = where(network.active, jax.tree.map(average, s, state.start), params)
-        return x, state._replace(sums=heard[0], counts=heard[1])
+        x = trees.where(talk.active, jax.tree.map(average, s, state.start), params)
+        return x, state._replace(sums=heard[0], counts=heard[1]), None
 
-    def update(grads, eval_params, state, network, lr):
+    def update(grads, eval_params, state, talk, lr):
         d, local = direction.update(grads, state.local, eval_params)
-        return base.axpy(-lr, d, eval_params), state._replace(local=local)
+        return trees.axpy(-lr, d, eval_params), state._replace(local=local)
 
     return base.Algorithm(init, communicate, update)
 

@@ -22,11 +22,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ccl_jax.devices import hosts
 from ccl_jax.network.blocks import AXIS
-from ccl_jax.network.traffic import Traffic
-from ccl_jax.training import StepMetrics
 
 PyTree = Any
-Step = Callable[..., tuple[PyTree, StepMetrics]]
+Step = Callable[..., tuple[PyTree, PyTree]]
 
 FORMS = ("shard_map", "pmap")
 
@@ -115,8 +113,8 @@ class Plan:
         """Turns a step of a block into a step of all agents.
 
         Args:
-          step: `step(state, batch) -> (state, metrics)` of `training.make_step`, whose network was
-            made for as many blocks.
+          step: `step(state, batch) -> (state, metrics)` of a block. Leaves of the state are scalars or
+            lead with the agents axis, those of the metrics all do.
         """
         if self.devices == 1:
             return step
@@ -202,10 +200,7 @@ class Plan:
                 step,
                 mesh=self.mesh,
                 in_specs=specs,
-                out_specs=(
-                    specs[0]._replace(network=PartitionSpec(AXIS)),
-                    _metrics(PartitionSpec(AXIS), PartitionSpec(), _BY_AGENT),
-                ),
+                out_specs=(specs[0], PartitionSpec(AXIS)),
                 axis_names={AXIS} if shared else set(self.mesh.axis_names),
                 # Scalars come out the same everywhere, which the checker cannot see.
                 check_vma=False,
@@ -233,23 +228,13 @@ class Plan:
                 step,
                 axis_name=AXIS,
                 in_axes=axes,
-                out_axes=(axes[0]._replace(network=0), _metrics(0, None, 1)),
-                devices=jax.devices()[: self.devices],
+                out_axes=(axes[0], 0),
+                # In the mesh's own order, which is not that of the numbers on every machine.
+                devices=self.mesh.devices.ravel().tolist(),
             )
             new, metrics = mapped(*jax.tree.map(cut, (state, batch)))
-            memory = jax.tree.map(join, new.network)
-            new = jax.tree.map(
-                lambda x, old: join(x) if old.ndim else x,
-                new._replace(network=()),
-                state._replace(network=()),
-            )._replace(network=memory)
-            agents = {name: join(getattr(metrics, name)) for name in _PER_AGENT}
-            traffic = metrics.traffic
-            messages, lost = jax.tree.map(
-                lambda counts: counts.reshape(counts.shape[0], -1), (traffic.messages, traffic.lost)
-            )
-            traffic = traffic._replace(messages=messages, lost=lost)
-            return new, metrics._replace(**agents, traffic=traffic)
+            new = jax.tree.map(lambda x, old: join(x) if old.ndim else x, new, state)
+            return new, jax.tree.map(join, metrics)
 
         return sharded
 
@@ -269,15 +254,5 @@ def _of_each_process(count: int) -> list[jax.Device]:
     ]
 
 
-_BY_AGENT = PartitionSpec(None, AXIS)
-_PER_AGENT = [name for name in StepMetrics._fields if name not in ("lr", "traffic")]
-
-
 def _spec(x: Any) -> PartitionSpec:
     return PartitionSpec(AXIS) if np.ndim(x) else PartitionSpec()
-
-
-def _metrics(per_agent: Any, scalar: Any, messages: Any) -> StepMetrics:
-    """A StepMetrics that holds for every field how it is spread."""
-    fields = dict.fromkeys(_PER_AGENT, per_agent)
-    return StepMetrics(**fields, lr=scalar, traffic=Traffic(scalar, messages, messages))

@@ -78,17 +78,28 @@ class Faults:
         """Mean number of steps that a bad link stays bad."""
         return 1 / (1 - self.drop) if self.drop_burst is None else self.drop_burst
 
+    def start(self, block: int, agents: int) -> "Chains | tuple[()]":
+        """What `draw` remembers, before the first step; nothing where nothing fails.
+
+        Args:
+          block: Number of agents to tell it for.
+          agents: Number of all agents.
+        """
+        return Chains(*[jnp.zeros((block, agents), bool)] * 3) if self.any else ()
+
     def draw(
-        self, step: jax.Array, ids: jax.Array, agents: int, memory: "Memory | None"
-    ) -> tuple["Conditions", "Memory"]:
+        self, step: jax.Array, ids: jax.Array, agents: int, memory: "Chains | tuple[()]"
+    ) -> tuple["Conditions | Perfect", "Chains | tuple[()]"]:
         """What fails in a step.
 
         Args:
           step: Scalar int32.
           ids: `[block]` int32, the agents to tell it for.
           agents: Number of all agents.
-          memory: What the step before returned; None if there is none.
+          memory: What the step before returned, or `start`.
         """
+        if not self.any:
+            return Perfect(jnp.ones(ids.shape, bool), jnp.zeros(ids.shape, bool)), memory
         key = randomness.step_key(jax.random.key(self.seed), randomness.Stream.FAULTS, step)
         link_key, agent_key, lag_key = jax.random.split(key, 3)
         # Everybody draws everything, so that it does not matter which device holds whom.
@@ -96,8 +107,6 @@ class Faults:
         if not self.one_way:
             u = jnp.triu(u) + jnp.triu(u, 1).T
         v = jnp.broadcast_to(jax.random.uniform(agent_key, (1, agents)), (len(ids), agents))
-        if memory is None:
-            memory = Memory(*[jnp.zeros((len(ids), agents), bool)] * 3)
         first = step == 0
         deaf = _advance(memory.deaf, u[ids], first, self.drop, self.burst)
         mute = _advance(memory.mute, u[:, ids].T, first, self.drop, self.burst)
@@ -109,10 +118,10 @@ class Faults:
             online=online[:, 0],
             late=jax.random.uniform(lag_key, (agents,))[ids] < self.straggle,
         )
-        return conditions, Memory(deaf, mute, offline)
+        return conditions, Chains(deaf, mute, offline)
 
 
-class Memory(NamedTuple):
+class Chains(NamedTuple):
     """What the chains remember, `[block, agents]` bool each, a row for each agent of the block.
 
     Attributes:
@@ -124,6 +133,46 @@ class Memory(NamedTuple):
     deaf: jax.Array
     mute: jax.Array
     offline: jax.Array
+
+
+class Losses(NamedTuple):
+    """The edges that are left, and what is sent all the same.
+
+    Attributes:
+      incoming: Edges over which something arrives.
+      outgoing: Edges over which the agent reaches its listeners.
+      sent: `[block, out_degree]` bool: edges on which it sends.
+      replies_arrive: `[block, out_degree]` bool: listeners whose reply comes back.
+      replies_reach: `[block, degree]` bool: neighbours that the agent's reply reaches.
+    """
+
+    incoming: Edges
+    outgoing: Edges
+    sent: jax.Array
+    replies_arrive: jax.Array
+    replies_reach: jax.Array
+
+
+class Perfect(NamedTuple):
+    """A step in which nothing fails, for the agents of a block.
+
+    Attributes:
+      online: `[block]` bool, all True.
+      late: `[block]` bool, all False.
+    """
+
+    online: jax.Array
+    late: jax.Array
+
+    def losses(self, incoming: Edges, outgoing: Edges) -> Losses:
+        """All edges of a graph."""
+        return Losses(incoming, outgoing, outgoing.mask, outgoing.mask, incoming.mask)
+
+    def reweigh(
+        self, weights: jax.Array, columns: jax.Array, ids: jax.Array, stochastic: str
+    ) -> jax.Array:
+        """The rows of the mixing matrix as they are."""
+        return weights
 
 
 class Conditions(NamedTuple):
@@ -141,7 +190,7 @@ class Conditions(NamedTuple):
     online: jax.Array
     late: jax.Array
 
-    def losses(self, incoming: Edges, outgoing: Edges) -> "Losses":
+    def losses(self, incoming: Edges, outgoing: Edges) -> Losses:
         """Cuts the edges of a graph, whose peers are agents.
 
         Args:
@@ -178,24 +227,6 @@ class Conditions(NamedTuple):
         else:
             lost = jnp.where(self.heard | own, 0.0, columns).sum(axis=1)
         return kept + jnp.where(own, lost[:, None], 0.0)
-
-
-class Losses(NamedTuple):
-    """The edges that are left, and what is sent all the same.
-
-    Attributes:
-      incoming: Edges over which something arrives.
-      outgoing: Edges over which the agent reaches its listeners.
-      sent: `[block, out_degree]` bool: edges on which it sends.
-      replies_arrive: `[block, out_degree]` bool: listeners whose reply comes back.
-      replies_reach: `[block, degree]` bool: neighbours that the agent's reply reaches.
-    """
-
-    incoming: Edges
-    outgoing: Edges
-    sent: jax.Array
-    replies_arrive: jax.Array
-    replies_reach: jax.Array
 
 
 def parse_pair(name: str, text: str | None) -> tuple[float, float]:

@@ -9,7 +9,9 @@ import dataclasses
 import math
 from typing import Any
 
+from ccl_jax import losses
 from ccl_jax.network.faults import Faults, parse_pair
+from ccl_jax.training.objective import LAMBDAS
 
 
 def setting(default: Any, group: str, text: str) -> Any:
@@ -172,8 +174,14 @@ class Config:
     lambda_d: float = setting(
         0.0, METHOD, "weight of the data-variant contrastive loss; 0 leaves it out"
     )
+    feature_loss: tuple[str, ...] = setting(
+        (),
+        METHOD,
+        "another loss on features, NAME:WEIGHT as prototype:0.1; may be repeated. Names: "
+        + ", ".join(sorted(set(losses.REGISTRY) - set(LAMBDAS))),
+    )
     lambda_warmup_epochs: int = setting(
-        0, METHOD, "epochs over which both weights rise linearly from 0"
+        0, METHOD, "epochs over which all weights of feature losses rise linearly from 0"
     )
     distance: str = setting("mse", METHOD, "distance of features: mse, l1, huber, cosine")
     momentum: float | None = setting(None, METHOD, "momentum beta; default: the method's own")
@@ -315,6 +323,7 @@ class Config:
         _check(self, "momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
         _check(self, "gossip_rate", gamma is None or 0 < gamma <= 1, "in (0, 1]")
         self.faults()
+        self.feature_losses()
         _check(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "a number >= 0")
         reactions = ("stop", "skip", "rollback")
         _check(self, "on_divergence", self.on_divergence in reactions, ", ".join(reactions))
@@ -348,6 +357,23 @@ class Config:
             seed=self.seed,
         )
 
+    def feature_losses(self) -> tuple[tuple[str, float], ...]:
+        """Names and weights of `feature_loss`.
+
+        Raises:
+          ValueError: One is not NAME:WEIGHT.
+        """
+        pairs = []
+        for text in self.feature_loss:
+            name, _, weight = text.partition(":")
+            try:
+                pairs.append((name, float(weight)))
+            except ValueError:
+                raise ValueError(
+                    f"feature_loss {text!r} is not of the form NAME:WEIGHT, as prototype:0.1"
+                ) from None
+        return tuple(pairs)
+
     def hyperparameters(self) -> dict[str, Any]:
         """Those of the method that were given: momentum, weight_decay, gossip_rate and `hparam`.
 
@@ -370,9 +396,9 @@ class Config:
     @property
     def label(self) -> str:
         """What tables and figures call this method."""
-        if self.lambda_m == 0 and self.lambda_d == 0:
-            return self.algorithm
-        return f"CCL + {self.algorithm}"
+        ccl = ["CCL"] if self.lambda_m or self.lambda_d else []
+        others = [name for name, weight in self.feature_losses() if weight]
+        return " + ".join([*ccl, *others, self.algorithm])
 
 
 def _positive(value: float | None) -> bool:

@@ -17,7 +17,7 @@ from ccl_jax.network import compression
 from ccl_jax.devices import hosts, parallel
 from ccl_jax.training import loop, schedules
 from ccl_jax.runs import plots, tensorboard
-from ccl_jax.algorithms import under_faults, under_settings
+from ccl_jax.algorithms import capabilities
 from ccl_jax.runs.checkpoints import Autosave, Checkpoints
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.data.feeds import Feed
@@ -110,7 +110,6 @@ def prepare(
         seed=config.seed,
     )
     method.check(topology, **config.hyperparameters())
-    under_faults.check(config.faults(), method, topology, **config.hyperparameters())
     network = Network(
         topology,
         devices=plan.blocks,
@@ -119,12 +118,13 @@ def prepare(
         compressor=compression.make(config.compression),
         faults=config.faults(),
     )
-    under_settings.check(network, method)
+    capabilities.check(method, network, **config.hyperparameters())
     steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
     objective = training.Objective(
         num_classes=dataset.num_classes,
         lambda_m=config.lambda_m,
         lambda_d=config.lambda_d,
+        feature_losses=config.feature_losses(),
         distance=config.distance,
         clip_norm=config.clip_norm,
         measure=config.measure_heterogeneity,
@@ -219,7 +219,7 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
             saved, config.epochs, config.checkpoint_every, config.checkpoint_minutes, stop
         )
         while True:
-            state, start = _begin(run, feed, saved)
+            state, start = _begin(run, saved)
             if rollbacks is not None:
                 start = start._replace(rollbacks=rollbacks)
             run.directory.replace_metrics(start.rows)
@@ -307,7 +307,7 @@ def chunk_steps(run: Run) -> int:
     return run.config.chunk_steps or (1 if alone else CHUNK_STEPS)
 
 
-def _begin(run: Run, feed: Feed, saved: Checkpoints) -> tuple[training.TrainState, Progress]:
+def _begin(run: Run, saved: Checkpoints) -> tuple[training.TrainState, Progress]:
     """The newest checkpoint that is whole, or the start where there is none yet."""
     with hosts.together():
         saved.wait()  # Then all processes see the same ones.
@@ -315,13 +315,13 @@ def _begin(run: Run, feed: Feed, saved: Checkpoints) -> tuple[training.TrainStat
         run.model,
         run.algorithm,
         run.network,
+        run.objective,
         run.dataset.image_shape,
         jax.random.key(run.config.seed),
+        gossip_batch_stats=run.config.gossip_batch_stats,
     )
     if saved.steps():
-        data_step = make_data_step(run, feed)
-        like = training.with_network_memory(data_step, state, feed.constants, feed.item)
-        state, progress = saved.restore(like)
+        state, progress = saved.restore(state)
         _note(f"{run.directory.path} goes on after step {progress.step}")
         return state, progress
     if run.config.resume:

@@ -1,25 +1,25 @@
 """Training: one step of all agents, epochs of steps, and evaluation."""
 
+from ccl_jax.training.objective import Objective
 from ccl_jax.training.step import (
-    Objective,
     StepMetrics,
     TrainState,
-    clip_per_agent,
+    freeze_offline,
     init_state,
     make_features_fn,
+    make_loss_fn,
     make_step,
-    stack,
-    with_network_memory,
+    skip_non_finite,
 )
 
 __all__ = [
     "Objective",
     "StepMetrics",
     "TrainState",
-    "clip_per_agent",
+    "freeze_offline",
     "init_state",
     "make_features_fn",
+    "make_loss_fn",
     "make_step",
-    "stack",
-    "with_network_memory",
+    "skip_non_finite",
 ]

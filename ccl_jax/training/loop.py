@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccl_jax import randomness, training
+from ccl_jax import randomness
 from ccl_jax.data import augment
 from ccl_jax.data.datasets import Dataset
 from ccl_jax.data.feeds import Feed
 from ccl_jax.devices import hosts
 from ccl_jax.devices.parallel import Plan
-from ccl_jax.losses.cross_features import Batch
-from ccl_jax.training import StepMetrics, TrainState
+from ccl_jax.losses import Batch
 from ccl_jax.training.evaluation import Evaluation
+from ccl_jax.training.objective import LAMBDAS
 from ccl_jax.training.progress import Progress, Row
+from ccl_jax.training.step import StepMetrics, TrainState, skip_non_finite
 
 Step = Callable[..., tuple[TrainState, StepMetrics]]
 
@@ -69,26 +70,6 @@ def make_data_step(
         return step(state, Batch(images, labels, mask))
 
     return data_step
-
-
-def skip_non_finite(step: Step) -> Step:
-    """A step that is not taken where a loss, gradient or new parameter is not finite.
-
-    Everything but the number of steps then stays as it was. What was sent was sent.
-    """
-
-    def skipping(state: TrainState, *batch: Any) -> tuple[TrainState, StepMetrics]:
-        new, metrics = step(state, *batch)
-        numbers = (metrics.cross_entropy, metrics.gradient_norm, new.params)
-        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(numbers)]).all()
-        keep = lambda new, old: jnp.where(finite, new, old)
-        kept = jax.tree.map(keep, new._replace(key=()), state._replace(key=()))
-        # The next batch and its randomness go on; `taken` tells the loop.
-        return kept._replace(step=new.step, key=state.key), metrics._replace(
-            gradient_norm=jnp.where(finite, metrics.gradient_norm, jnp.nan)
-        )
-
-    return skipping
 
 
 def fit(
@@ -138,10 +119,7 @@ def fit(
     began = time.perf_counter()
     if skip_divergence:
         data_step = skip_non_finite(data_step)
-    # Jitted once, so that learning the shape of the memory and compiling share one trace.
     data_step = jax.jit(data_step, donate_argnums=0)
-    if start.step == 0:
-        state = training.with_network_memory(data_step, state, feed.constants, feed.item)
     plan = plan or Plan()
     state, constants = plan.put(state), plan.replicate(feed.constants)
     size = min(chunk_steps, feed.steps)
@@ -159,9 +137,8 @@ def fit(
             seconds = (time.perf_counter() - began) / len(items)
             for row in metrics:
                 problem = _explain_divergence(row, done)
-                skipped = problem is not None and skip_divergence
-                done = done.after_step(row, seconds, taken=not skipped)
-                if problem and (not skipped or done.totals.skipped == feed.steps):
+                done = done.after_step(row, seconds)
+                if problem and (not skip_divergence or done.totals.skipped == feed.steps):
                     on_epoch(done.row() | {"diverged": problem})
                     raise Diverged(problem)
                 on_step(done.step)
@@ -233,23 +210,27 @@ def _explain_divergence(metrics: StepMetrics, done: Progress) -> str | None:
       done: The progress before it.
     """
     bad = ~(np.isfinite(metrics.cross_entropy) & np.isfinite(metrics.gradient_norm))
-    if not bad.any():
+    if not bad.any() and metrics.taken.all():
         return None
     agent = int(np.argmax(bad))
     terms = {
         "cross-entropy": metrics.cross_entropy,
-        "model-variant loss": metrics.model_variant,
-        "data-variant loss": metrics.data_variant,
+        **{f"{_spoken(name)} loss": values for name, values in metrics.losses.items()},
         "gradient norm": metrics.gradient_norm,
     }
     sizes = ", ".join(f"{name} {float(value[agent]):.4g}" for name, value in terms.items())
     cause = (
-        "the model-variant loss ran away from the cross-entropy: lower lambda_m, take another "
-        "distance (huber, cosine) or use a network with normalisation"
-        if done.totals.runaway
+        f"the {_spoken(runaway)} loss ran away from the cross-entropy: lower "
+        f"{LAMBDAS.get(runaway, 'its weight')}, take another distance (huber, cosine) or use a network "
+        "with normalisation"
+        if (runaway := done.totals.runaway)
         else "the learning rate is too high for this model and data: lower lr or clip gradients"
     )
     return (
         f"the loss is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); "
         f"likely {cause}"
     )
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", "-")

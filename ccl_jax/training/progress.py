@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccl_jax.training import StepMetrics
+from ccl_jax.training.step import StepMetrics
 
 Row = dict[str, Any]
 
@@ -22,30 +22,29 @@ class Totals(NamedTuple):
       correct: Of which were classified rightly.
       cross_entropy: Sum over samples.
       busy: Pairs of step and agent in which the agent had samples left.
-      model_variant: Sum of L_mv over those; NaN where it was not computed.
-      data_variant: Sum of L_dv over those; NaN where it was not computed.
+      losses: By name, sums of the feature losses over those.
       lr: Learning rate of the last step.
       skipped: Steps that were not taken because a number was not finite.
       messages: Messages sent.
       lost: Of which did not arrive; None in a network without faults.
       online: Pairs of step and agent in which the agent was online.
       steps: Steps taken.
-      runaway: Whether in the last step some agent's L_mv was over ten times its cross-entropy.
+      runaway: The feature loss that was over ten times some agent's cross-entropy in the last step,
+        the largest of them; "" if none was.
     """
 
     samples: int = 0
     correct: int = 0
     cross_entropy: float = 0.0
     busy: int = 0
-    model_variant: float = 0.0
-    data_variant: float = 0.0
+    losses: dict[str, float] = {}  # noqa: RUF012 (never changed, always replaced)
     lr: float = math.nan
     skipped: int = 0
     messages: int = 0
     lost: int | None = None
     online: int = 0
     steps: int = 0
-    runaway: bool = False
+    runaway: str = ""
 
     def add(self, metrics: StepMetrics) -> "Totals":
         """Adds one step; `metrics` are on the host."""
@@ -60,28 +59,28 @@ class Totals(NamedTuple):
             self.correct + int(metrics.correct.sum()),
             self.cross_entropy + total(metrics.cross_entropy, metrics.samples),
             self.busy + int(busy.sum()),
-            self.model_variant + total(metrics.model_variant),
-            self.data_variant + total(metrics.data_variant),
-            float(metrics.lr),
+            {
+                name: self.losses.get(name, 0.0) + total(values)
+                for name, values in metrics.losses.items()
+            },
+            float(metrics.lr[0]),
             self.skipped,
             self.messages + int(metrics.traffic.messages.sum()),
             None if lost is None else (self.lost or 0) + int(lost.sum()),
             self.online + int(metrics.online.sum()),
             self.steps + 1,
-            # A comparison with NaN, which stands for "not computed", is False.
-            bool((metrics.model_variant / 10 > metrics.cross_entropy).any()),
+            _runaway(metrics),
         )
 
     def means(self) -> Row:
-        """Cross-entropy and accuracy a sample; L_mv and L_dv a step and agent."""
+        """Cross-entropy and accuracy a sample; feature losses a step and agent."""
         samples = max(1, self.samples)
         pairs = self.busy or math.nan
         return {
             "lr": self.lr,
             "cross_entropy": self.cross_entropy / samples,
             "train_accuracy": self.correct / samples,
-            "model_variant_loss": self.model_variant / pairs,
-            "data_variant_loss": self.data_variant / pairs,
+            **{f"{name}_loss": value / pairs for name, value in self.losses.items()},
             **self._faults(),
             **({"skipped_steps": self.skipped} if self.skipped else {}),
         }
@@ -94,6 +93,15 @@ class Totals(NamedTuple):
             "messages_lost": self.lost / max(1, self.messages),
             "agents_online": self.online / self.steps,
         }
+
+
+def _runaway(metrics: StepMetrics) -> str:
+    excess = {
+        name: float((values / np.maximum(metrics.cross_entropy, 1e-30)).max())
+        for name, values in metrics.losses.items()
+        if (values / 10 > metrics.cross_entropy).any()
+    }
+    return max(excess, key=excess.__getitem__, default="")
 
 
 class Progress(NamedTuple):
@@ -123,10 +131,12 @@ class Progress(NamedTuple):
     rows: tuple[Row, ...] = ()
     unreadable: tuple[int, ...] = ()
 
-    def after_step(self, metrics: StepMetrics, seconds: float, taken: bool) -> "Progress":
+    def after_step(self, metrics: StepMetrics, seconds: float) -> "Progress":
         """One step later. A step that was not taken counts, but its numbers do not."""
-        totals = self.totals
-        totals = totals.add(metrics) if taken else totals._replace(skipped=totals.skipped + 1)
+        if metrics.taken.all():
+            totals = self.totals.add(metrics)
+        else:
+            totals = self.totals._replace(skipped=self.totals.skipped + 1)
         sent = metrics.traffic.bytes_sent() + np.asarray(self.bytes_sent or 0, np.int64)
         return self._replace(
             step=self.step + 1,

@@ -1,28 +1,24 @@
-"""Training: the state of a run, one step of all agents, and an epoch of steps.
+"""Training: the state of a run, and one step of all agents.
 
-The step keeps the authors' order (arXiv:2310.15890): exchange the models and mix; cross-features with
-the *pre-mix* models, no gradient; loss and gradient at the mixed point on the own batch; local step.
-Everything is stacked over agents, and the whole step is one jitted function.
+The step keeps the authors' order (arXiv:2310.15890): exchange the models and mix; what the losses need,
+from the *pre-mix* models, without gradient; loss and gradient at the mixed point on the own batch; local
+step. Everything is stacked over agents, and the whole step is one jitted function.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
-from ccl_jax import models
-from ccl_jax.algorithms.base import Algorithm
-from ccl_jax.losses import cross_features
-from ccl_jax.losses.cross_features import Batch
-from ccl_jax.names import look_up
-from ccl_jax.network import Network
-from ccl_jax.network.traffic import Traffic
+from ccl_jax import algorithms, losses, models, trees
+from ccl_jax.algorithms import Algorithm, base
+from ccl_jax.losses import Batch, needs
+from ccl_jax.network import Memory, Message, Network, Round, Traffic
+from ccl_jax.training.objective import Objective
 
 PyTree = Any
 
@@ -35,99 +31,59 @@ class TrainState(NamedTuple):
       params: What agents send at the next step, leaves `[agents, ...]`.
       model_state: Other model collections (batch statistics), leaves `[agents, ...]`; {} without.
       algorithm: State of the algorithm.
-      network: Memory of the network (`Round.memory`); () without compression.
-      key: The run's random key; `streams.step_key` derives the key of a purpose and step.
+      losses: What feature losses keep for the next exchange; {} without.
+      memory: What the network remembers.
+      key: The run's random key; `randomness.step_key` derives the key of a purpose and step.
     """
 
     step: jax.Array
     params: PyTree
     model_state: PyTree
     algorithm: PyTree
-    network: PyTree
+    losses: dict[str, PyTree]
+    memory: Memory
     key: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """What an agent minimises: cross-entropy + lambda_m L_mv + lambda_d L_dv.
-
-    Attributes:
-      num_classes: C.
-      lambda_m: Weight of the model-variant loss; 0 leaves it out.
-      lambda_d: Weight of the data-variant loss; 0 leaves it out.
-      distance: Key of `cross_features.DISTANCES`.
-      clip_norm: Largest l2 norm of one agent's gradient; None does not clip.
-      lambda_warmup_steps: Steps at the start over which both weights rise linearly from 0.
-      measure: Report L_mv and L_dv even where their weight is 0. Costs the forward passes, changes
-        no result and is not counted as traffic.
-
-    Raises:
-      ValueError: A negative weight, norm or number of steps, or an unknown distance.
-    """
-
-    num_classes: int
-    lambda_m: float = 0.0
-    lambda_d: float = 0.0
-    distance: str = "mse"
-    clip_norm: float | None = None
-    measure: bool = False
-    lambda_warmup_steps: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("lambda_m", "lambda_d"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}; it must be a number >= 0")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be > 0, or none at all")
-        if self.lambda_warmup_steps < 0:
-            raise ValueError(f"lambda_warmup_steps is {self.lambda_warmup_steps}; it must be >= 0")
-        look_up("distance", self.distance, cross_features.DISTANCES)
-
-    @property
-    def uses_cross_features(self) -> bool:
-        """Whether training itself needs cross-features."""
-        return self.lambda_m > 0 or self.lambda_d > 0
-
-    def rise(self, step: jax.Array) -> jax.Array:
-        """The scalar in [0, 1] by which both weights are multiplied after `step` steps."""
-        if self.lambda_warmup_steps == 0:
-            return jnp.float32(1.0)
-        return jnp.minimum(1.0, step.astype(jnp.float32) / self.lambda_warmup_steps)
-
-
 class StepMetrics(NamedTuple):
-    """What a step reports.
+    """What a step reports; every leaf leads with the agents axis.
 
     Attributes:
       cross_entropy: `[agents]` mean over the batch, before the update.
-      model_variant: `[agents]` L_mv; NaN where it was not computed.
-      data_variant: `[agents]` L_dv; NaN where it was not computed.
+      losses: By name, `[agents]` each, the feature losses that were computed, without their weights.
       samples: `[agents]` int32, samples in the batch without padding.
       correct: `[agents]` int32, of which were classified rightly.
       online: `[agents]` bool; all True in a network without faults.
+      taken: `[agents]` bool, alike for all: False in a step that was skipped.
       gradient_norm: `[agents]` l2 norm of the gradient that the method uses, before clipping.
-      lr: Scalar learning rate.
+      lr: `[agents]` learning rate.
       traffic: What was sent.
     """
 
     cross_entropy: jax.Array
-    model_variant: jax.Array
-    data_variant: jax.Array
+    losses: dict[str, jax.Array]
     samples: jax.Array
     correct: jax.Array
     online: jax.Array
+    taken: jax.Array
     gradient_norm: jax.Array
     lr: jax.Array
     traffic: Traffic
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
 def init_state(
     model: nn.Module,
     algorithm: Algorithm,
     network: Network,
+    objective: Objective,
     image_shape: tuple[int, ...],
     key: jax.Array,
+    *,
+    params: PyTree | None = None,
+    gossip_batch_stats: bool = False,
 ) -> TrainState:
     """The state before the first step: all agents start from the same model.
 
@@ -135,39 +91,46 @@ def init_state(
       model: Returns (features, logits).
       algorithm: The method.
       network: What it talks through.
+      objective: The loss.
       image_shape: `(H, W, C)`.
       key: `jax.random.key` of the run.
+      params: Parameters of one agent from which all start; default: drawn with the key.
+      gossip_batch_stats: As for `make_step`.
     """
+    agents, whole = network.topology.agents, network.whole()
 
-    def build(key):
+    def build(key, given):
         init_key, run_key = jax.random.split(key)
-        agents = network.topology.agents
-        params, model_state = stack(models.init(model, init_key, image_shape), agents)
-        algorithm_state = algorithm.init(params, network.whole().round(0))
-        return TrainState(jnp.int32(0), params, model_state, algorithm_state, (), run_key)
+        drawn, model_state = models.init(model, init_key, image_shape)
+        params, model_state = trees.stack((drawn if given is None else given, model_state), agents)
+        algorithm_state = algorithm.init(params, whole.round(0))
+        size = jax.eval_shape(
+            make_features_fn(model),
+            jax.tree.map(lambda x: x[0], (params, model_state)),
+            jnp.zeros((1, *image_shape)),
+        ).shape[-1]
+        kept = needs.start(objective.needs, agents, objective.num_classes, size)
+        zero = jnp.int32(0)
+        return TrainState(zero, params, model_state, algorithm_state, kept, Memory(), run_key)
 
     # One compilation instead of one for every small operation; on a CPU, random numbers that are
     # drawn once are not worth optimising.
     cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if cpu else None
-    return jax.jit(build, compiler_options=options)(key)
-
-
-def with_network_memory(step: Callable[..., Any], state: TrainState, *batch: Any) -> TrainState:
-    """Gives a first state the memory that the network will keep, so that every step is alike.
-
-    Args:
-      step: `step(state, *batch) -> (state, metrics)`; it is traced, not run.
-      state: A first state, without memory.
-      *batch: Its other arguments, or their shapes.
-    """
-    shapes = jax.eval_shape(lambda *args: step(*args)[0].network, state, *batch)
-    return state._replace(network=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-
-
-def stack(tree: PyTree, agents: int) -> PyTree:
-    """Gives every agent its own copy: leaves `[...]` become `[agents, ...]`."""
-    return jax.tree.map(lambda x: jnp.tile(x[None], (agents,) + (1,) * jnp.ndim(x)), tree)
+    state = jax.jit(build, compiler_options=options)(key, params)
+    # What the network will remember, from a step that is traced and not run.
+    step = make_step(
+        model,
+        algorithm,
+        whole,
+        objective,
+        optax.constant_schedule(0.0),
+        gossip_batch_stats=gossip_batch_stats,
+    )
+    shape = lambda dtype, *rest: jax.ShapeDtypeStruct((agents, 1, *rest), dtype)
+    batch = Batch(shape(jnp.float32, *image_shape), shape(jnp.int32), shape(bool))
+    memory = jax.eval_shape(step, state, batch)[0].memory
+    return state._replace(memory=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory))
 
 
 def make_step(
@@ -178,7 +141,7 @@ def make_step(
     schedule: optax.Schedule,
     *,
     gossip_batch_stats: bool = False,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+) -> Step:
     """Builds one training step of all agents, a pure function to be jitted.
 
     Args:
@@ -194,88 +157,136 @@ def make_step(
       `step(state, batch) -> (state, metrics)`.
 
     Raises:
-      ValueError: Statistics cannot be mixed because the weights do not average (push-sum), or
-        because messages are compressed.
+      ValueError: Statistics cannot be mixed because the weights do not average (push-sum).
     """
     if gossip_batch_stats and network.topology.stochastic != "row":
         raise ValueError(
             "gossip_batch_stats needs weights whose rows sum to 1; with a push-sum method leave it out"
         )
-    if gossip_batch_stats and network.compressor is not None:
-        raise ValueError(
-            "gossip_batch_stats with compression could mix variances to below 0; leave out one of "
-            "them"
-        )
-    features_fn = make_features_fn(model)
+    method = algorithm
+    if objective.clip_norm is not None:
+        method = base.clip(algorithm, objective.clip_norm)
     loss_fn = make_loss_fn(model, objective)
-    gradients = jax.vmap(jax.value_and_grad(loss_fn, has_aux=True), in_axes=(0, 0, 0, 0, None))
-
-    def plain_gradient(variables, batch):
-        plain = make_loss_fn(model, Objective(objective.num_classes))
-        return jax.grad(lambda p: plain(p, variables[1], batch, None)[0])(variables[0])
+    gradients = jax.vmap(jax.grad(loss_fn, has_aux=True), in_axes=(0, 0, 0, 0, None))
+    plain_gradient = _make_plain_gradient(model, objective)
+    hear = functools.partial(
+        needs.collect, features_fn=make_features_fn(model), num_classes=objective.num_classes
+    )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         lr = jnp.asarray(schedule(state.step), jnp.float32)
-        talk = network.round(state.step, state.network)
-        sent = (state.params, state.model_state)
+        talk = network.round(state.step, state.memory)
+        known = _KnownModels(talk, state, gossip_batch_stats)
 
-        eval_params, algorithm_state = algorithm.communicate(
-            state.params, state.algorithm, talk, lr
-        )
-        own_stats = talk.mix(state.model_state) if gossip_batch_stats else state.model_state
-        received = (algorithm.models(state.params, state.algorithm), state.model_state)
-        exchange = functools.partial(
-            cross_features.exchange,
-            features_fn=features_fn,
-            models=received,
-            batch=batch,
-            num_classes=objective.num_classes,
-            message=sent,
-        )
-        cross = None
-        if objective.uses_cross_features:
-            cross = exchange(talk, data_variant=objective.lambda_d > 0)
-        if objective.measure and (cross is None or cross.sums is None):
-            # Nothing more is sent, and what training uses stays as it is.
-            measured = exchange(talk.unmetered(), data_variant=True)
-            cross = measured if cross is None else measured._replace(neighbors=cross.neighbors)
-        (_, (losses, correct, model_state)), grads = gradients(
-            eval_params, own_stats, batch, cross, objective.rise(state.step)
-        )
-        if algorithm.combine is not None:
-            foreign = talk.cross(plain_gradient, received, batch, message=sent)
-            grads, algorithm_state = algorithm.combine(grads, foreign, algorithm_state, talk)
-        norms = jax.vmap(optax.tree.norm)(grads)
-        if objective.clip_norm is not None:
-            grads = clip_per_agent(grads, norms, objective.clip_norm)
-        params, algorithm_state = algorithm.update(grads, eval_params, algorithm_state, talk, lr)
+        def gradient(eval_params, sent):
+            hearing = functools.partial(hear, batch=batch, kept=state.losses)
+            foreign = lambda wanted, talk: known(sent, talk) if needs.foreign(wanted) else None
+            heard = hearing(objective.needs, talk, models=foreign(objective.needs, talk), heard={})
+            if measured := objective.measured_needs:
+                # Nothing more is sent, and what training uses stays as it is.
+                quiet = talk.measuring()
+                heard = hearing(measured, quiet, models=foreign(measured, quiet), heard=heard)
+            return gradients(eval_params, known.own_stats, batch, heard, objective.rise(state.step))
 
+        def cross_gradient(sent):
+            return talk.cross(plain_gradient, known(sent, talk), batch)
+
+        new = algorithms.advance(
+            method, state.params, state.algorithm, talk, lr, gradient, cross_gradient
+        )
+        seen = new.aux
         samples = batch.mask.sum(axis=1, dtype=jnp.int32)
-        online = jnp.ones(samples.shape, bool)
-        if talk.conditions is not None:
-            # Who is offline does not train: what it has stays, and its batch is not seen.
-            online = talk.conditions.online
-            params = where_agent(online, params, state.params)
-            algorithm_state = where_agent(online, algorithm_state, state.algorithm)
-            samples, correct = where_agent(online, (samples, correct), (0 * samples, 0 * correct))
         # Nothing seen, nothing learned: an empty batch leaves batch statistics alone.
-        model_state = where_agent(samples > 0, model_state, own_stats)
-        metrics = StepMetrics(*losses, samples, correct, online, norms, lr, talk.traffic())
-        state = TrainState(
-            state.step + 1, params, model_state, algorithm_state, talk.memory(), state.key
+        model_state = trees.where_agent(samples > 0, seen.model_state, known.own_stats)
+        metrics = StepMetrics(
+            cross_entropy=seen.cross_entropy,
+            losses=seen.losses,
+            samples=samples,
+            correct=seen.correct,
+            online=talk.conditions.online,
+            taken=jnp.ones_like(talk.conditions.online),
+            gradient_norm=jax.vmap(optax.tree.norm)(new.grads),
+            lr=jnp.full(samples.shape, lr),
+            traffic=talk.traffic(),
         )
-        return state, metrics
+        return TrainState(
+            state.step + 1, new.params, model_state, new.state, seen.kept, talk.memory(), state.key
+        ), metrics
 
-    return step
+    return freeze_offline(step) if network.faults.offline else step
 
 
-def where_agent(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """For each agent, `new` where `chosen [agents]`, else `old`; scalars, which all share, are new."""
+class _KnownModels:
+    """Agents' models with their batch statistics: the own ones, and as neighbours know them.
 
-    def choose(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.where(chosen.reshape(-1, *[1] * (x.ndim - 1)), x, y) if x.ndim else x
+    Args:
+      talk: The round of the step.
+      state: Before the step.
+      gossip: Whether statistics are mixed.
 
-    return jax.tree.map(choose, new, old)
+    Attributes:
+      own_stats: Statistics that the own forward pass starts from.
+    """
+
+    def __init__(self, talk: Round, state: TrainState, gossip: bool) -> None:
+        self._state = state
+        self._stats: Message | None = None
+        self.own_stats = state.model_state
+        if gossip and state.model_state:
+            self.own_stats = talk.mix(self._send_stats(talk))
+
+    def __call__(self, sent: Message | None, talk: Round) -> Message:
+        """The message of pairs (params, statistics); what has not been sent yet is sent by this.
+
+        Args:
+          sent: By which neighbours know the models; None if the method sends none.
+          talk: The round to send in.
+        """
+        params = talk.send("models", self._state.params) if sent is None else sent
+        if not self._state.model_state:
+            return params.map(lambda x: (x, self._state.model_state))
+        return params.join(self._stats or self._send_stats(talk))
+
+    def _send_stats(self, talk: Round) -> Message:
+        # Exactly: a compressor could make a variance negative.
+        self._stats = talk.send("batch statistics", self._state.model_state, compress=False)
+        return self._stats
+
+
+def freeze_offline(step: Step) -> Step:
+    """A step in which who is offline does not train: what it has stays, its batch is not seen."""
+
+    def freezing(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        new, metrics = step(state, batch)
+        online = metrics.online
+        frozen = {
+            name: trees.where_agent(online, getattr(new, name), getattr(state, name))
+            for name in ("params", "model_state", "algorithm", "losses")
+        }
+        seen = lambda count: jnp.where(online, count, 0)
+        return new._replace(**frozen), metrics._replace(
+            samples=seen(metrics.samples), correct=seen(metrics.correct)
+        )
+
+    return freezing
+
+
+def skip_non_finite(step: Callable[..., tuple[TrainState, StepMetrics]]) -> Callable[..., Any]:
+    """A step that is not taken where a loss, gradient or new parameter is not finite.
+
+    Everything but the number of steps then stays as it was. What was sent was sent.
+    """
+
+    def skipping(state: TrainState, *batch: Any) -> tuple[TrainState, StepMetrics]:
+        new, metrics = step(state, *batch)
+        numbers = (metrics.cross_entropy, metrics.gradient_norm, new.params)
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(numbers)]).all()
+        kept = trees.where(finite, new._replace(key=()), state._replace(key=()))
+        # The next batch and its randomness go on.
+        kept = kept._replace(step=new.step, key=state.key)
+        return kept, metrics._replace(taken=metrics.taken & finite)
+
+    return skipping
 
 
 def make_features_fn(model: nn.Module) -> Callable[[PyTree, jax.Array], jax.Array]:
@@ -283,41 +294,60 @@ def make_features_fn(model: nn.Module) -> Callable[[PyTree, jax.Array], jax.Arra
     return lambda variables, images: models.apply_eval(model, *variables, images)[0]
 
 
+class Seen(NamedTuple):
+    """What one agent's forward pass tells beside its loss.
+
+    Attributes:
+      cross_entropy: Mean over the batch, scalar.
+      losses: By name, the feature losses without weights, scalars.
+      correct: int32, how many samples were classified rightly.
+      model_state: New model collections.
+      kept: What feature losses keep for the next exchange.
+    """
+
+    cross_entropy: jax.Array
+    losses: dict[str, jax.Array]
+    correct: jax.Array
+    model_state: PyTree
+    kept: dict[str, PyTree]
+
+
 def make_loss_fn(model: nn.Module, objective: Objective) -> Callable[..., Any]:
     """The loss of one agent.
 
     Returns:
-      `loss_fn(params, model_state, batch, cross, rise) -> (loss, (losses, correct, model_state))`
-      with one agent's `Batch` and `CrossFeatures` (or None), and `Objective.rise`; losses are the
-      triple cross-entropy, L_mv, L_dv, NaN where not computed.
+      `loss_fn(params, model_state, batch, heard, rise) -> (loss, Seen)` with one agent's `Batch`, what
+      it has heard (`needs.collect`), and `Objective.rise`.
     """
-    distance = cross_features.DISTANCES[objective.distance]
+    distance = losses.DISTANCES[objective.distance]
 
-    def loss_fn(params, model_state, batch, cross, rise=1.0):
+    def loss_fn(params, model_state, batch, heard, rise=1.0):
         (features, logits), model_state = models.apply_train(
             model, params, model_state, batch.images
         )
         per_sample = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        ce = cross_features.masked_mean(per_sample, batch.mask)
-        loss, mv, dv = ce, jnp.float32(jnp.nan), jnp.float32(jnp.nan)
-        if cross is not None:
-            mv = cross_features.model_variant_loss(
-                features, cross.neighbors, cross.mask, batch.mask, distance
-            )
-        if cross is not None and cross.sums is not None:
-            dv = cross_features.data_variant_loss(
-                features, batch.labels, cross.sums, cross.counts, batch.mask, distance
-            )
+        cross_entropy = losses.masked_mean(per_sample, batch.mask)
+        own = losses.Own(features, logits, batch.labels, batch.mask)
+        parts = {
+            name: losses.lookup(name).loss(own, heard, distance) for name in objective.reported
+        }
         # A loss of weight 0 stays out of the sum: 0 * inf would be NaN.
-        loss += rise * objective.lambda_m * mv if objective.lambda_m > 0 else 0.0
-        loss += rise * objective.lambda_d * dv if objective.lambda_d > 0 else 0.0
+        total = cross_entropy
+        for name, weight in objective.weights.items():
+            total += rise * weight * parts[name]
         hit = (logits.argmax(axis=-1) == batch.labels) & batch.mask
-        return loss, ((ce, mv, dv), hit.sum(dtype=jnp.int32), model_state)
+        kept = needs.keep(objective.needs, own, objective.num_classes)
+        correct = hit.sum(dtype=jnp.int32)
+        return total, Seen(cross_entropy, parts, correct, model_state, kept)
 
     return loss_fn
 
 
-def clip_per_agent(grads: PyTree, norms: jax.Array, largest: float) -> PyTree:
-    """Scales down each agent's gradient whose l2 norm (`norms [agents]`) is above `largest`."""
-    scale = jnp.minimum(1.0, largest / jnp.maximum(norms, 1e-12))
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype).reshape(-1, *[1] * (g.ndim - 1)), grads)
+def _make_plain_gradient(model: nn.Module, objective: Objective) -> Callable[..., PyTree]:
+    """`gradient((params, model_state), batch)` of the cross-entropy of one model on one batch."""
+    loss_fn = make_loss_fn(model, Objective(objective.num_classes))
+
+    def gradient(variables, batch):
+        return jax.grad(lambda p: loss_fn(p, variables[1], batch, {})[0])(variables[0])
+
+    return gradient

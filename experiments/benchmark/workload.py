@@ -16,7 +16,7 @@ from jax.extend import core
 from ccl_jax import algorithms, models, training
 from ccl_jax.devices.parallel import Plan
 from ccl_jax.graphs.topology import Topology
-from ccl_jax.losses.cross_features import Batch
+from ccl_jax.losses import Batch
 from ccl_jax.models.convolution import as_defined
 from ccl_jax.network import Network
 from ccl_jax.training import Objective
@@ -95,13 +95,15 @@ class Program:
                 model, algorithm, network, objective, lambda _: jnp.float32(LEARNING_RATE)
             )
         )
-        state = training.init_state(model, algorithm, network, work.image_shape, jax.random.key(0))
+        state = training.init_state(
+            model, algorithm, network, objective, work.image_shape, jax.random.key(0)
+        )
         # No two models alike, as in a run that has begun.
         rng = np.random.default_rng(1)
         noise = lambda x: x + 0.01 * rng.standard_normal(x.shape, np.float32)
         state = state._replace(params=jax.tree.map(noise, state.params))
         self._batch = work.plan.put(work.batch())
-        self._state = work.plan.put(training.with_network_memory(step, state, self._batch))
+        self._state = work.plan.put(state)
         began = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0).lower(self._state, self._batch)
         traced = time.perf_counter()
@@ -257,10 +259,14 @@ def gossip_programs(topology: Topology, params: dict) -> dict[str, Callable[[int
       params: Leaves `[agents, ...]`.
     """
 
-    def program(sparse: bool) -> Callable[[int], Any]:
-        network = Network(topology)
-        network.sparse = sparse
-        mix = jax.jit(lambda tree: network.round(0).mix(tree))
+    def program(mixing: str) -> Callable[[int], Any]:
+        network = Network(topology, mixing=mixing)
+
+        @jax.jit
+        def mix(tree):
+            talk = network.round(0)
+            return talk.mix(talk.send("params", tree))
+
         return lambda steps: jax.block_until_ready([mix(params) for _ in range(steps)])
 
-    return {"dense": program(False), "sparse": program(True)}
+    return {mixing: program(mixing) for mixing in ("dense", "sparse")}

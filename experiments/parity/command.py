@@ -23,11 +23,10 @@ from flax import traverse_util
 
 from ccl_jax import algorithms, models, training
 from ccl_jax.graphs import topology
-from ccl_jax.losses.cross_features import Batch
+from ccl_jax.losses import Batch
 from ccl_jax.models import convert
 from ccl_jax.network import Network
 from ccl_jax.runs.directory import plain
-from ccl_jax.training import TrainState
 from ccl_jax.training.evaluation import consensus_distance
 from experiments import cli
 from experiments.parity import quadratics, traces
@@ -112,7 +111,8 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
             jnp.ones(labels.shape, bool),
         )
         state, metrics = step(state, batch)
-        losses.append([metrics.cross_entropy, metrics.model_variant, metrics.data_variant])
+        found = metrics.losses
+        losses.append([metrics.cross_entropy, found["model_variant"], found["data_variant"]])
         norms.append(_norms(state.params))
         distances.append(consensus_distance(state.params))
 
@@ -182,15 +182,10 @@ def _build(config: Mapping[str, Any], trace: Mapping[str, np.ndarray]) -> tuple:
     network = Network(graph)
     lr = jnp.asarray(config["lr"], jnp.float32)
     step = training.make_step(model, algorithm, network, objective, lambda t: lr[t])
-
-    @jax.jit
-    def start(params):
-        model_state = models.init(model, jax.random.key(0), image_shape)[1]
-        params, model_state = training.stack((params, model_state), graph.agents)
-        algorithm_state = algorithm.init(params, network.round(0))
-        return TrainState(jnp.int32(0), params, model_state, algorithm_state, (), jax.random.key(0))
-
-    return jax.jit(step), start(params)
+    state = training.init_state(
+        model, algorithm, network, objective, image_shape, jax.random.key(0), params=params
+    )
+    return jax.jit(step), state
 
 
 def _parameters(

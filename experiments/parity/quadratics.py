@@ -263,23 +263,24 @@ def _run(
     def gradient(x, data):
         return cut(data[0] @ (join(x) - data[1]))
 
-    def communicate(params, state, t):
-        talk = network.round(t)
-        rate = lr[jnp.minimum(t, len(lr) - 1)]
-        return talk, algorithm.communicate(params, state, talk, rate)
-
     @jax.jit
     def step(params, state, t):
-        received = algorithm.models(params, state)
-        talk, (eval_params, state) = communicate(params, state, t)
-        grads = jax.vmap(gradient)(eval_params, (a, c))
-        if algorithm.combine is not None:
-            cross = talk.cross(gradient, received, (a, c))
-            grads, state = algorithm.combine(grads, cross, state, talk)
-        params, state = algorithm.update(grads, eval_params, state, talk, lr[t])
+        talk = network.round(t)
+        new = algorithms.advance(
+            algorithm,
+            params,
+            state,
+            talk,
+            lr[t],
+            lambda x, _: (jax.vmap(gradient)(x, (a, c)), None),
+            lambda models: talk.cross(gradient, models, (a, c)),
+        )
+        if not mixed_last:
+            return new.params, new.state, join(new.params)
         # A step that ends with a mix ends where the next one takes its gradient.
-        mixed = communicate(params, state, t + 1)[1][0]
-        return params, state, join(mixed if mixed_last else params)
+        rate = lr[jnp.minimum(t + 1, len(lr) - 1)]
+        mixed = algorithm.communicate(new.params, new.state, network.round(t + 1), rate)[0]
+        return new.params, new.state, join(mixed)
 
     params = cut(jnp.tile(jnp.asarray(trace["x0"], jnp.float32), (agents, 1)))
     state = jax.jit(lambda params: algorithm.init(params, network.round(0)))(params)

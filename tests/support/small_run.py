@@ -90,9 +90,8 @@ class Experiment:
         transform = augment.make(augmentation)
         self.step = jax.jit(loop.make_data_step(step, self.feed, DATA, transform))
 
-        state = training.init_state(MODEL, self.algorithm, network, IMAGE, jax.random.key(3))
-        self.first = training.with_network_memory(
-            self.step, state, self.feed.constants, self.feed.item
+        self.first = training.init_state(
+            MODEL, self.algorithm, network, objective, IMAGE, jax.random.key(3)
         )
 
     def start(self) -> training.TrainState:

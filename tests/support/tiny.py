@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ccl_jax.losses.cross_features import Batch
+from ccl_jax.losses import Batch
 
 CLASSES = 4
 IMAGE = (3, 3, 1)

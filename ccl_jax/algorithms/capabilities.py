@@ -1,0 +1,77 @@
+"""Whether a method stays what it is with the settings of a network, by what it has declared."""
+
+import numpy as np
+
+from ccl_jax.algorithms import base
+from ccl_jax.network import Network
+
+
+def check(method: base.Method, network: Network, **hyperparameters: object) -> None:
+    """Makes sure that a method stays what it is when agents talk rarely, often, compressed or lossily.
+
+    Args:
+      method: The method.
+      network: How agents talk.
+      **hyperparameters: Those that were given.
+
+    Raises:
+      ValueError: It does not; the message says why and what to do.
+    """
+    wanted = {
+        "local_steps": network.local_steps > 1,
+        "gossip_steps": network.gossip_steps > 1,
+        "compression": network.compressor is not None,
+        "faults": network.faults.any,
+    }
+    asked = [setting for setting, on in wanted.items() if on]
+    if not asked:
+        return
+    name, bears = method.name, method.capabilities
+    if bears is None:
+        raise ValueError(
+            f"{name} declares nothing about {', '.join(asked)}: leave it out, or give `capabilities=` "
+            "where the method is registered"
+        )
+    if wanted["local_steps"] and not bears.rarely:
+        raise ValueError(
+            f"local_steps is {network.local_steps}, and {name} needs an exchange in every step; "
+            "leave it out, or take another method"
+        )
+    if wanted["gossip_steps"] and bears.how != "gossip":
+        raise ValueError(
+            f"gossip_steps is {network.gossip_steps}, and {name} does not gossip; leave it out"
+        )
+    if wanted["compression"] and bears.how != "gossip":
+        raise ValueError(
+            f"compression is for what agents mix, and {name} does not gossip; leave it out"
+        )
+    if wanted["compression"] and bears.uncompressed:
+        raise ValueError(f"{name} {bears.uncompressed}, or leave out compression")
+    if wanted["faults"]:
+        _check_faults(method, bears, network, hyperparameters)
+
+
+def _check_faults(
+    method: base.Method,
+    bears: base.Capabilities,
+    network: Network,
+    hyperparameters: dict[str, object],
+) -> None:
+    settings = method.hyperparameters | method.fixed | hyperparameters
+    why = bears.lossless(settings) if callable(bears.lossless) else bears.lossless
+    both_ways = (base.undirected, base.tree, base.doubly_stochastic)
+    weights = network.topology.weights
+    if why:
+        _refuse(method, why)
+    if network.faults.one_way and any(check in method.checks for check in both_ways):
+        _refuse(method, "needs links that fail in both directions; leave out drop_one_way")
+    if base.doubly_stochastic in method.checks and not np.allclose(
+        weights, weights.transpose(0, 2, 1)
+    ):
+        _refuse(method, "keeps its sums only with symmetric weights; take another graph")
+    if network.faults.straggle and bears.keeps_sums:
+        _refuse(method, "keeps sums over all agents, which old messages break; leave out straggle")
+
+
+def _refuse(method: base.Method, why: str) -> None:
+    raise ValueError(f"{method.name} {why}; or take another method for a network with faults")

@@ -1,0 +1,92 @@
+"""The contract of feature losses, and the registry that gives each a name.
+
+A feature loss is a term beside the cross-entropy that looks at features. It is written for one agent,
+`loss(own, heard, distance) -> scalar`, and says what it needs to hear by name; the names are the keys of
+`ccl_jax.losses.needs.NEEDS`. The step hears what the chosen losses need, once, and nothing else. What is
+heard is constant: gradients flow through the agent's own features and logits only.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ccl_jax.names import look_up
+
+# distance(features, target), both [..., F], -> [...]: one number a sample, a mean over features.
+Distance = Callable[[jax.Array, jax.Array], jax.Array]
+
+DISTANCES: dict[str, Distance] = {
+    "mse": lambda a, b: jnp.square(a - b).mean(axis=-1),
+    "l1": lambda a, b: jnp.abs(a - b).mean(axis=-1),
+    "huber": lambda a, b: optax.losses.huber_loss(a, b, delta=1.0).mean(axis=-1),
+    "cosine": lambda a, b: optax.losses.cosine_distance(a, b, epsilon=1e-6),
+}
+
+
+class Own(NamedTuple):
+    """An agent's forward pass on its own batch.
+
+    Attributes:
+      features: `[batch, F]` float32.
+      logits: `[batch, classes]` float32.
+      labels: `[batch]` int32.
+      mask: `[batch]` bool, False for padding.
+    """
+
+    features: jax.Array
+    logits: jax.Array
+    labels: jax.Array
+    mask: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureLoss:
+    """A named entry of the registry.
+
+    Attributes:
+      name: What users, metrics and reports call it.
+      loss: `loss(own, heard, distance) -> scalar` for one agent; `heard` has an entry for each need.
+      needs: Keys of `ccl_jax.losses.needs.NEEDS`; () for a loss of the own features and logits alone.
+      summary: One line.
+      reference: Where it was published.
+    """
+
+    name: str
+    loss: Callable[[Own, Mapping[str, Any], Distance], jax.Array]
+    needs: tuple[str, ...]
+    summary: str
+    reference: str
+
+
+REGISTRY: dict[str, FeatureLoss] = {}
+
+
+def register(
+    name: str, *, needs: tuple[str, ...] = (), summary: str, reference: str
+) -> Callable[..., Any]:
+    """Decorator that enters a loss into the registry; arguments as the fields of `FeatureLoss`."""
+
+    def enter(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        REGISTRY[name] = FeatureLoss(name, loss, needs, summary, reference)
+        return loss
+
+    return enter
+
+
+def lookup(name: str) -> FeatureLoss:
+    """The registry's entry of that name.
+
+    Raises:
+      ValueError: Unknown name; the message has the nearest right one.
+    """
+    return look_up("feature loss", name, REGISTRY)
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of `values [batch]` where `mask [batch]`; 0 when nothing is left."""
+    count = jnp.maximum(mask.sum(dtype=values.dtype), 1.0)
+    return jnp.where(mask, values, 0.0).sum() / count

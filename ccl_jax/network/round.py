@@ -1,0 +1,296 @@
+"""The communication of one step, and all that agents can say to each other.
+
+Algorithms and losses do all their talking through the `Round` of a step, which a `Network` hands out:
+
+  send     a value to all who hear one, under a name; the result is a `Message`,
+  mix      each agent's weighted average over its own and its neighbours' message (gossip),
+  gather   the neighbours' messages as each agent knows them,
+  cross    neighbours' messages, such as their models, applied to each agent's own data,
+  reply    values that each agent made for its neighbours, returned to them,
+  average  the exact mean over all agents (an all-reduce, for the methods that assume one).
+
+A message is paid for once, when it is sent, and goes through the channel once; so one exchange of models
+serves gossip and cross-features alike, and both see what receivers know. What a channel remembers from
+step to step it remembers by the message's name. Bytes are those of the *protocol*: an agent's own copy
+is not traffic, and what the simulation moves can be different and is not counted (see `cross`).
+
+All arrays are stacked: they lead with the agents axis. Values made for or heard from neighbours are
+`[agents, degree, ...]`, in the order of the topology's tables, and 0 where a table is padded.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ccl_jax import trees
+from ccl_jax.graphs.topology import Edges
+from ccl_jax.network.blocks import Block
+from ccl_jax.network.channels import Channel, Exact, Moment
+from ccl_jax.network.faults import Chains, Losses
+from ccl_jax.network.messages import Message
+from ccl_jax.network.mixing import Tables
+from ccl_jax.network.traffic import Ledger, Traffic, message_bytes
+
+if TYPE_CHECKING:
+    from ccl_jax.network.network import Network
+
+PyTree = Any
+
+
+class Memory(NamedTuple):
+    """What a network remembers from step to step.
+
+    Attributes:
+      faults: State of the chains that make links and agents fail; () where nothing does.
+      messages: By name, what the channel keeps of each message.
+    """
+
+    faults: Chains | tuple[()] = ()
+    messages: dict[str, PyTree] = {}  # noqa: RUF012 (never changed, always replaced)
+
+
+class Round:
+    """The communication of one step; made by `Network.round`, used inside that step.
+
+    All of it works on a block of agents; on one device that is everybody.
+
+    Attributes:
+      ids: `[agents]` int32, the numbers of the agents in this block.
+      active: Scalar bool, False in a step in which the agents work alone.
+      conditions: What works in this step.
+      incoming: `Edges` with `[agents, degree]` tables: who is heard.
+      outgoing: `Edges` with `[agents, out_degree]` tables: who listens.
+    """
+
+    def __init__(self, network: "Network", step: jax.Array, memory: Memory) -> None:
+        self._network = network
+        self._block = Block(network.schedule)
+        self.ids = self._block.ids
+        self.active = step % network.local_steps == 0
+        faults = memory.faults or network.faults.start(len(self.ids), self.agents)
+        self.conditions, self._chains = network.faults.draw(step, self.ids, self.agents, faults)
+        self._first_hop = step // network.local_steps * network.gossip_steps
+        self._tables, self._losses = self._graph(0)
+        self.incoming, self.outgoing = self._tables.incoming, self._tables.outgoing
+        self._moment = Moment(step == 0, self.active, self.conditions.late)
+        self._old, self._new = memory.messages, {}
+        self._ledger = Ledger(len(self.ids), network.faults.any)
+        self._measuring = False
+
+    @property
+    def agents(self) -> int:
+        """Number of all agents, N."""
+        return self._network.topology.agents
+
+    @property
+    def mask(self) -> jax.Array:
+        """`[agents, degree]` bool: which entries of `gather` and `cross` are real neighbours."""
+        return self.incoming.mask
+
+    @property
+    def neighbor_weights(self) -> jax.Array:
+        """`[agents, degree]` float: w_ij for each table entry (shared by entries that repeat)."""
+        return self._tables.neighbor_weights
+
+    @property
+    def own_weights(self) -> jax.Array:
+        """`[agents]` float: w_ii."""
+        return self._tables.own_weights
+
+    def send(self, name: str, tree: PyTree, *, compress: bool = True) -> Message:
+        """Sends every agent's value to all who hear it.
+
+        Args:
+          name: What it is; a channel with memory remembers it by this name.
+          tree: Leaves `[agents, ...]`.
+          compress: Whether the network's compression, if any, may be used on these values.
+
+        Raises:
+          ValueError: Something else has been sent under this name in the same step.
+        """
+        channel = self._network.channel if compress else self._network.exact
+        known = self._pass(channel, name, tree)
+        if not self._measuring:
+            size = channel.message_bytes(tree)
+            self._ledger.enter(size, *_count(self._losses))
+        return Message(tree, known, channel, name)
+
+    def mix(self, message: Message) -> PyTree:
+        """Gossip: `[Wx]_i = sum_j W[i, j] x_j` for every leaf `[agents, ...]`.
+
+        Agents use their own value exactly; see `Channel.average`. With several gossip steps the
+        average is sent again, under the same name, and mixed again.
+
+        Raises:
+          ValueError: Several gossip steps of something that was not sent but derived.
+        """
+        mixed = self._average(self._tables, message.own, message.known, message.channel)
+        more = self._network.gossip_steps - 1
+        if more == 0:
+            return mixed
+        if message.name is None:
+            raise ValueError(
+                f"gossip_steps is {more + 1}, and what is mixed was derived from a message, so that it "
+                "cannot be sent again; mix the message and derive from the average"
+            )
+
+        def hop(k, carry):
+            tree, memory, messages, lost = carry
+            tables, losses = self._graph(k)
+            known, memory = message.channel.send(tree, memory, self._moment)
+            sent, gone = _count(losses)
+            mixed = self._average(tables, tree, known, message.channel)
+            return mixed, memory, messages + sent, lost + gone
+
+        nothing = jnp.zeros_like(self.ids)
+        carry = (mixed, self._new[message.name], nothing, nothing)
+        # A loop of the program: many gossip steps are compiled as quickly as two.
+        mixed, memory, messages, lost = jax.lax.fori_loop(1, more + 1, hop, carry)
+        self._new[message.name] = memory
+        self._ledger.enter(message.channel.message_bytes(mixed), messages, lost)
+        return mixed
+
+    def gather(self, message: Message) -> PyTree:
+        """Each agent's neighbours' values, as it knows them.
+
+        Returns:
+          Leaves `[agents, degree, ...]`, 0 where there is no neighbour.
+        """
+        return self._take(message.known, self.incoming)
+
+    def cross(
+        self, fn: Callable[[PyTree, PyTree], PyTree], message: Message, data: PyTree
+    ) -> PyTree:
+        """Applies each neighbour's message, such as its model, to each agent's own data.
+
+        In the protocol agent i receives x_j and computes fn(x_j, data_i). The simulation gets the
+        same numbers by letting model j visit its listeners' data, so that no model is copied.
+
+        Args:
+          fn: `fn(value, data)` for one sender's value and one agent's data.
+          message: What was sent.
+          data: Stacked data.
+
+        Returns:
+          What `fn` returns, with leaves `[agents, degree, ...]`: entry (i, d) belongs to the message
+          of i's neighbour d and the data of i; 0 where there is no neighbour.
+        """
+        visited = self._take(data, self.outgoing)
+        values = jax.vmap(jax.vmap(fn, in_axes=(None, 0)))(message.known, visited)
+        return self._take(values, self.incoming, at_slots=True)
+
+    def reply(
+        self,
+        name: str,
+        tree: PyTree,
+        *,
+        compress: bool = False,
+        message_bytes: int | None = None,
+    ) -> PyTree:
+        """Returns values to the neighbours they were made for.
+
+        Args:
+          name: What they are; a channel with memory remembers them by this name.
+          tree: Leaves `[agents, degree, ...]`: entry (i, d) was made by agent i for the neighbour
+            that it hears at place d of its table.
+          compress: Whether the network's compression, if any, may be used on these values.
+          message_bytes: Size of one message, where the caller has compressed it.
+
+        Returns:
+          Leaves `[agents, out_degree, ...]`: entry (j, o) was made for j by its o-th listener;
+          0 where there is none. In an undirected graph out_degree is degree and the order is that
+          of `gather`.
+
+        Raises:
+          ValueError: Something else has been sent under this name in the same step.
+        """
+        channel = self._network.replies if compress else Exact()
+        tree = self._pass(channel, name, tree)
+        arrive = self.outgoing._replace(mask=self._losses.replies_arrive)
+        if not self._measuring:
+            size = channel.message_bytes(tree, 2) if message_bytes is None else message_bytes
+            sent = self.incoming.mask.sum(axis=1, dtype=jnp.int32)
+            reached = self._losses.replies_reach.sum(axis=1, dtype=jnp.int32)
+            self._ledger.enter(size, sent, sent - reached)
+        return self._take(tree, arrive, at_slots=True)
+
+    def average(
+        self, tree: PyTree, *, when: jax.Array | bool = True, over_hub: bool = False
+    ) -> PyTree:
+        """The exact mean over all agents, given to each.
+
+        Counted as a ring all-reduce; over a hub, as everyone's message to it and its answers.
+
+        Args:
+          tree: Leaves `[agents, ...]`.
+          when: Scalar bool; where False (or when the agents work alone) the tree stays as it is.
+          over_hub: Whether the agent with most neighbours does the averaging for all.
+        """
+        size = message_bytes(tree, lead=1)
+        messages = jnp.ones(self.ids.shape, jnp.int32)
+        if over_hub:
+            hub = int(self._network.topology.adjacency[0].sum(axis=1).argmax())
+            messages = jnp.where(self.ids == hub, self.agents - 1, messages)
+        else:
+            size = 2 * size * (self.agents - 1) // self.agents
+        when = self.active & jnp.asarray(when)
+        self._ledger.enter(size, jnp.where(when, messages, 0))
+        mean = jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
+        return trees.where(when, mean, tree)
+
+    def measuring(self) -> "Round":
+        """The same round for measurements: nothing that is said in it is sent, counted or remembered."""
+        other = copy.copy(self)
+        other._measuring, other._new = True, {}
+        return other
+
+    def memory(self) -> Memory:
+        """What the next step's round has to be given."""
+        return Memory(self._chains, dict(self._new))
+
+    def traffic(self) -> Traffic:
+        """What has been sent in this round so far."""
+        return self._ledger.traffic()
+
+    def _graph(self, hop: jax.Array | int) -> tuple[Tables, Losses]:
+        """The graph of the hop-th mix of this step."""
+        return self._network.tables(
+            self._first_hop + hop, self.active, self._block, self.conditions
+        )
+
+    def _pass(self, channel: Channel, name: str, tree: PyTree) -> PyTree:
+        """What receivers know of `tree`; the channel's memory of that name is renewed."""
+        if self._measuring:
+            return tree
+        if name in self._new:
+            raise ValueError(
+                f"{name!r} has been sent in this step already; each message needs a name of its own"
+            )
+        memory = self._old[name] if name in self._old else channel.start(tree)
+        known, self._new[name] = channel.send(tree, memory, self._moment)
+        return known
+
+    def _average(self, tables: Tables, own: PyTree, known: PyTree, channel: Channel) -> PyTree:
+        collected = jax.tree.map(self._block.collect, known)
+        weighted = self._network.weighted_sums(tables, known, collected)
+        return channel.average(weighted, own, known, tables.own_weights)
+
+    def _take(self, tree: PyTree, edges: Edges, at_slots: bool = False) -> PyTree:
+        """The peers' values, or what they hold for this edge; 0 where there is no edge."""
+
+        def take(x: jax.Array) -> jax.Array:
+            x = self._block.collect(x)
+            value = x[edges.peers, edges.slots] if at_slots else x[edges.peers]
+            real = edges.mask.reshape(edges.mask.shape + (1,) * (value.ndim - edges.mask.ndim))
+            return jnp.where(real, value, jnp.zeros_like(value))
+
+        return jax.tree.map(take, tree)
+
+
+def _count(losses: Losses) -> tuple[jax.Array, jax.Array]:
+    """`[agents]` messages sent to all who listen, and how many of them are lost."""
+    sent = losses.sent.sum(axis=1, dtype=jnp.int32)
+    return sent, sent - losses.outgoing.mask.sum(axis=1, dtype=jnp.int32)
