@@ -53,7 +53,12 @@ def run_main(
             return
         names = [field.name for field in dataclasses.fields(defaults)]
         given = frozenset(name for name in names if values[name].present)
-        settings = {name: _value(values[name].value) for name in names}
+        settings = {name: _value(values[name].value) for name in given}
+        if values["preset"].value is not None:
+            from experiments import presets  # Only who asks for one pays for loading it.
+
+            preset = presets.load(values["preset"].value, defaults.dataset)
+            settings, given = preset | settings, given | preset.keys()
         config = dataclasses.replace(defaults, **settings)
         _join(config)
         main(config, given)
@@ -98,6 +103,7 @@ def define(defaults: Config) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     flags.DEFINE_string("flagfile", None, "read flags from this file", flag_values=values)
+    flags.DEFINE_string("preset", None, "a setting of the paper", flag_values=values)
     kinds = typing.get_type_hints(Config)
     for field in dataclasses.fields(defaults):
         default = getattr(defaults, field.name)
@@ -135,7 +141,10 @@ def help_text(defaults: Config, description: str) -> str:
                 subsequent_indent=" " * 27,
             )
         lines += [""]
-    lines += ["Also: --flagfile=FILE reads flags from a file, one a line."]
+    lines += [
+        "Also: --preset=NAME takes a setting of the paper; python -m experiments.presets lists them.",
+        "--flagfile=FILE reads flags from a file, one a line. Flags beside a preset are stronger.",
+    ]
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ccl_jax.data.photographs import IMAGENETTE_CLASSES
 from ccl_jax.runs import runner
-from experiments import cifar10, cifar100, cli, fmnist, imagenet, imagenette, make_presets
+from experiments import cifar10, cifar100, cli, fmnist, imagenet, imagenette, presets
 from experiments.study import command, records
 from tests.support import small_files
 
@@ -24,17 +24,16 @@ LOSSES = (
 
 
 def start(main, write, folder, overrides):
-    """Starts a main's preset on small files; returns exit code, preset, config and summary."""
-    preset = make_presets.FOLDER / f"{main.DEFAULTS.dataset}_ring16_alpha0.1.flags"
+    """Starts a main's preset on small files; returns exit code, config and summary."""
     files, workdir = folder / "files", folder / "run"
     files.mkdir()
     write(files)
     flags = (f"--{name}={value}" for name, value in overrides.items())
     where = (f"--data_dir={files}", f"--workdir={workdir}", "--noprogress")
-    argv = ("main", f"--flagfile={preset}", *flags, *where)
+    argv = ("main", "--preset=ring16/0.1", *flags, *where)
     code = cli.run_main(runner.main, main.DEFAULTS, main.__doc__, argv)
     read = lambda name: json.loads((workdir / name).read_text())
-    return code, preset.read_text(), read("config.json"), read("summary.json")
+    return code, read("config.json"), read("summary.json")
 
 
 # Two steps each: of 80 images 16 agents have 5 and 4 agents 20, of CIFAR-100's 160 they have 10, of
@@ -67,20 +66,23 @@ def start(main, write, folder, overrides):
 )
 def test_a_preset_starts(main, write, overrides, steps, found, tmp_path, capsys):
     overrides = {"epochs": 1, **overrides}
-    code, preset, config, summary = start(main, write, tmp_path, overrides)
+    code, config, summary = start(main, write, tmp_path, overrides)
     assert code == 0
     assert "found {:,} training and {:,} test images".format(*found) in capsys.readouterr().err
     assert summary["steps"] == steps and 0 <= summary["consensus_accuracy"] <= 1
     for name in LOSSES:
         assert isinstance(summary[name], float) and math.isfinite(summary[name]), name
-    given = dict(re.findall(r"^--(\w+)=(.+)$", preset, re.MULTILINE))
+    name = f"{main.DEFAULTS.dataset}/ring16/0.1"
+    given = presets.load(name, main.DEFAULTS.dataset)
     assert len(given) == 14
-    for name, text in given.items():
-        assert config[name] == overrides.get(name, type(config[name])(text)), name
+    for setting, value in given.items():
+        assert config[setting] == overrides.get(setting, value), setting
     assert config["dataset"] == main.DEFAULTS.dataset
     assert config["augment"] == main.DEFAULTS.augment
     # What a step sends is what the preset says; it does not depend on the number of agents in a ring.
-    said = re.search(r"each agent sends ([\d,]+) bytes a step to 2 neighbours", preset)
+    said = re.search(
+        r"each agent sends ([\d,]+) bytes a step to 2 neighbours", presets.describe(name)
+    )
     assert summary["bytes_sent_per_agent"] == steps * int(said[1].replace(",", ""))
 
 

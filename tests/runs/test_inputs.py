@@ -16,7 +16,7 @@ import pytest
 from tests.support import small_files
 from PIL import Image
 
-from experiments import cifar10, cli, digits, imagenet, imagenette, make_presets, prepare
+from experiments import cifar10, cli, digits, imagenet, imagenette, presets, prepare
 from ccl_jax.runs import inputs, runner
 
 TFDS_ZIP = pathlib.Path(__file__).parents[1] / "fixtures" / "tfds.zip"
@@ -81,7 +81,7 @@ def test_resnet20_with_ccl_on_the_published_graphs(archive, tmp_path, topology, 
     assert run(cifar10, tmp_path / "run", *flags, *ccl) == 0
     summary = read(tmp_path / "run" / "summary.json")
     degree = {"ring": 2, "dyck": 3, "circulant-torus": 4}[topology]
-    sent = degree * make_presets.message_bytes(make_presets.SETTINGS[0])
+    sent = degree * presets.message_bytes(presets.SETTINGS[0])
     assert summary["bytes_sent_per_agent"] == summary["steps"] * sent
     assert summary["parameters"] == 272_474 and np.isfinite(summary["model_variant_loss"])
 
