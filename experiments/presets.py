@@ -15,14 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 
 from ccl_jax import graphs, models
-from ccl_jax.models.convolution import as_defined
 from ccl_jax.names import look_up
-from experiments import cli
-from experiments.benchmark.workload import count_flop
+from experiments import cli, flops
 
 EPOCHS, BATCH_SIZE = 200, 32
 
@@ -132,7 +129,7 @@ def describe(name: str) -> str:
     steps = -(-(setting.train_images // agents) // BATCH_SIZE)
     sent = degree * message_bytes(setting)
     images = steps * agents * BATCH_SIZE
-    forward = forward_flop(setting)
+    forward = flops.forward(setting.model, setting.classes, setting.image_shape)
     gflop = (3 + degree) * images * forward / 1e9
     settings = " ".join(f"--{flag}={value}" for flag, value in load(name, setting.main).items())
     note = f"\nNote: {setting.note}" if setting.note else ""
@@ -158,18 +155,6 @@ def message_bytes(setting: Setting) -> int:
     parameters = sum(x.size for x in jax.tree.leaves(params))
     features = params["head"]["kernel"].shape[0]
     return 4 * (parameters + setting.classes * (features + 1))
-
-
-@functools.cache
-def forward_flop(setting: Setting) -> int:
-    """FLOP of one image's forward pass, as `workload.count_flop` counts them."""
-    # With any norm but "none", LeNet-5 spells its convolutions out.
-    model = models.make(setting.model, setting.classes, norm="group")
-    shapes = models.shapes(model, setting.image_shape)
-    image = jax.ShapeDtypeStruct((1, *setting.image_shape), jnp.float32)
-    forward = lambda params, state, image: models.apply_eval(model, params, state, image)
-    with as_defined():
-        return count_flop(jax.make_jaxpr(forward)(*shapes, image).jaxpr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ models' place; it need not know `train`. Training code vmaps these functions ove
 axis.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from ccl_jax.models.norm import NORMS
 from ccl_jax.models.resnet import cifar_resnet, imagenet_resnet
 from ccl_jax.models.small_cnn import SmallCNN
 from ccl_jax.models.vgg import VGG11
+from ccl_jax.names import look_up
 
 __all__ = [
     "MODELS",
@@ -69,18 +69,13 @@ def make(
     Raises:
         ValueError: unknown name or norm, or num_classes < 1.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.3)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"model {name!r} is unknown; {meant}choose one of {', '.join(MODELS)}")
-    if norm is not None and norm not in NORMS:
-        near = difflib.get_close_matches(norm.lower(), NORMS, n=1, cutoff=0.3)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"norm {norm!r} is unknown; {meant}choose one of {', '.join(NORMS)}")
+    build = look_up("model", name, MODELS)
+    if norm is not None:
+        look_up("norm", norm, dict.fromkeys(NORMS))
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; give the number of classes, at least 1")
     published = {} if norm is None else {"norm": norm}
-    return MODELS[name](num_classes=num_classes, dtype=dtype, **published)
+    return build(num_classes=num_classes, dtype=dtype, **published)
 
 
 def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> tuple[dict, dict]:

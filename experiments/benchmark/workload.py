@@ -1,7 +1,6 @@
 """What the benchmark runs and how it is measured: programs, alternating clocks, operations, memory."""
 
 import dataclasses
-import math
 import resource
 import statistics
 import time
@@ -11,15 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from ccl_jax import algorithms, models, training
 from ccl_jax.devices.parallel import Plan
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.losses import Batch
-from ccl_jax.models.convolution import as_defined
 from ccl_jax.network import Network
 from ccl_jax.training import Objective
+from experiments import flops
 
 # Method's name in the table -> algorithm, and the weight of both contrastive losses.
 METHODS = {
@@ -201,38 +199,14 @@ def matmul_gflops(dtype: str, repeats: int = 4) -> float:
 def step_gflop(work: Workload, method: str) -> float:
     """Model arithmetic of one step of all agents, in GFLOP: an analytic count.
 
-    Convolutions and matrix products of one agent's forward pass, a multiply-add being two
-    operations. Forward and backward are three times that, and with cross-features every neighbour's
-    model adds a forward pass. Normalisation, losses, gossip and updates are left out: what is
-    counted is what could run at the rate of a matrix product.
+    Forward and backward are three forward passes (`flops.forward`), and with cross-features every
+    neighbour's model adds one. Normalisation, losses, gossip and updates are left out: what is counted
+    is what could run at the rate of a matrix product.
     """
-    # With any norm but "none", LeNet-5 spells its convolutions out.
-    model = models.make(work.model, CLASSES, norm="group")
-    params, model_state = models.shapes(model, work.image_shape)
-    images = jax.ShapeDtypeStruct((work.batch_size, *work.image_shape), jnp.float32)
-    forward = lambda *args: models.apply_eval(model, *args)
-    with as_defined():
-        jaxpr = jax.make_jaxpr(forward)(params, model_state, images)
+    forward = flops.forward(work.model, CLASSES, work.image_shape)
     neighbors = work.topology.mask[0].sum() if METHODS[method][1] else 0
-    return 1e-9 * count_flop(jaxpr.jaxpr) * (3 * work.topology.agents + int(neighbors))
-
-
-def count_flop(jaxpr: core.Jaxpr) -> int:
-    """Twice the multiply-adds of all convolutions and matrix products in a traced function."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        total += sum(count_flop(inner) for inner in core.jaxprs_in_params(eqn.params))
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-        elif eqn.primitive.name == "conv_general_dilated":
-            # A kernel's input channels are those of one group.
-            kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
-            depth = math.prod(kernel) // kernel[spec[0]]
-        else:
-            continue
-        total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
-    return total
+    images = work.batch_size * (3 * work.topology.agents + int(neighbors))
+    return 1e-9 * forward * images
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int:

@@ -9,13 +9,9 @@ do not overlap. A gradient counts as three forward passes, a cross-feature as on
 import functools
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from ccl_jax import algorithms, graphs, models
-from ccl_jax.models.convolution import as_defined
+from ccl_jax import algorithms, graphs
 from ccl_jax.runs.config import Config
-from experiments import methods
+from experiments import flops, methods
 
 
 class Cost(NamedTuple):
@@ -69,25 +65,9 @@ def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) ->
     gradients = 1 + neighbors if crossed else 1
     uses_ccl = config.lambda_m > 0 or config.lambda_d > 0
     passes = 3 * gradients + (neighbors if uses_ccl else 0)
-    per_image = forward_flops(config.model, num_classes, image_shape, config.norm)
+    per_image = flops.forward_by_xla(config.model, num_classes, image_shape, config.norm)
     waits = exchanges * config.gossip_steps / config.local_steps + (config.lambda_d > 0)
     return Cost(passes * config.batch_size * per_image, waits)
-
-
-@functools.cache
-def forward_flops(
-    name: str, num_classes: int, image_shape: tuple[int, int, int], norm: str | None = None
-) -> float:
-    """Floating-point operations of one image's forward pass, as XLA counts them.
-
-    The same on every machine: a CPU's faster ways of a convolution, with more of them, do not count.
-    """
-    model = models.make(name, num_classes, norm=norm)
-    params, state = models.shapes(model, image_shape)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    forward = lambda params, state, images: models.apply_eval(model, params, state, images)
-    with as_defined():
-        return float(jax.jit(forward).lower(params, state, images).cost_analysis()["flops"])
 
 
 @functools.cache

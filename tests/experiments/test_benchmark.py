@@ -11,6 +11,7 @@ import pytest
 
 from ccl_jax import graphs
 from ccl_jax.devices import parallel
+from experiments import flops
 from experiments.benchmark import command, workload
 from experiments.benchmark.workload import Seconds, Workload
 
@@ -125,7 +126,7 @@ def test_grouped_convolutions_count_their_group():
         x, k, (1, 1), "SAME", feature_group_count=4, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     jaxpr = jax.make_jaxpr(jax.jit(fn))(jnp.ones((2, 5, 5, 4)), jnp.ones((3, 3, 1, 4)))
-    assert workload.count_flop(jaxpr.jaxpr) == 2 * 9 * (2 * 5 * 5 * 4)
+    assert flops.count(jaxpr.jaxpr) == 2 * 9 * (2 * 5 * 5 * 4)
 
 
 def test_ratios_are_taken_round_by_round():

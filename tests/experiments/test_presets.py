@@ -4,7 +4,7 @@ import pytest
 
 from ccl_jax import graphs
 from ccl_jax.devices import parallel
-from experiments import cifar10, cifar100, cli, digits, fmnist, imagenet, imagenette, presets
+from experiments import cifar10, cifar100, cli, digits, flops, fmnist, imagenet, imagenette, presets
 from experiments.benchmark.workload import Workload, step_gflop
 
 MAINS = {
@@ -68,7 +68,7 @@ def test_the_arithmetic_in_a_preset_by_hand():
     # LeNet-5, multiply-adds: 25 for each of 6 x 28 x 28 outputs, 150 for each of 16 x 10 x 10, and
     # three dense layers.
     multiply_adds = 25 * 6 * 784 + 150 * 16 * 100 + 400 * 120 + 120 * 84 + 84 * 10
-    assert presets.forward_flop(settings["fmnist"]) == 2 * multiply_adds
+    assert flops.forward("lenet5", 10, (28, 28, 1)) == 2 * multiply_adds
     assert presets.message_bytes(settings["fmnist"]) == 4 * (61_706 + 10 * 84 + 10)
     # The benchmark counts the same for a step: 98 of them are an epoch.
     work = Workload("resnet20", None, "float32", graphs.make("ring", 16), 32, parallel.Plan())

@@ -184,9 +184,9 @@ def test_own_module_without_train(quick_init):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="model 'ResNet-20' is unknown; did you mean 'resnet20'"):
+    with pytest.raises(ValueError, match="unknown model 'ResNet-20': did you mean 'resnet20'"):
         models.make("ResNet-20", 10)
-    with pytest.raises(ValueError, match="norm 'groupnorm' is unknown; did you mean 'group'"):
+    with pytest.raises(ValueError, match="unknown norm 'groupnorm': did you mean 'group'"):
         models.make("resnet20", 10, norm="groupnorm")
     with pytest.raises(ValueError, match="num_classes is 0"):
         models.make("resnet20", 0)
