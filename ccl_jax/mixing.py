@@ -14,8 +14,8 @@ class Tables(NamedTuple):
     """One round's graph, as the agents of a block see it.
 
     Attributes:
-      weights: `[agents, buffer]` float32, for the rows that the block collects.
-      own_weights: `[agents]` float32, w_ii.
+      weights: `[agents, buffer]`, for the rows that the block collects.
+      own_weights: `[agents]`, w_ii.
       incoming: `Edges` with `[agents, degree]` tables; peers are rows of the buffer.
       outgoing: `Edges` with `[agents, out_degree]` tables; likewise.
     """
@@ -27,11 +27,17 @@ class Tables(NamedTuple):
 
     @property
     def neighbor_weights(self) -> jax.Array:
-        """`[agents, degree]` float32: w_ij for each table entry (shared by entries that repeat)."""
+        """`[agents, degree]`: w_ij for each table entry (shared by entries that repeat)."""
         peers, mask = self.incoming.peers, self.incoming.mask
         same = (peers[:, :, None] == peers[:, None, :]) & mask[:, None, :]
-        repeats = jnp.maximum(same.sum(axis=2), 1).astype(jnp.float32)
+        repeats = jnp.maximum(same.sum(axis=2), 1).astype(self.weights.dtype)
         return jnp.where(mask, jnp.take_along_axis(self.weights, peers, axis=1) / repeats, 0.0)
+
+
+def sum_type(tree: PyTree) -> jnp.dtype:
+    """The type of averages of a tree, and of weights and rates beside it: float32, or float64 for it."""
+    double = any(x.dtype == jnp.float64 for x in jax.tree.leaves(tree))
+    return jnp.dtype(jnp.float64 if double else jnp.float32)
 
 
 def sparse_is_cheaper(degree: int, agents: int) -> bool:
@@ -56,8 +62,8 @@ def dense(tables: Tables, collected: PyTree) -> PyTree:
     def mix(x: jax.Array) -> jax.Array:
         mixed = jnp.einsum(
             "ij,j...->i...",
-            tables.weights,
-            x.astype(jnp.float32),
+            tables.weights.astype(sum_type(x)),
+            x.astype(sum_type(x)),
             precision=jax.lax.Precision.HIGHEST,
         )
         return mixed.astype(x.dtype)
@@ -77,7 +83,8 @@ def sparse(tables: Tables, tree: PyTree, collected: PyTree) -> PyTree:
     peers, weights = tables.incoming.peers, tables.neighbor_weights
 
     def mix(x: jax.Array, others: jax.Array) -> jax.Array:
-        scale = lambda w, y: w.reshape(-1, *[1] * (y.ndim - 1)) * y.astype(jnp.float32)
+        wide = sum_type(x)
+        scale = lambda w, y: w.astype(wide).reshape(-1, *[1] * (y.ndim - 1)) * y.astype(wide)
         total = scale(tables.own_weights, x)
         for d in range(peers.shape[1]):
             total += scale(weights[:, d], others[peers[:, d]])

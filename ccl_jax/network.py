@@ -83,7 +83,7 @@ class Network:
         self.gossip_steps = gossip_steps
         self.compressor = compressor
         self.schedule = blocks.make_schedule(topology, devices)
-        weights = np.asarray(topology.weights, np.float32)
+        weights = np.asarray(topology.weights, jnp.result_type(float))
         self._tables = (weights, topology.incoming, topology.outgoing)
         self.sparse = mixing.sparse_is_cheaper(topology.degree, topology.agents)
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax.mixing import sum_type
 from ccl_jax.names import look_up
 from ccl_jax.network import Round
 from ccl_jax.topology import Stochastic, Topology
@@ -258,6 +259,11 @@ def zeros(tree: PyTree) -> PyTree:
 def copy(tree: PyTree) -> PyTree:
     """Buffers of their own: the step gives its buffers away, and each only once."""
     return jax.tree.map(jnp.copy, tree)
+
+
+def no_rate(params: PyTree) -> jax.Array:
+    """The learning rate of the step before the first one: 0."""
+    return jnp.zeros((), sum_type(params))
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

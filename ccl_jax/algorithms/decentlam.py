@@ -12,7 +12,6 @@ cross-features see: x itself is never sent.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from ccl_jax.algorithms import base
 
@@ -45,7 +44,7 @@ def decentlam(*, momentum: float = 0.9, weight_decay: float = 1e-3) -> base.Algo
     """
 
     def init(params, network):
-        return DecentLaMState(base.zeros(params), base.copy(params), jnp.float32(0))
+        return DecentLaMState(base.zeros(params), base.copy(params), base.no_rate(params))
 
     def communicate(params, state, network, lr):
         eta = base.safe_previous(state.lr, lr)

@@ -17,7 +17,6 @@ beside the gradient and not, as in `quasi_global.displacement`, before the momen
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ccl_jax.algorithms import base
@@ -81,7 +80,7 @@ def gut(
             gossip=base.zeros(params),
             delta=base.zeros(params),
             local=direction.init(params),
-            lr=jnp.float32(0),
+            lr=base.no_rate(params),
         )
 
     def communicate(params, state, network, lr):

@@ -11,10 +11,10 @@ alpha = 0 needs nothing beyond the models; alpha = 1 sends one gradient back to 
 """
 
 import jax
-import jax.numpy as jnp
 
 from ccl_jax import compression
 from ccl_jax.algorithms import base, cross_gradients, dsgd, quasi_global
+from ccl_jax.mixing import sum_type
 
 _REFERENCE = "Aketi et al., TMLR 2023, arXiv:2209.14390"
 
@@ -73,7 +73,7 @@ def ngc(
         inner = dsgd.dsgd(**common)
 
     def merge(own, cross, network):
-        p = 1 / (1 + network.mask.sum(axis=1, dtype=jnp.float32))
+        p = 1 / (1 + network.mask.sum(axis=1, dtype=sum_type(own)))
         parts = [own]
         if alpha < 1:
             parts.append(_weighted_sum(1 - alpha, cross))

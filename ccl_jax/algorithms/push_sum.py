@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax.algorithms import base
+from ccl_jax.mixing import sum_type
 
 
 class PushSumState(NamedTuple):
     """Attributes:
-    weight: w, `[agents]` float32.
+    weight: w, `[agents]` float32 (float64 where params are).
     numerator: x after `communicate`, like params.
     local: State of the local momentum.
     """
@@ -52,9 +53,8 @@ def push_sum(
 
     def init(params, network):
         agents = network.mask.shape[0]
-        return PushSumState(
-            jnp.ones(agents, jnp.float32), base.copy(params), direction.init(params)
-        )
+        ones = jnp.ones(agents, sum_type(params))
+        return PushSumState(ones, base.copy(params), direction.init(params))
 
     def communicate(params, state, network, lr):
         numerator, weight = network.mix((params, state.weight))

@@ -21,7 +21,6 @@ The published code of Lin et al. fixes f = 0.1 whatever beta is; others use f = 
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from ccl_jax.algorithms import base
 
@@ -67,7 +66,7 @@ def displacement(
     """
 
     def init(params, network):
-        return DisplacementState(base.zeros(params), jnp.float32(0))
+        return DisplacementState(base.zeros(params), base.no_rate(params))
 
     def communicate(params, state, network, lr):
         mixed, r = base.gossip(network, params, gossip_rate)
@@ -126,7 +125,7 @@ def ema(
     """
 
     def init(params, network):
-        return EmaState(base.zeros(params), base.copy(params), jnp.float32(0))
+        return EmaState(base.zeros(params), base.copy(params), base.no_rate(params))
 
     def communicate(params, state, network, lr):
         mixed, _ = base.gossip(network, params, gossip_rate)
