@@ -211,8 +211,8 @@ def test_converges_to_where_it_should(name, float64):
 def test_float32_comes_as_near_as_it_resolves(name):
     runner, (a, c, x0) = on_its_graph(name), problem()
     path, _ = runner.run(a, c, x0, 450)
-    # A step rounds x by 2^-24 |x|, at most 1.2e-7. What 450 steps add up as a random walk, 2.5e-6, is
-    # over lr 0.05 times the mean curvature, 0.86 or more, what the limit is off: 6e-5; five times that.
+    # D2 adds up over 450 steps that rows of float32 thirds sum to 1 + 3e-8, which moves a limit of 0.88
+    # at lr 0.05 and a mean curvature of 0.86 by 450 * 3e-8 * 0.88 / (0.05 * 0.86); others do not add up.
     np.testing.assert_allclose(path[-1], limit_of(runner, a, c), atol=3e-4)
 
 
