@@ -42,6 +42,13 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", quickly)
 
 
+@pytest.fixture
+def float64():
+    """In double precision, for limits, rates and identities: what is left of an error is the code's."""
+    with jax.enable_x64(True):
+        yield
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=1, help="how often test_kill.py kills each of its runs"

@@ -368,6 +368,11 @@ def sgd_direction(
     return each_agent(optax.chain(*steps) if steps else optax.identity())
 
 
+def no_rate(params: PyTree) -> jax.Array:
+    """The learning rate of the step before the first one: 0."""
+    return jnp.zeros((), trees.sum_type(params))
+
+
 def safe_previous(lr_previous: jax.Array, lr: jax.Array) -> jax.Array:
     """The learning rate to divide by: the previous step's, or this one's before there was any.
 

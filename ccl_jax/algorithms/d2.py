@@ -14,6 +14,15 @@ The published form assumes a constant learning rate: at a drop it keeps the old 
 All three agree when the rate is constant and there is no momentum. Exact diffusion puts (I + W) / 2 in
 place of W, which is a gossip rate of 1/2.
 
+The lr-safe form is run as what it is in c_t = (x_t - x_{t-1}) / eta_{t-1} + u_{t-1}, with y_t for what
+the agents send:
+
+  y_t = x_t - eta_t (u_t - c_t);  x_{t+1} = W y_t;  c_{t+1} = c_t + (x_{t+1} - y_t) / eta_t;  c_0 = 0
+
+c comes to rest at the agent's own gradient. Extrapolating x itself, as the published form does, rounds
+it in every step and never forgets that. No form forgets the roundoff of mixing: three times float32's
+1/3 is 1 + 3e-8, which after T steps is a gradient of 3e-8 T x / eta, as if weight decay were smaller.
+
 The recursion is stable only while every eigenvalue of the matrix in use is above -1/3. An even ring
 with uniform weights has exactly -1/3; tori and the Dyck graph are below.
 """
@@ -29,16 +38,24 @@ from ccl_jax.algorithms import base
 from ccl_jax.graphs.topology import Topology
 
 
-class D2State(NamedTuple):
+class SafeState(NamedTuple):
+    """Attributes:
+    correction: c, like params.
+    lr: eta_{t-1}, scalar; 0 before the first step.
+    """
+
+    correction: base.PyTree
+    lr: jax.Array
+
+
+class PublishedState(NamedTuple):
     """Attributes:
     previous: x_{t-1}, like params.
     gradient: u_{t-1}, like params.
-    lr: eta_{t-1}, scalar; 0 before the first step.
     """
 
     previous: base.PyTree
     gradient: base.PyTree
-    lr: jax.Array
 
 
 class CorrectionState(NamedTuple):
@@ -100,23 +117,8 @@ def d2(
     if momentum:
         raise ValueError(f"D2 in its {form} form has no momentum; take form=correction for one")
 
-    def init(params, talk):
-        return D2State(trees.copy(params), optax.tree.zeros_like(params), jnp.float32(0))
-
-    def communicate(params, state, talk, lr):
-        message = talk.send("params", params)
-        mixed, _ = base.gossip(talk, message, gossip_rate)
-        return mixed, state, message
-
-    def update(grads, eval_params, state, talk, lr):
-        u = trees.axpy(weight_decay, eval_params, grads)
-        ratio = lr / base.safe_previous(state.lr, lr) if form == "lr-safe" else 1.0
-        moved = optax.tree.sub(eval_params, state.previous)
-        x = trees.axpy(ratio, moved, eval_params)
-        params = trees.axpy(-lr, optax.tree.sub(u, state.gradient), x)
-        return params, D2State(eval_params, u, lr)
-
-    return base.Algorithm(init, communicate, update)
+    build = _lr_safe if form == "lr-safe" else _published
+    return build(weight_decay, gossip_rate)
 
 
 @base.register(
@@ -138,6 +140,44 @@ def exact_diffusion(
       weight_decay: lam, added to the gradient.
     """
     return _corrected(momentum, nesterov, weight_decay, gossip_rate=0.5)
+
+
+def _lr_safe(weight_decay: float, gossip_rate: float) -> base.Algorithm:
+    def init(params, talk):
+        return SafeState(optax.tree.zeros_like(params), base.no_rate(params))
+
+    def communicate(params, state, talk, lr):
+        message = talk.send("params", params)
+        mixed, moved = base.gossip(talk, message, gossip_rate)
+        # After a step at rate 0 nothing has moved but roundoff.
+        inverse = jnp.where(state.lr > 0, 1 / base.safe_previous(state.lr, lr), 0.0)
+        correction = trees.axpy(inverse, moved, state.correction)
+        return mixed, state._replace(correction=correction), message
+
+    def update(grads, eval_params, state, talk, lr):
+        u = trees.axpy(weight_decay, eval_params, grads)
+        params = trees.axpy(-lr, optax.tree.sub(u, state.correction), eval_params)
+        return params, state._replace(lr=lr)
+
+    return base.Algorithm(init, communicate, update)
+
+
+def _published(weight_decay: float, gossip_rate: float) -> base.Algorithm:
+    def init(params, talk):
+        return PublishedState(trees.copy(params), optax.tree.zeros_like(params))
+
+    def communicate(params, state, talk, lr):
+        message = talk.send("params", params)
+        mixed, _ = base.gossip(talk, message, gossip_rate)
+        return mixed, state, message
+
+    def update(grads, eval_params, state, talk, lr):
+        u = trees.axpy(weight_decay, eval_params, grads)
+        ahead = optax.tree.add(eval_params, optax.tree.sub(eval_params, state.previous))
+        params = trees.axpy(-lr, optax.tree.sub(u, state.gradient), ahead)
+        return params, PublishedState(eval_params, u)
+
+    return base.Algorithm(init, communicate, update)
 
 
 def _corrected(

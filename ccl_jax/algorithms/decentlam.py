@@ -12,7 +12,6 @@ cross-features see: x itself is never sent.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
@@ -48,7 +47,9 @@ def decentlam(*, momentum: float = 0.9, weight_decay: float = 1e-3) -> base.Algo
     """
 
     def init(params, talk):
-        return DecentLaMState(optax.tree.zeros_like(params), trees.copy(params), jnp.float32(0))
+        return DecentLaMState(
+            optax.tree.zeros_like(params), trees.copy(params), base.no_rate(params)
+        )
 
     def communicate(params, state, talk, lr):
         eta = base.safe_previous(state.lr, lr)

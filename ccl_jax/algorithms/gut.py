@@ -17,7 +17,6 @@ beside the gradient and not, as in `quasi_global.displacement`, before the momen
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
@@ -83,7 +82,7 @@ def gut(
             gossip=optax.tree.zeros_like(params),
             delta=optax.tree.zeros_like(params),
             local=direction.init(params),
-            lr=jnp.float32(0),
+            lr=base.no_rate(params),
         )
 
     def communicate(params, state, talk, lr):

@@ -11,7 +11,6 @@ alpha = 0 needs nothing beyond the models; alpha = 1 sends one gradient back to 
 """
 
 import jax
-import jax.numpy as jnp
 
 from ccl_jax import trees
 from ccl_jax.algorithms import base, cross_gradients, dsgd, quasi_global
@@ -76,7 +75,7 @@ def ngc(
         inner = dsgd.dsgd(**common)
 
     def merge(own, cross, talk):
-        p = 1 / (1 + talk.mask.sum(axis=1, dtype=jnp.float32))
+        p = 1 / (1 + talk.mask.sum(axis=1, dtype=trees.sum_type(own)))
         parts = [own]
         if alpha < 1:
             parts.append(_weighted_sum(1 - alpha, cross))

@@ -55,7 +55,7 @@ def push_sum(
     def init(params, talk):
         agents = talk.mask.shape[0]
         return PushSumState(
-            jnp.ones(agents, jnp.float32), trees.copy(params), direction.init(params)
+            jnp.ones(agents, trees.sum_type(params)), trees.copy(params), direction.init(params)
         )
 
     def communicate(params, state, talk, lr):

@@ -21,7 +21,6 @@ The published code of Lin et al. fixes f = 0.1 whatever beta is; others use f = 
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
@@ -71,7 +70,7 @@ def displacement(
     """
 
     def init(params, talk):
-        return DisplacementState(optax.tree.zeros_like(params), jnp.float32(0))
+        return DisplacementState(optax.tree.zeros_like(params), base.no_rate(params))
 
     def communicate(params, state, talk, lr):
         message = talk.send("params", params)
@@ -133,7 +132,7 @@ def ema(
     """
 
     def init(params, talk):
-        return EmaState(optax.tree.zeros_like(params), trees.copy(params), jnp.float32(0))
+        return EmaState(optax.tree.zeros_like(params), trees.copy(params), base.no_rate(params))
 
     def communicate(params, state, talk, lr):
         message = talk.send("params", params)

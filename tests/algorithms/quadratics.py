@@ -35,8 +35,8 @@ class Quadratics:
         return self.curvature[agent] @ (x - self.minimum[agent])
 
     def run(self, algorithm: Algorithm, rates: list[float]) -> np.ndarray:
-        """The parameters after each step, `[steps, agents, size]`."""
-        a, c = (jnp.asarray(x, jnp.float32) for x in (self.curvature, self.minimum))
+        """The parameters after each step, `[steps, agents, size]`; in float64 where that is on."""
+        a, c = (jnp.asarray(x, float) for x in (self.curvature, self.minimum))
         gradient = jax.vmap(lambda x, a, c: a @ (x - c))
 
         @jax.jit
@@ -45,10 +45,10 @@ class Quadratics:
             at, state = algorithm.communicate(x, state, talk, lr)
             return algorithm.update(gradient(at, a, c), at, state, talk, lr)
 
-        x = jnp.tile(jnp.asarray(self.start, jnp.float32), (self.agents, 1))
+        x = jnp.tile(jnp.asarray(self.start, float), (self.agents, 1))
         state = algorithm.init(x, self.network.round(0))
         path = []
         for t, lr in enumerate(rates):
-            x, state = step(x, state, jnp.int32(t), jnp.float32(lr))
+            x, state = step(x, state, jnp.int32(t), jnp.asarray(lr, float))
             path.append(x)
         return np.stack(path)

@@ -87,8 +87,6 @@ EXPECTED = {
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
-every_method = pytest.mark.parametrize("name", algorithms.REGISTRY)
-
 
 def every_kind():
     """All methods; names that share a builder with an earlier one are marked as slow."""
@@ -140,8 +138,7 @@ class Runner:
 
     def run(self, a, c, x0, steps, start=None):
         """Points where gradients were taken, `[steps, agents, size]`, and the last (x, state, t)."""
-        a, c, x0 = (jnp.asarray(value, jnp.float32) for value in (a, c, x0))
-        lr = jnp.float32(self.expected.lr)
+        a, c, x0, lr = (jnp.asarray(value, float) for value in (a, c, x0, self.expected.lr))
         params, state, t = start or ({"w": x0}, self.init({"w": x0}), 0)
         path = []
         for k in range(t, t + steps):
@@ -151,7 +148,8 @@ class Runner:
 
 
 @functools.cache
-def on_its_graph(name):
+def on_its_graph(name, double=False):
+    """In double precision where the caller has that on."""
     return Runner(name)
 
 
@@ -179,26 +177,53 @@ def fixed_point_of_dsgd(w, a, c, eta):
     return (mixing @ x).reshape(c.shape)
 
 
-@every_method
-def test_converges_to_where_it_should(name):
-    runner, (a, c, x0) = on_its_graph(name), problem()
-    limit, best = runner.expected.limit, optimum(a, c)
-    path, _ = runner.run(a, c, x0, 450)
-    errors = np.abs(path - best).max(axis=(1, 2))
-    if limit == "near":
-        assert np.abs(path[-1].mean(axis=0) - best).max() < 0.4 * errors[0]
-        return
-    target = best
+with_limit = pytest.mark.parametrize(
+    "name", [name for name, expected in EXPECTED.items() if expected.limit != "near"]
+)
+
+
+def limit_of(runner, a, c):
+    """Where the agents should take their gradients in the end, `[agents, size]`."""
+    limit = runner.expected.limit
     if limit == "alone":
-        target = c
-    elif limit != "exact":
-        target = fixed_point_of_dsgd(runner.topology.weights[0], a, c, limit * LR)
+        return c
+    if limit == "exact":
+        return np.broadcast_to(optimum(a, c), c.shape)
+    return fixed_point_of_dsgd(runner.topology.weights[0], a, c, limit * LR)
+
+
+@with_limit
+def test_converges_to_where_it_should(name, float64):
+    runner, (a, c, x0) = on_its_graph(name, double=True), problem()
+    path, _ = runner.run(a, c, x0, 600)
+    assert path.dtype == np.float64
+    np.testing.assert_allclose(path[-1], limit_of(runner, a, c), rtol=0, atol=1e-10)
+    errors = np.abs(path - optimum(a, c)).max(axis=(1, 2))
+    if runner.expected.limit == "exact":  # at a linear rate
+        for t in (50, 100, 200):
+            assert errors[2 * t] < 0.3 * errors[t]
+    elif runner.expected.limit != "alone":
         # Its bias is no roundoff: the agents stay away from the optimum and from each other.
         assert errors[-1] > 0.02
-    np.testing.assert_allclose(path[-1], np.broadcast_to(target, c.shape), atol=3e-4)
-    if limit == "exact":  # at a linear rate, down to what float32 resolves
-        for t in (50, 100, 200):
-            assert errors[2 * t] < max(0.3 * errors[t], 1e-4)
+
+
+@with_limit
+def test_float32_comes_as_near_as_it_resolves(name):
+    runner, (a, c, x0) = on_its_graph(name), problem()
+    path, _ = runner.run(a, c, x0, 450)
+    # D2 adds up over 450 steps that rows of float32 thirds sum to 1 + 3e-8, which moves a limit of 0.88
+    # at lr 0.05 and a mean curvature of 0.86 by 450 * 3e-8 * 0.88 / (0.05 * 0.86); others do not add up.
+    np.testing.assert_allclose(path[-1], limit_of(runner, a, c), atol=3e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, expected in EXPECTED.items() if expected.limit == "near"]
+)
+def test_comes_nearer_to_the_optimum(name):
+    runner, (a, c, x0) = on_its_graph(name), problem()
+    path, _ = runner.run(a, c, x0, 450)
+    best = optimum(a, c)
+    assert np.abs(path[-1].mean(axis=0) - best).max() < 0.4 * np.abs(path[0] - best).max()
 
 
 @every_kind()
