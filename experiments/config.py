@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from ccl_jax.faults import Faults, parse_pair
+from experiments import paths
 
 
 def setting(default: Any, group: str, text: str) -> Any:
@@ -280,6 +281,10 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), (str, tuple)):
+                each = paths.local(value) if isinstance(value, str) else map(paths.local, value)
+                object.__setattr__(self, field.name, type(value)(each))
         for name, low in (
             ("agents", 1),
             ("batch_size", 1),

@@ -8,14 +8,18 @@ arithmetic of the network; no time, which depends on the machine), and what came
 """
 
 import functools
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 
 from ccl_jax import graphs, models
 from ccl_jax.models.convolution import as_defined
+from experiments import cli
 from experiments.workload import count_flop
 
 FOLDER = Path(__file__).with_name("presets")
@@ -147,12 +151,23 @@ def forward_flop(setting: Setting) -> int:
         return count_flop(jax.make_jaxpr(forward)(*shapes, image).jaxpr)
 
 
-def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    for name, content in presets().items():
-        (FOLDER / name).write_text(content)
-    print(f"{len(presets())} presets in {FOLDER}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the presets; returns the exit code."""
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+
+    def body() -> None:
+        cli.parse(values, argv)
+        if values["help"].value:
+            print(cli.page(__doc__, values))
+            return
+        FOLDER.mkdir(exist_ok=True)
+        for name, content in presets().items():
+            (FOLDER / name).write_text(content)
+        print(f"{len(presets())} presets in {FOLDER}")
+
+    return cli.guard(body)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

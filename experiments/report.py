@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
+from ccl_jax import plots
 from experiments import cli, records, report_figures, report_page, study, tuning
 from experiments.outcome import AXES, Outcome, heading
 from experiments.records import Record
@@ -62,8 +63,6 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
     ]
     where.mkdir(parents=True, exist_ok=True)
     title = f"{outcome.study.title} ({outcome.study.label})"
-    (where / "report.html").write_text(report_page.page(title, parts))
-    (where / _PICTURE).write_bytes(report_figures.picture(outcome))
     study_ = outcome.study
     texts = [
         f"# {title}",
@@ -81,6 +80,9 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
         "\n".join(f"- {name}: {text}" for name, text in made),
     ]
     (where / "results.md").write_text("\n\n".join(texts) + "\n")
+    (where / "report.html").write_text(report_page.page(title, parts))
+    with plots.attempt(_PICTURE):
+        (where / _PICTURE).write_bytes(report_figures.picture(outcome))
     return where
 
 
@@ -340,9 +342,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.DEFINE_float("seconds_per_step", None, text, lower_bound=0, flag_values=values)
 
     def body() -> None:
-        study.parse(values, argv)
+        cli.parse(values, argv)
         if values["help"].value:
-            print(f"{__doc__}\n{values.main_module_help()}")
+            print(cli.page(__doc__, values))
             return
         wanted, results = study.requested(values), Path(values["results"].value)
         found, total = study.collect(wanted, results)
