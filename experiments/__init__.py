@@ -1,1 +1,7 @@
-"""Experiments: thin mains that turn flags into a Config and hand it to ccl_jax."""
+import sys
+
+try:
+    import jax  # noqa: F401 (reads its settings from the environment)
+except ValueError as error:
+    print(f"error: JAX cannot start: {error}; correct that variable or unset it", file=sys.stderr)
+    raise SystemExit(2) from None

@@ -1,31 +1,40 @@
 """From command line to Config, and from exceptions to one clear line and an exit code.
 
 Exit codes: 0 done; 1 the run failed (a loss is no longer finite, or a file cannot be written); 2
-something asked for is wrong, and nothing was written; 130 stopped by SIGINT (Ctrl-C) and 143 by
-SIGTERM, saved if training had begun.
+something asked for is wrong, and nothing was written, or it takes more memory than there is; 128 + n
+stopped by signal n, as 130 by SIGINT (Ctrl-C) and 143 by SIGTERM, saved if training had begun; 141
+(SIGPIPE) who read the output has left.
 """
 
 import contextlib
 import dataclasses
 import io
+import os
+import re
+import signal
 import sys
 import textwrap
 import types
 import typing
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import flags
 
 from ccl_jax.devices import hosts
+from ccl_jax.runs import paths, signals, terminal
 from ccl_jax.runs.checkpoints import Stopped
 from ccl_jax.runs.config import Config
 from ccl_jax.training.loop import Diverged
+
+# What XLA and CUDA say.
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
 
 
 def run_main(
     main: Callable[[Config, frozenset[str]], None],
     defaults: Config,
-    description: str,
+    description: str | None,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parses flags and runs a main.
@@ -33,7 +42,7 @@ def run_main(
     Args:
       main: `main(config, given)`; `given` has the names of the flags that were on the command line.
       defaults: The settings where no flag is given.
-      description: Shown by `--help`.
+      description: Shown by `--help`; None where Python keeps no docstrings (-OO).
       argv: The command line with the program's name; default: `sys.argv`.
 
     Returns:
@@ -42,12 +51,7 @@ def run_main(
 
     def body() -> None:
         values = define(defaults)
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            rest = values(list(sys.argv if argv is None else argv))[1:]
-        if said.getvalue():  # flag files that name each other: absl only warns
-            raise ValueError(said.getvalue().removeprefix("Warning: "))
-        if rest:
-            raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+        parse(values, argv)
         if values["help"].value:
             print(help_text(defaults, description))
             return
@@ -66,6 +70,29 @@ def run_main(
     return guard(body)
 
 
+def parse(values: flags.FlagValues, argv: Sequence[str] | None = None) -> None:
+    """Reads a command line; in all that it gives, `~` becomes the home directory.
+
+    Args:
+      values: The flags, which are set.
+      argv: With the program's name; default: `sys.argv`.
+
+    Raises:
+      ValueError: Something on it is no flag, or no path on this machine.
+      flags.Error: A flag is wrong.
+    """
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        rest = values(list(sys.argv if argv is None else argv))[1:]
+    if said.getvalue():  # flag files that name each other: absl only warns
+        raise ValueError(said.getvalue().removeprefix("Warning: "))
+    if rest:
+        raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+    local = lambda value: paths.local(value) if isinstance(value, str) else value
+    for flag in map(values.__getitem__, values):
+        given = flag.value
+        flag.value = list(map(local, given)) if isinstance(given, list) else local(given)
+
+
 def _join(config: Config) -> None:
     """Joins other processes if the settings ask for it."""
     joined = hosts.join(
@@ -81,21 +108,49 @@ def _join(config: Config) -> None:
 
 def guard(body: Callable[[], None]) -> int:
     """Runs `body`; turns what a user can mend into one line on stderr and an exit code."""
-    try:
-        body()
-    except (flags.Error, ValueError) as error:
-        return _complain(error, 2)
-    except Diverged as error:
-        return _complain(error, 1, everywhere=True)
-    except OSError as error:
-        return _complain(error, 1)
-    except MemoryError as error:
-        return _complain(f"not enough memory ({error}); take fewer agents or a smaller model", 1)
-    except Stopped as stopped:
-        return _complain(stopped, 128 + stopped.signal, everywhere=True)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    with terminal.usable_streams(), signals.may_leave():
+        try:
+            body()
+            sys.stdout.flush()
+        except BrokenPipeError:  # As `... | head` ends any program.
+            return 128 + signal.SIGPIPE
+        except (flags.Error, ValueError) as error:
+            return _complain(error, 2)
+        except Diverged as error:
+            return _complain(error, 1, everywhere=True)
+        except OSError as error:
+            return _complain(error, 1)
+        except Stopped as stopped:
+            return _complain(stopped, 128 + stopped.signal, everywhere=True)
+        except KeyboardInterrupt:
+            return _complain("interrupted", 130)
+        except Exception as error:
+            if (line := lacking(error)) is None:
+                raise
+            return _complain(line, 2)
     return 0
+
+
+def lacking(error: Exception) -> str | None:
+    """One line on an error that is about what this machine lacks, memory or a device; else None."""
+    text = " ".join(str(error).split())
+    said = text if len(text) < 300 else f"{text[:300]} ..."
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
+        return (
+            f"not enough memory ({said or 'it is all used'}); take fewer agents, a smaller model or "
+            "batch, or a shorter delay of --straggle, for which models are remembered"
+        )
+    try:
+        jax.devices()
+    # Which exception it is depends on the device, and on whether Python checks assertions.
+    except Exception as error:
+        said = " ".join(str(error).split()) or "no such device is here"
+        asked = os.environ.get("JAX_PLATFORMS")
+        return (
+            f"JAX cannot start with JAX_PLATFORMS={asked}: {said}; set JAX_PLATFORMS=cpu for the "
+            "processor, or unset it for the best device that JAX finds"
+        )
+    return None
 
 
 def define(defaults: Config) -> flags.FlagValues:
@@ -122,9 +177,9 @@ def define(defaults: Config) -> flags.FlagValues:
     return values
 
 
-def help_text(defaults: Config, description: str) -> str:
+def help_text(defaults: Config, description: str | None) -> str:
     """Flags by group, with their defaults."""
-    lines = [textwrap.dedent(description).strip(), ""]
+    lines = [textwrap.dedent(description or "").strip(), ""]
     groups: dict[str, list[dataclasses.Field]] = {}
     for field in dataclasses.fields(defaults):
         groups.setdefault(field.metadata["group"], []).append(field)
@@ -146,6 +201,15 @@ def help_text(defaults: Config, description: str) -> str:
         "--flagfile=FILE reads flags from a file, one a line. Flags beside a preset are stronger.",
     ]
     return "\n".join(lines)
+
+
+def page(doc: str | None, values: flags.FlagValues) -> str:
+    """What a main does, as far as Python keeps docstrings (not with -OO), and its flags."""
+    lines = [(doc or "").strip(), "", "Flags:"]
+    for flag in {values[name].name: values[name] for name in values}.values():  # -h is --help
+        shown = "" if flag.default in (None, []) else f" [{flag.default}]"
+        lines.append(f"  --{flag.name:<14} {' '.join(flag.help.split())}{shown}")
+    return "\n".join(lines).strip()
 
 
 def _plain_type(kind: object) -> type:

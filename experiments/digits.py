@@ -56,22 +56,26 @@ def compare(config: Config, given: frozenset[str]) -> None:
         )
         for name, settings in contestants.items()
     ]
+    together = runner.RunDirectory(workdir)
+    if config.workdir is None:
+        together.claim()  # Another one may have taken that name by now.
+        runs = [run.at(together.path / name) for run, name in zip(runs, contestants, strict=True)]
     summaries = [runner.execute(run) for run in runs]
 
     if not hosts.is_first():
         return
-    together = runner.RunDirectory(workdir)
     together.write_json("comparison.json", {s["label"]: s for s in summaries})
     curves = {run.config.label: run.directory.read_metrics() for run in runs}
     title = (
         f"{config.dataset}, {config.agents} agents on a {config.topology}, alpha {config.alpha:g}"
     )
-    plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
+    with plots.attempt(together.figures / "accuracy.png"):
+        plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
     split = runs[0].directory.figures / "partition.png"
     print(results_table(summaries))
     print(f"accuracy against rounds: {together.figures / 'accuracy.png'}")
     print(f"who holds which classes: {split}")
-    print(f"run directory: {workdir}")
+    print(f"run directory: {together.path}")
 
 
 if __name__ == "__main__":

@@ -117,11 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
 
     def body() -> None:
-        rest = values(list(sys.argv if argv is None else argv))[1:]
-        if rest:
-            raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+        cli.parse(values, argv)
         if values["help"].value:
-            print(__doc__)
+            print(cli.page(__doc__, values))
         elif values["algorithm"].value is not None:
             print(details(algorithms.lookup(values["algorithm"].value)))
         else:

@@ -58,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
         flags.DEFINE_string("dataset", None, "what to prepare", flag_values=values)
         flags.DEFINE_string("data_dir", None, "where to", flag_values=values)
-        rest = values(list(sys.argv if argv is None else argv))[1:]
+        cli.parse(values, argv)
         if values["help"].value:
-            print(f"{__doc__.strip()}\n\nDatasets: {', '.join(tfds_sets.SOURCES)}.")
+            print(f"{cli.page(__doc__, values)}\n\nDatasets: {', '.join(tfds_sets.SOURCES)}.")
             return
         dataset, data_dir = values["dataset"].value, values["data_dir"].value
-        if rest or dataset is None or data_dir is None:
+        if dataset is None or data_dir is None:
             raise ValueError("give --dataset=NAME and --data_dir=DIR; --help tells more.")
         print(f"prepared: {prepare(dataset, data_dir)}")
 

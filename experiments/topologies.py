@@ -61,7 +61,7 @@ def define_flags() -> flags.FlagValues:
 def help_text(values: flags.FlagValues) -> str:
     """What this main does, its flags, and all names of graphs."""
     options = {f"--{values[name].name}": " ".join(values[name].help.split()) for name in values}
-    lines = [__doc__.strip()]
+    lines = [(__doc__ or "").strip()]
     for heading, entries in (("Flags", options), ("Graphs", graphs.catalogue())):
         width = max(map(len, entries))
         lines += ["", f"{heading}:"]
@@ -175,6 +175,7 @@ def _title(topology: Topology, r: int) -> str:
     if r:
         return f"\nround {r}"
     name = topology.name if len(topology.name) <= 34 else topology.name[:32] + "…"
+    name = plots.text(name)
     if topology.rounds > 1:
         return f"{name}\nround 0 of {topology.rounds}"
     facts = graphs.describe(topology)
@@ -260,9 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> None:
         values = define_flags()
-        rest = values(list(sys.argv if argv is None else argv))[1:]
-        if rest:
-            raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+        cli.parse(values, argv)
         if values["help"].value:
             print(help_text(values))
             return

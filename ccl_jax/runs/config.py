@@ -12,6 +12,8 @@ from typing import Any
 from ccl_jax import losses
 from ccl_jax.network.faults import Faults, parse_pair
 from ccl_jax.training.objective import LAMBDAS
+from ccl_jax.network.faults import Faults, parse_pair
+from ccl_jax.runs import paths
 
 
 def setting(default: Any, group: str, text: str) -> Any:
@@ -288,6 +290,10 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), (str, tuple)):
+                each = paths.local(value) if isinstance(value, str) else map(paths.local, value)
+                object.__setattr__(self, field.name, type(value)(each))
         for name, low in (
             ("agents", 1),
             ("batch_size", 1),

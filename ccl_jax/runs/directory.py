@@ -6,15 +6,17 @@ reader accepts. Of several processes (`ccl_jax.hosts`) the first one writes.
 """
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,9 +24,14 @@ from typing import Any
 import jax
 
 from ccl_jax.devices import hosts
+from ccl_jax.runs import environment
+from ccl_jax.devices import hosts
 
 # Packages whose version can change a result.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+
+# What a lock answers that somebody else holds.
+_BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 class RunDirectory:
@@ -58,11 +65,28 @@ class RunDirectory:
         """What config.json says that the run was started with."""
         return json.loads((self.path / "config.json").read_text()).get("made_with", {})
 
+    def claim(self) -> None:
+        """Makes the directory, with -2, -3 ... at its name's end where others have been quicker.
+
+        For a name that nobody has asked for.
+        """
+        name = self.path
+        for number in itertools.count(2):
+            try:
+                return self.path.mkdir(parents=True)
+            except FileExistsError:
+                self.path = name.with_name(f"{name.name}-{number}")
+
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(
+        self, note: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
+    ) -> Iterator[None]:
         """Keeps other processes out of the directory, which is made if need be.
 
         The lock goes with the process, however that ends. Of several processes the first holds it.
+
+        Args:
+          note: Is told, in one line, where the file system has no locks, so that nobody is kept out.
 
         Raises:
           ValueError: Another run lives here, or the directory cannot be written.
@@ -81,11 +105,16 @@ class RunDirectory:
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(
-                    f"another run is at work in {self.path}; wait for it to end, or choose another "
-                    "work directory"
-                ) from None
+            except OSError as error:
+                if error.errno in _BUSY:
+                    raise ValueError(
+                        f"another run is at work in {self.path}; wait for it to end, or choose "
+                        "another work directory"
+                    ) from None
+                note(
+                    f"note: {self.path} cannot be locked ({error.strerror}); make sure that no other "
+                    "run uses it"
+                )
             yield
 
     def check_free(self) -> None:
@@ -196,12 +225,18 @@ class RunDirectory:
 
 
 def made_with() -> dict[str, Any]:
-    """What results are made with: versions, device, command line and git commit (None if unknown)."""
+    """What results are made with: versions, device, settings of JAX, command line and git commit.
+
+    What is not known is None.
+    """
     devices = jax.devices()
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": f"{devices[0].device_kind} x {len(devices)}",
+        "instruction_set": environment.instruction_set(),
+        "jax_settings": environment.jax_settings(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "command": list(sys.argv),
         "git_commit": git_commit(Path(__file__).parents[2]),
     }

@@ -1,7 +1,10 @@
 """Figures: accuracy against rounds, and who holds which classes."""
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,41 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+
+
+def text(name: object, most: int = 48) -> str:
+    """A name as matplotlib is to draw it: in one line, not too long, and never as mathematics.
+
+    Characters that cannot be drawn, such as the undecodable bytes of a file's name, are replaced.
+
+    Args:
+      name: A class, method, graph or title.
+      most: Characters that are shown; of a longer name the middle is left out.
+    """
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in _one_line(name))
+    if len(line) > most:
+        half = most // 2
+        line = f"{line[: half - 1]}\N{HORIZONTAL ELLIPSIS}{line[-half:]}"
+    # A legend leaves out what begins with an underscore.
+    return re.sub("^_", "\u200b_", line.replace("$", r"\$"))
+
+
+def _one_line(name: object) -> str:
+    return " ".join(str(name).split())
+
+
+@contextlib.contextmanager
+def attempt(what: object) -> Iterator[None]:
+    """Lets a figure fail with a warning on stderr: it can be drawn again, and what it shows cannot.
+
+    Args:
+      what: The figure, for the warning.
+    """
+    try:
+        yield
+    except Exception as error:  # What a drawing raises, no list of matplotlib's tells.
+        said = _one_line(error) or type(error).__name__
+        print(f"warning: the figure {what} could not be drawn: {said}", file=sys.stderr)
 
 
 def accuracy_curves(
@@ -36,8 +74,8 @@ def accuracy_curves(
             alpha=0.15,
             linewidth=0,
         )
-        local.plot(steps, percent("local_accuracy_mean"), color=color, label=label)
-        consensus.plot(steps, percent("consensus_accuracy"), color=color, label=label)
+        local.plot(steps, percent("local_accuracy_mean"), color=color, label=text(label))
+        consensus.plot(steps, percent("consensus_accuracy"), color=color, label=text(label))
     local.set_title("agents' own models (mean; band: min to max)", fontsize=10)
     consensus.set_title("consensus model", fontsize=10)
     local.set_ylabel("test accuracy (%)")
@@ -46,7 +84,7 @@ def accuracy_curves(
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     consensus.legend(frameon=False, fontsize=9, loc="lower right")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(text(title, 120), fontsize=11)
     figure.savefig(path, dpi=150)
 
 
@@ -65,7 +103,9 @@ def class_bubbles(
       class_names: Names for the vertical axis; default the class numbers.
     """
     agents, classes = counts.shape
-    width = min(16.0, 2.5 + 0.35 * agents)
+    names = [text(name) for name in class_names or range(classes)]
+    beside = 0.08 * max(0, max(map(len, names)) - 10)
+    width = min(16.0, 2.5 + 0.35 * agents + beside)
     height = min(16.0, 1.4 + 0.32 * classes)
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
@@ -74,7 +114,7 @@ def class_bubbles(
     axes.scatter(agent, label, s=220 * number / max(1, counts.max()), color=COLORS[0], alpha=0.8)
     axes.set_xticks(range(agents) if agents <= 40 else range(0, agents, agents // 20))
     if classes <= 40:
-        axes.set_yticks(range(classes), class_names or range(classes))
+        axes.set_yticks(range(classes), names)
     axes.set_xlim(-0.7, agents - 0.3)
     axes.set_ylim(-0.7, classes - 0.3)
     axes.set_xlabel("agent")
@@ -82,7 +122,9 @@ def class_bubbles(
     axes.grid(alpha=0.2)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title or f"samples held (largest bubble: {counts.max()})", fontsize=10)
+    axes.set_title(
+        text(title, 120) or f"samples held (largest bubble: {counts.max()})", fontsize=10
+    )
     figure.savefig(path, dpi=150)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,13 @@ from ccl_jax.training import loop, schedules
 from ccl_jax.runs import plots, tensorboard
 from ccl_jax.algorithms import capabilities
 from ccl_jax.runs.checkpoints import Autosave, Checkpoints
+from ccl_jax import algorithms, graphs, models, training
+from ccl_jax.network import compression
+from ccl_jax.runs import environment, plots, tensorboard
+from ccl_jax.devices import hosts, parallel
+from ccl_jax.training import loop, schedules
+from ccl_jax.algorithms import under_faults, under_settings
+from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.data.feeds import Feed
 from ccl_jax.training.evaluation import Evaluator
@@ -27,6 +34,11 @@ from ccl_jax.network import Network
 from ccl_jax.training.progress import Progress, Row
 from ccl_jax.runs.signals import stop_signals
 from ccl_jax.runs import cautions, inputs
+from ccl_jax.runs.config import MAY_DIFFER, Config
+from ccl_jax.runs.summary import results_table, summarize
+from ccl_jax.training.progress import Progress, Row
+from ccl_jax.runs.signals import leaving, stop_signals
+from ccl_jax.runs import cautions, inputs, terminal
 from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.summary import results_table, summarize
 
@@ -57,6 +69,11 @@ class Run:
     objective: training.Objective
     schedule: Any
     augmentation: augment.Augmentation
+
+    def at(self, path: Path) -> "Run":
+        """The same run in another directory."""
+        config = self.config.replace(workdir=str(path))
+        return dataclasses.replace(self, config=config, directory=RunDirectory(path))
 
     @property
     def dataset(self) -> datasets.Dataset | datasets.StreamedDataset:
@@ -172,7 +189,9 @@ def execute(run: Run) -> dict[str, Any]:
     """
     with contextlib.ExitStack() as stack:
         with hosts.together():
-            stack.enter_context(run.directory.lock())
+            if run.config.workdir is None:
+                run.directory.claim()
+            stack.enter_context(run.directory.lock(_note))
             if not run.config.resume:
                 run.directory.create(dataclasses.asdict(run.config) | {"made_with": made_with()})
         with hosts.together():
@@ -191,16 +210,17 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
     counts = partition.class_counts(
         run.partition, run.dataset.train_labels, run.dataset.num_classes
     )
-    if hosts.is_first() and config.figures:
-        plots.class_bubbles(
-            counts,
-            run.directory.figures / "partition.png",
-            f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}",
-            run.dataset.class_names,
-        )
     for note in (*run.data.notes, *cautions.of(config)):
         _note(f"note: {note}")
     run.directory.write_json("partition.json", run.data.report)
+    if hosts.is_first() and config.figures:
+        with plots.attempt(file := run.directory.figures / "partition.png"):
+            plots.class_bubbles(
+                counts,
+                file,
+                f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}",
+                run.dataset.class_names,
+            )
     feed = inputs.make_feed(run.data, config, run.plan.agents_here(config.agents))
     evaluator = Evaluator(
         run.model, run.dataset, workers=config.workers, max_unreadable=config.max_unreadable
@@ -219,7 +239,8 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
             saved, config.epochs, config.checkpoint_every, config.checkpoint_minutes, stop
         )
         while True:
-            state, start = _begin(run, saved)
+            with _nothing_to_save(stop):
+                state, start = _begin(run, saved)
             if rollbacks is not None:
                 start = start._replace(rollbacks=rollbacks)
             run.directory.replace_metrics(start.rows)
@@ -238,6 +259,18 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
                         shown["consensus"] = f"{100 * row['consensus_accuracy']:.1f}%"
                     bar.set_postfix(shown)
 
+                @contextlib.contextmanager
+                def compiling(
+                    programs: str, step: int = start.step, bar: tqdm = bar
+                ) -> Iterator[None]:
+                    with _nothing_to_save(stop, step):
+                        if bar.disable:
+                            yield
+                            return
+                        with terminal.waiting(f"compiling {programs} of {described(config)}"):
+                            yield
+                    bar.unpause()  # Its speed is that of the steps.
+
                 try:
                     state, timing = loop.fit(
                         state,
@@ -250,6 +283,8 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
                         start=start,
                         skip_divergence=config.on_divergence == "skip",
                         chunk_steps=chunk_steps(run),
+                        loss_weights=run.objective.weights,
+                        compiling=compiling,
                         on_epoch=on_epoch,
                         on_step=lambda step, bar=bar: bar.update(),
                         on_progress=autosave,
@@ -279,10 +314,25 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
         best_checkpoint=saved.best(),
         objective=dataclasses.asdict(run.objective),
     )
-    if hosts.is_first() and config.figures:
-        plots.accuracy_curves({config.label: rows}, run.directory.figures / "accuracy.png")
     run.directory.write_json("summary.json", summary)
+    if hosts.is_first() and config.figures:
+        with plots.attempt(file := run.directory.figures / "accuracy.png"):
+            plots.accuracy_curves({config.label: rows}, file)
     return summary
+
+
+@contextlib.contextmanager
+def _nothing_to_save(stop: Callable[[], int], step: int = 0) -> Iterator[None]:
+    """Before the first step, a signal ends the process even while something compiles.
+
+    Raises:
+      Stopped: A signal has come already.
+    """
+    with leaving(lambda number: str(Stopped(number, step))):
+        (signal,) = hosts.largest(stop())
+        if signal:
+            raise Stopped(signal, step)
+        yield
 
 
 def make_data_step(run: Run, feed: Feed, rollbacks: int = 0) -> loop.Step:
@@ -337,11 +387,7 @@ def _note(text: str) -> None:
 def _warn_of_other_makers(directory: RunDirectory) -> None:
     """A run that goes on with other versions or devices is not the same to the bit."""
     before, now = directory.made_with(), made_with()
-    different = [
-        f"{name} {before.get(name)} -> {now[name]}"
-        for name in now
-        if name != "command" and before.get(name) != now[name]
-    ]
+    different = environment.differences(before, now)
     if different:
         _note(f"warning: {directory.path} was started with others: {', '.join(different)}")
 
@@ -354,12 +400,18 @@ def new_workdir(config: Config) -> str:
     return str(name if not name.exists() else next(p for p in others if not p.exists()))
 
 
+def described(config: Config) -> str:
+    """What a run trains, as `CCL + qg-dsgdm-n: digits-cnn, 8 agents`."""
+    return f"{config.label}: {config.model}, {config.agents} agents"
+
+
 def progress_bar(run: Run, done: int) -> tqdm:
     """A bar over the steps of a run, on stderr; `done` of them are done."""
     steps = batches.steps_per_epoch(run.partition, run.config.batch_size) * run.config.epochs
     return tqdm(
         total=steps,
         initial=done,
+        delay=1e-6,  # Not before the first step: until then it is said what is compiled.
         desc=run.config.label,
         unit="step",
         disable=not (run.config.progress and hosts.is_first()),

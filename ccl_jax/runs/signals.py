@@ -1,16 +1,37 @@
-"""Signals that ask a run to stop: SIGTERM from a scheduler, SIGINT from Ctrl-C."""
+"""Signals that ask a run to stop, from schedulers, terminals and people."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
+# Ctrl-C; a terminal that closes; and what schedulers send before they kill (Slurm's --signal and
+# submitit USR1 or USR2, a limit of processor time XCPU, most of them TERM).
+STOP = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
+
+# Who sends a second one of these wants no more waiting. The others come again by themselves: SIGXCPU
+# every second, SIGHUP from the terminal and from its shell.
+_URGENT = (signal.SIGTERM, signal.SIGINT)
+
+# What `_listen` says at a signal, with the process's end; None while there is something to save.
+_last_words: Callable[[int], str] | None = None
+
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], int]]:
-    """Catches SIGTERM and SIGINT, so that a run can save before it leaves.
+    """Catches the signals of `STOP`, so that a run can save before it leaves.
 
-    A second signal of the kind acts as usual. Outside of the main thread nothing is caught.
+    A second SIGTERM or SIGINT acts as usual. Outside of the main thread nothing is caught. What is
+    ignored stays so, as SIGHUP under nohup; but for SIGINT, which shells ignore for all that they start
+    in the background.
 
     Yields:
       A function that returns the number of the signal received, or 0.
@@ -20,14 +41,68 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     def note(number: int, frame: object) -> None:
         nonlocal received
         received = number
-        signal.signal(number, usual[number])
+        if number in _URGENT:
+            signal.signal(number, usual[number])
 
-    caught = (signal.SIGTERM, signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread():
-        caught = ()
-    usual = {number: signal.signal(number, note) for number in caught}
+    usual = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP:
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                usual[number] = signal.signal(number, note)
     try:
         yield lambda: received
     finally:
         for number, handler in usual.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def may_leave() -> Iterator[None]:
+    """Lets `leaving` end this process; for the outermost function of a program.
+
+    Python acts on a signal when the main thread is back from whatever it has called, which for XLA's
+    compiler can take minutes. The number of the signal is written to a pipe at once, though, and here
+    a thread reads it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(ours,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(theirs)
+        thread.join()
+        os.close(ours)
+
+
+@contextlib.contextmanager
+def leaving(last_words: Callable[[int], str]) -> Iterator[None]:
+    """While there is nothing to save, a signal ends the process at once, with exit code 128 + signal.
+
+    Of no effect but in `may_leave` and `stop_signals`: a library does not end its caller's process.
+
+    Args:
+      last_words: Given the number of the signal, a line for stderr.
+    """
+    global _last_words
+    _last_words = last_words
+    try:
+        yield
+    finally:
+        _last_words = None
+
+
+def _listen(pipe: int) -> None:
+    while received := os.read(pipe, 1):
+        number, last_words = received[0], _last_words
+        if last_words is not None and number in STOP:
+            # Not through sys.stderr, which the main thread may hold.
+            with contextlib.suppress(OSError):
+                os.write(2, f"error: {last_words(number)}\n".encode(errors="backslashreplace"))
+            os._exit(128 + number)

@@ -5,9 +5,12 @@ epoch, and what happens at a loss that is no longer finite. It starts wherever a
 writes nothing itself: rows, states and progress go to callbacks.
 """
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +87,8 @@ def fit(
     start: Progress = Progress(),  # noqa: B008 (immutable)
     skip_divergence: bool = False,
     chunk_steps: int = 1,
+    loss_weights: Mapping[str, float] = MappingProxyType({}),
+    compiling: Callable[[str], AbstractContextManager] = contextlib.nullcontext,
     on_epoch: Callable[[Row], None] = lambda row: None,
     on_step: Callable[[int], None] = lambda step: None,
     on_progress: Callable[[TrainState, Progress], None] = lambda state, progress: None,
@@ -103,6 +108,9 @@ def fit(
       chunk_steps: Steps that are scanned in one program. Metrics come to the host, `on_progress` is
         called and a divergence is noticed once a chunk. Saves the time between steps where they are
         short; on a CPU, XLA's convolutions are many times slower inside of a scan: use 1 there.
+      loss_weights: Weights of the feature losses, by name.
+        Only for the message of `Diverged`.
+      compiling: Makes a context in which programs are compiled, given what they are.
       on_epoch: Is given each epoch's row of metrics.
       on_step: Is told the number of steps done.
       on_progress: Is given state and progress between chunks and after epochs, each of which is a
@@ -121,13 +129,14 @@ def fit(
         data_step = skip_non_finite(data_step)
     data_step = jax.jit(data_step, donate_argnums=0)
     plan = plan or Plan()
-    state, constants = plan.put(state), plan.replicate(feed.constants)
     size = min(chunk_steps, feed.steps)
     lengths = {size, feed.steps % size, (feed.steps - start.position) % size} - {0}
-    programs = {n: _compile(data_step, n, state, constants, feed.item, plan) for n in lengths}
+    with compiling(_programs(lengths)):
+        state, constants = plan.put(state), plan.replicate(feed.constants)
+        programs = {n: _compile(data_step, n, state, constants, feed.item, plan) for n in lengths}
     seconds_compile = time.perf_counter() - began
 
-    done = start
+    done, before = start, None
     feed.unreadable.update(start.unreadable)
     while done.epoch <= epochs:
         began = time.perf_counter()
@@ -136,7 +145,8 @@ def fit(
             state, metrics = programs[len(items)](state, constants, items)
             seconds = (time.perf_counter() - began) / len(items)
             for row in metrics:
-                problem = _explain_divergence(row, done)
+                problem = _explain_divergence(row, before, done, loss_weights)
+                before = row
                 done = done.after_step(row, seconds)
                 if problem and (not skip_divergence or done.totals.skipped == feed.steps):
                     on_epoch(done.row() | {"diverged": problem})
@@ -202,12 +212,26 @@ def _compile(
     return run
 
 
-def _explain_divergence(metrics: StepMetrics, done: Progress) -> str | None:
+def _programs(lengths: Collection[int]) -> str:
+    """What programs of so many steps are called."""
+    if lengths == {1}:
+        return "the training step"
+    return f"the training step, {' and '.join(map(str, sorted(lengths)))} at a time"
+
+
+def _explain_divergence(
+    metrics: StepMetrics,
+    before: StepMetrics | None,
+    done: Progress,
+    loss_weights: Mapping[str, float],
+) -> str | None:
     """One line on why a step's losses or gradients are not finite; None if they are.
 
     Args:
       metrics: Of the step, on the host.
+      before: Of the step before, if there was one.
       done: The progress before it.
+      loss_weights: As for `fit`.
     """
     bad = ~(np.isfinite(metrics.cross_entropy) & np.isfinite(metrics.gradient_norm))
     if not bad.any() and metrics.taken.all():
@@ -219,10 +243,12 @@ def _explain_divergence(metrics: StepMetrics, done: Progress) -> str | None:
         "gradient norm": metrics.gradient_norm,
     }
     sizes = ", ".join(f"{name} {float(value[agent]):.4g}" for name, value in terms.items())
-    cause = (
-        f"the {_spoken(runaway)} loss ran away from the cross-entropy: lower "
-        f"{LAMBDAS.get(runaway, 'its weight')}, take another distance (huber, cosine) or use a network "
-        "with normalisation"
+    outweighs = next(
+        (text for m in (metrics, before) if m and (text := _outweighs(m, loss_weights))), None
+    )
+    cause = outweighs or (
+        f"the {_spoken(runaway)} loss ran away from the cross-entropy: lower {_weight(runaway)}, take "
+        "another distance (huber, cosine) or use a network with normalisation"
         if (runaway := done.totals.runaway)
         else "the learning rate is too high for this model and data: lower lr or clip gradients"
     )
@@ -232,5 +258,22 @@ def _explain_divergence(metrics: StepMetrics, done: Progress) -> str | None:
     )
 
 
+def _outweighs(metrics: StepMetrics, weights: Mapping[str, float]) -> str | None:
+    """Which weighted loss is more than ten times the cross-entropy of some agent; None if none is."""
+    for name, weight in weights.items():
+        # Divided, since 1e38 of anything overflows.
+        if (metrics.losses[name] / 10 * np.float64(weight) > metrics.cross_entropy).any():
+            return (
+                f"{_weight(name)} {weight:g} is too large: so weighted, the {_spoken(name)} loss is "
+                f"more than ten times the cross-entropy: lower {_weight(name)}"
+            )
+    return None
+
+
 def _spoken(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _weight(name: str) -> str:
+    """What sets the weight of a feature loss."""
+    return LAMBDAS.get(name, f"the weight of {name}")

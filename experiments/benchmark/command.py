@@ -70,11 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = define_flags()
 
     def body() -> None:
-        rest = values(list(sys.argv if argv is None else argv))[1:]
-        if rest:
-            raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+        cli.parse(values, argv)
         if values["help"].value:
-            print(help_text(values))
+            print(cli.page(__doc__, values))
             return
         agents = scales(values.max_agents) if values.scaling else [values.agents]
         parallel.request_cpu_devices(values.devices or min(agents[-1], MOST_CPU_DEVICES))
@@ -84,16 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"JSON lines: {values.output}")
 
     return cli.guard(body)
-
-
-def help_text(values: flags.FlagValues) -> str:
-    """What this main does, and its flags with their defaults."""
-    lines = [__doc__.strip(), "", "Flags:"]
-    for name in values:
-        flag = values[name]
-        shown = "" if flag.default is None else f" [{flag.default}]"
-        lines.append(f"  --{flag.name:<14} {' '.join(flag.help.split())}{shown}")
-    return "\n".join(lines)
 
 
 def scales(most: int) -> list[int]:

@@ -11,7 +11,6 @@ runs of optimizers on quadratics (with entries `A` and `c`) are replayed by
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> None:
         nonlocal passed
-        values(list(sys.argv if argv is None else argv))
+        cli.parse(values, argv)
         if values["help"].value:
-            print(__doc__)
+            print(cli.page(__doc__, values))
             return
         if values["trace"].value is None:
             raise ValueError("no recording given; name one with --trace=FILE")

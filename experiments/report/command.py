@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from ccl_jax.runs import plots
 from experiments import cli
 from experiments.report import figures, page
 from experiments.report.outcome import AXES, Outcome, heading
@@ -63,8 +64,6 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
     ]
     where.mkdir(parents=True, exist_ok=True)
     title = f"{outcome.study.title} ({outcome.study.label})"
-    (where / "report.html").write_text(page.page(title, parts))
-    (where / _PICTURE).write_bytes(figures.picture(outcome))
     study_ = outcome.study
     texts = [
         f"# {title}",
@@ -82,6 +81,9 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
         "\n".join(f"- {name}: {text}" for name, text in made),
     ]
     (where / "results.md").write_text("\n\n".join(texts) + "\n")
+    (where / "report.html").write_text(page.page(title, parts))
+    with plots.attempt(_PICTURE):
+        (where / _PICTURE).write_bytes(figures.picture(outcome))
     return where
 
 
@@ -339,9 +341,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.DEFINE_float("seconds_per_step", None, text, lower_bound=0, flag_values=values)
 
     def body() -> None:
-        command.parse(values, argv)
+        cli.parse(values, argv)
         if values["help"].value:
-            print(f"{__doc__}\n{values.main_module_help()}")
+            print(cli.page(__doc__, values))
             return
         wanted, results = command.requested(values), Path(values["results"].value)
         found, total = command.collect(wanted, results)

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ccl_jax.runs import plots
 from ccl_jax.runs.plots import COLORS
 from experiments.report.outcome import AXES, Outcome, heading, is_share
 from experiments.study import records
@@ -66,18 +67,21 @@ def panel(
       salt: Different for every panel of a page, so that their ids differ.
       height_inches: Its height.
       title: Above it.
+
+    Returns:
+      The panel; an empty one where drawing failed, of which stderr tells.
     """
-    with mpl.rc_context(_RC | {"svg.hashsalt": salt}):
+    out = io.StringIO()
+    with plots.attempt(salt), mpl.rc_context(_RC | {"svg.hashsalt": salt}):
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
         axes = figure.subplots()
         axes.set_axisbelow(True)
         draw(axes)
-        axes.set_title(title)
-        out = io.StringIO()
+        axes.set_title(plots.text(title, 120))
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
+    svg = svg[svg.find("<svg") :].strip()
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg, count=4)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     # Where the font is missing, one that is as wide.
@@ -143,14 +147,15 @@ def picture(outcome: Outcome) -> bytes:
         axes = figure.subplots()
         for index, method in enumerate(compared):
             shown = COLORS[list(study.methods).index(method) % len(COLORS)]
-            axes.plot(
-                [], [], "o", color=shown, label=f"{method} against {study.reference_of(method)}"
-            )
+            label = plots.text(f"{method} against {study.reference_of(method)}", 120)
+            axes.plot([], [], "o", color=shown, label=label)
             for row, cell in enumerate(study.cells):
                 y = row + step * (index - (len(compared) - 1) / 2)
                 _interval(axes, y, outcome, cell, method, shown)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(study.cells)), [", ".join(cell) for cell in study.cells])
+        axes.set_yticks(
+            range(len(study.cells)), [plots.text(", ".join(cell)) for cell in study.cells]
+        )
         axes.set_ylim(len(study.cells) - 0.5, -0.5)
         axes.set_xlabel(f"{_difference_label(outcome)}: mean over seeds and 95% interval")
         if compared:
@@ -378,7 +383,7 @@ def _by_row(
                 y = row + 0.22 * (index - (len(methods) - 1) / 2) if together else index
                 draw(axes, y, cell, method, index)
         names = [", ".join(cell) for cell in shown] if together else methods
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), list(map(plots.text, names)))
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel(label)
 

@@ -32,7 +32,7 @@ def folder(study: Study, results: Path) -> Path:
 
 
 def run(study: Study, results: Path, workers: int = 1) -> None:
-    """Runs what is missing of a study, and writes its runs.jsonl, however it ends.
+    """Runs what is missing of a study, and writes its runs.jsonl when all is run or something fails.
 
     Raises:
       pool.Interrupted: A signal came; what has been run is kept.
@@ -137,18 +137,6 @@ def define() -> flags.FlagValues:
     return values
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str] | None) -> None:
-    """Reads a command line.
-
-    Raises:
-      ValueError: Something on it is no flag.
-      flags.Error: A flag is wrong.
-    """
-    rest = values(list(sys.argv if argv is None else argv))[1:]
-    if rest:
-        raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
-
-
 def requested(values: flags.FlagValues, **changes: object) -> Study:
     """The study that the flags ask for.
 
@@ -178,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     def body() -> None:
-        parse(values, argv)
+        cli.parse(values, argv)
         if values["help"].value:
-            print(f"{__doc__}\n{values.main_module_help()}")
+            print(cli.page(__doc__, values))
             return
         if values["list"].value and values["study"].value is None:
             print(overview(catalogue.names()))

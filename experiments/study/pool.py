@@ -14,7 +14,8 @@ from typing import Any
 
 from ccl_jax.runs.checkpoints import Stopped
 from ccl_jax.runs.config import Config
-from ccl_jax.runs.signals import stop_signals
+from ccl_jax.runs.signals import STOP, may_leave, stop_signals
+from experiments import cli
 from experiments.study import records
 from experiments.study.catalogue import Job
 from experiments.study.records import Record
@@ -30,6 +31,9 @@ Make = Callable[[Config, Path], Record]
 
 # How long the main process waits for a result before it looks after signals and workers.
 _PATIENCE_SECONDS = 0.5
+
+# How a worker ends that was stopped: between runs, while compiling, and before it could catch a signal.
+_STOPPED = frozenset([0, *(128 + number for number in STOP), *(-number for number in STOP)])
 
 
 class Interrupted(Stopped):
@@ -59,7 +63,7 @@ def run_all(
       A job, its record, and the seconds it took; in the order in which they end.
 
     Raises:
-      Interrupted: SIGINT or SIGTERM came.
+      Interrupted: One of `signals.STOP` came.
       OSError, ValueError: As `records.run`; the message names the run. No others are started.
     """
     make = make or records.run
@@ -114,7 +118,7 @@ def _elsewhere(
                 try:
                     number, answer = answers.get(timeout=_PATIENCE_SECONDS)
                 except queue.Empty:
-                    if not all(p.is_alive() or p.exitcode == 0 for p in processes):
+                    if not all(p.is_alive() or p.exitcode in _STOPPED for p in processes):
                         raise OSError("a worker has died; is there enough memory?") from None
                     if not alive:  # And none has left an answer before it ended.
                         raise OSError(
@@ -136,7 +140,7 @@ def _elsewhere(
 def _work(todo: Any, answers: Any, results: Path, make: Make) -> None:
     """What a worker does: runs jobs until there are no more, or nobody waits for them."""
     parent = multiprocessing.parent_process()
-    with stop_signals() as stop:
+    with may_leave(), stop_signals() as stop:
         while not stop() and parent.is_alive():
             number, job = todo.get()
             if number is None:
@@ -150,5 +154,7 @@ def _work(todo: Any, answers: Any, results: Path, make: Make) -> None:
                 return
             except Exception as error:
                 # Not every exception can be sent to another process.
-                answers.put((number, OSError(f"{job}: {type(error).__name__}: {error}")))
+                line = cli.lacking(error)
+                said = OSError(f"{job}: {type(error).__name__}: {error}")
+                answers.put((number, ValueError(f"{job}: {line}") if line else said))
                 return

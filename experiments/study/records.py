@@ -63,7 +63,15 @@ _SUMMARY = (
     "seconds_training",
     "seconds_evaluation",
 )
-_MADE_WITH = ("python", *PACKAGES, "device", "git_commit")
+_MADE_WITH = (
+    "python",
+    *PACKAGES,
+    "device",
+    "git_commit",
+    "instruction_set",
+    "jax_settings",
+    "xla_flags",
+)
 
 # Compiled programs of earlier runs stay in memory until they are let go.
 _RUNS_BETWEEN_CLEARING = 20
@@ -115,7 +123,7 @@ def run(config: Config, results: Path) -> Record:
         "rows": _columns(rows),
         "cost": wall_clock.cost(config, dataset.num_classes, dataset.image_shape)._asdict(),
         "samples_by_agent_and_class": prepared.data.report["samples_by_agent_and_class"],
-        "made_with": {key: made_with[key] for key in _MADE_WITH}
+        "made_with": {key: made_with[key] for key in _MADE_WITH if key in made_with}
         | {"cpu": _processor(), "date": datetime.date.today().isoformat()},
     }
     directory.write_json("record.json", record)
