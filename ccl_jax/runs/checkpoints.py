@@ -22,8 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ccl_jax.devices import hosts
-from ccl_jax.training.progress import Progress
 from ccl_jax.training import TrainState
+from ccl_jax.training.progress import Progress
 
 _PARTIAL = ".partial"
 

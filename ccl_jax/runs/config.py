@@ -11,9 +11,8 @@ from typing import Any
 
 from ccl_jax import losses
 from ccl_jax.network.faults import Faults, parse_pair
-from ccl_jax.training.objective import LAMBDAS
-from ccl_jax.network.faults import Faults, parse_pair
 from ccl_jax.runs import paths
+from ccl_jax.training.objective import LAMBDAS
 
 
 def setting(default: Any, group: str, text: str) -> Any:

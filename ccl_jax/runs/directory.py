@@ -25,7 +25,6 @@ import jax
 
 from ccl_jax.devices import hosts
 from ccl_jax.runs import environment
-from ccl_jax.devices import hosts
 
 # Packages whose version can change a result.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")

@@ -13,34 +13,20 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from ccl_jax import algorithms, graphs, models, training
-from ccl_jax.network import compression
-from ccl_jax.devices import hosts, parallel
-from ccl_jax.training import loop, schedules
-from ccl_jax.runs import plots, tensorboard
 from ccl_jax.algorithms import capabilities
-from ccl_jax.runs.checkpoints import Autosave, Checkpoints
-from ccl_jax import algorithms, graphs, models, training
-from ccl_jax.network import compression
-from ccl_jax.runs import environment, plots, tensorboard
-from ccl_jax.devices import hosts, parallel
-from ccl_jax.training import loop, schedules
-from ccl_jax.algorithms import under_faults, under_settings
-from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.data.feeds import Feed
-from ccl_jax.training.evaluation import Evaluator
+from ccl_jax.devices import hosts, parallel
+from ccl_jax.network import Network, compression
+from ccl_jax.runs import cautions, environment, inputs, plots, tensorboard, terminal
+from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
+from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.directory import RunDirectory, made_with
-from ccl_jax.network import Network
-from ccl_jax.training.progress import Progress, Row
-from ccl_jax.runs.signals import stop_signals
-from ccl_jax.runs import cautions, inputs
-from ccl_jax.runs.config import MAY_DIFFER, Config
-from ccl_jax.runs.summary import results_table, summarize
-from ccl_jax.training.progress import Progress, Row
 from ccl_jax.runs.signals import leaving, stop_signals
-from ccl_jax.runs import cautions, inputs, terminal
-from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.summary import results_table, summarize
+from ccl_jax.training import loop, schedules
+from ccl_jax.training.evaluation import Evaluator
+from ccl_jax.training.progress import Progress, Row
 
 # One virtual CPU device an agent is fastest, up to a number that is still quick to compile for.
 MOST_CPU_DEVICES = 64

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from ccl_jax.data import partition
-from ccl_jax.training.loop import Timing
-from ccl_jax.runs.directory import made_with
-from ccl_jax.training.progress import Row
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.runs.config import Config
+from ccl_jax.runs.directory import made_with
+from ccl_jax.training.loop import Timing
+from ccl_jax.training.progress import Row
 
 
 def summarize(

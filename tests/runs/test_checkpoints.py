@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ccl_jax.runs.checkpoints import Checkpoints
-from ccl_jax.training.progress import Progress, Totals
 from ccl_jax.training import TrainState
+from ccl_jax.training.progress import Progress, Totals
 
 
 def make_state(step: int, fill: float = 1.0, size: int = 5) -> TrainState:

@@ -13,11 +13,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from tests.support import small_files
 from PIL import Image
 
-from experiments import cifar10, cli, digits, imagenet, imagenette, presets, prepare
 from ccl_jax.runs import inputs, runner
+from experiments import cifar10, cli, digits, imagenet, imagenette, prepare, presets
+from tests.support import small_files
 
 TFDS_ZIP = pathlib.Path(__file__).parents[1] / "fixtures" / "tfds.zip"
 

@@ -12,14 +12,13 @@ import signal
 import time
 from pathlib import Path
 
-from tests.support import forks
-from tests.support import kill_worker
 import numpy as np
 import pytest
-from tests.support.small_run import FAMILIES, STEPS, same_rows, without_seconds
 
 from ccl_jax.runs.checkpoints import Checkpoints
 from ccl_jax.runs.directory import RunDirectory
+from tests.support import forks, kill_worker
+from tests.support.small_run import FAMILIES, STEPS, same_rows, without_seconds
 
 QUICK = ("qg-dsgdm-n",)
 
