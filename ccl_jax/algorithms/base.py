@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ccl_jax import trees
+from ccl_jax import ranges, trees
 from ccl_jax.graphs.topology import Stochastic, Topology
 from ccl_jax.names import look_up
 from ccl_jax.network import Message, Round
@@ -243,20 +243,14 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
     return method.build(**method.fixed, **hyperparameters)
 
 
-# Hyper-parameters with the same range in every method that has them.
-_BELOW_1 = ("momentum", "b1", "b2")
-_RATES = ("gossip_rate", "ema_factor")
-
-
 def _check_value(method: str, name: str, value: Any, default: Any) -> None:
     """A hyper-parameter is of the kind of its default, and a number is in its range."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, bool):
         good, allowed = isinstance(value, bool), "true or false"
-    elif name in _BELOW_1:
-        good, allowed = number and 0 <= value < 1, "in [0, 1)"
-    elif name in _RATES:
-        good, allowed = number and 0 < value <= 1, "in (0, 1]"
+    elif name in ranges.SHARED:
+        shared = ranges.SHARED[name]
+        good, allowed = number and shared.holds(value), shared.allowed
     elif isinstance(default, (int, float)):
         good, allowed = number and 0 <= value < float("inf"), "a number >= 0"
     else:

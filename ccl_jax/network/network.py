@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ccl_jax import ranges
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import blocks
 from ccl_jax.network.blocks import Block
@@ -54,9 +55,8 @@ class Network:
         faults: Faults | None = None,
         mixing: str = "auto",
     ) -> None:
-        for name, value in (("local_steps", local_steps), ("gossip_steps", gossip_steps)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        ranges.check("local_steps", local_steps)
+        ranges.check("gossip_steps", gossip_steps)
         self.topology = topology
         self.local_steps = local_steps
         self.gossip_steps = gossip_steps

@@ -6,58 +6,27 @@ value is reported before anything is read or written.
 """
 
 import dataclasses
-import math
 from typing import Any
 
-from ccl_jax import losses
+from ccl_jax import algorithms, graphs, losses, models, ranges
+from ccl_jax.data import augment, partition
+from ccl_jax.devices import parallel
 from ccl_jax.network.faults import Faults, parse_pair
 from ccl_jax.runs import paths
+from ccl_jax.runs.settings import (
+    DATA,
+    DEVICES,
+    METHOD,
+    NETWORK,
+    OUTPUT,
+    TRAINING,
+    check_ranges,
+    name_and_value,
+    name_and_weight,
+    names,
+    setting,
+)
 from ccl_jax.training.objective import LAMBDAS
-
-
-def setting(default: Any, group: str, text: str) -> Any:
-    """A Config field with the group and the text that `--help` shows."""
-    return dataclasses.field(default=default, metadata={"group": group, "help": text})
-
-
-DATA, NETWORK, METHOD, TRAINING, DEVICES, OUTPUT = (
-    "Data and who holds them",
-    "Network of agents",
-    "Method",
-    "Model and training",
-    "Devices and hosts",
-    "Output",
-)
-
-# Settings that do not change what a healthy run computes, so that a resumed run may be given others.
-MAY_DIFFER = frozenset(
-    [
-        "workdir",
-        "progress",
-        "resume",
-        "checkpoint_every",
-        "checkpoint_minutes",
-        "keep",
-        "figures",
-        "tensorboard",
-        "on_divergence",
-        # Equal to rounding, not to the bit.
-        "devices",
-        "batch_devices",
-        "coordinator",
-        "num_processes",
-        "process_id",
-        "distributed",
-        "join_seconds",
-        "spmd",
-        "chunk_steps",
-        "compile_cache",
-        "data_dir",
-        "workers",
-        "verify_checksums",
-        "max_unreadable",
-    ]
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,24 +45,34 @@ class Config:
         "(streamed, 224x224), npz",
     )
     data_dir: str | None = setting(
-        None, DATA, "directory with the dataset's files; default: where packages put them"
+        None,
+        DATA,
+        "directory with the dataset's files; default: where packages put them",
+        may_differ=True,
     )
     partition: str = setting(
         "dirichlet",
         DATA,
-        "who gets which samples: dirichlet (the published split), dirichlet-clean, iid, shards, "
-        "classes",
+        f"who gets which samples: {names(partition.NAMES)}; dirichlet is the published split",
     )
     alpha: float = setting(
-        0.1, DATA, "Dirichlet concentration, > 0; SMALL is heterogeneous, 10 is nearly IID"
+        0.1,
+        DATA,
+        "Dirichlet concentration, > 0; SMALL is heterogeneous, 10 is nearly IID",
+        ranges.POSITIVE,
     )
-    classes_per_agent: int = setting(2, DATA, "classes an agent holds, with --partition=classes")
-    shards_per_agent: int = setting(2, DATA, "shards an agent holds, with --partition=shards")
+    classes_per_agent: int = setting(
+        2, DATA, "classes an agent holds, with --partition=classes", ranges.at_least(1)
+    )
+    shards_per_agent: int = setting(
+        2, DATA, "shards an agent holds, with --partition=shards", ranges.at_least(1)
+    )
     quantity_alpha: float | None = setting(
         None,
         DATA,
         "make the numbers of samples differ: agents keep parts drawn from a Dirichlet "
         "distribution, > 0; small is heterogeneous",
+        ranges.POSITIVE,
     )
     feature_shift: tuple[str, ...] = setting(
         (),
@@ -118,6 +97,7 @@ class Config:
         DATA,
         "part of the training data, as 0.2, that is held out and evaluated on in place of the test "
         "set: for choosing settings",
+        ranges.BELOW_1,
     )
     image_size: int | None = setting(
         None,
@@ -125,18 +105,28 @@ class Config:
         "side in pixels of image files as the model sees them; default: the dataset's usual one",
     )
     verify_checksums: bool = setting(
-        False, DATA, "compare the dataset's files with the published checksums"
+        False, DATA, "compare the dataset's files with the published checksums", may_differ=True
     )
-    workers: int = setting(16, DATA, "threads that decode images, for sets that are streamed")
+    workers: int = setting(
+        16,
+        DATA,
+        "threads that decode images, for sets that are streamed",
+        ranges.at_least(1),
+        may_differ=True,
+    )
     max_unreadable: int = setting(
-        10, DATA, "unreadable images of a streamed set that are skipped before the run fails"
+        10,
+        DATA,
+        "unreadable images of a streamed set that are skipped before the run fails",
+        ranges.at_least(0),
+        may_differ=True,
     )
 
-    agents: int = setting(16, NETWORK, "number of agents")
+    agents: int = setting(16, NETWORK, "number of agents", ranges.at_least(1))
     topology: str = setting(
         "ring", NETWORK, "graph: see `python -m experiments.topologies` for all names"
     )
-    weights: str = setting("uniform", NETWORK, "mixing weights: uniform, metropolis, lazy ...")
+    weights: str = setting("uniform", NETWORK, f"mixing weights: {names(graphs.WEIGHTS)}")
     compression: str = setting(
         "none",
         NETWORK,
@@ -167,7 +157,9 @@ class Config:
     )
 
     algorithm: str = setting(
-        "qg-dsgdm-n", METHOD, "base method: dsgd, dsgdm, dsgdm-n, qg-dsgdm, qg-dsgdm-n ..."
+        "qg-dsgdm-n",
+        METHOD,
+        f"base method, see `python -m experiments.methods`: {names(algorithms.REGISTRY)}",
     )
     lambda_m: float = setting(
         0.0, METHOD, "weight of the model-variant contrastive loss; 0 leaves it out"
@@ -179,12 +171,15 @@ class Config:
         (),
         METHOD,
         "another loss on features, NAME:WEIGHT as prototype:0.1; may be repeated. Names: "
-        + ", ".join(sorted(set(losses.REGISTRY) - set(LAMBDAS))),
+        + names(name for name in losses.REGISTRY if name not in LAMBDAS),
     )
     lambda_warmup_epochs: int = setting(
-        0, METHOD, "epochs over which all weights of feature losses rise linearly from 0"
+        0,
+        METHOD,
+        "epochs over which all weights of feature losses rise linearly from 0",
+        ranges.at_least(0),
     )
-    distance: str = setting("mse", METHOD, "distance of features: mse, l1, huber, cosine")
+    distance: str = setting("mse", METHOD, f"distance of features: {names(losses.DISTANCES)}")
     momentum: float | None = setting(None, METHOD, "momentum beta; default: the method's own")
     weight_decay: float | None = setting(
         None, METHOD, "weight decay, added to the gradient; default: the method's own"
@@ -199,93 +194,148 @@ class Config:
         None, METHOD, "clip each agent's gradient to this l2 norm; default: no clipping"
     )
 
-    model: str = setting("lenet5", TRAINING, "network: digits-cnn, lenet5, resnet20 ...")
+    model: str = setting("lenet5", TRAINING, f"network: {names(models.MODELS)}")
     norm: str | None = setting(
-        None, TRAINING, "normalisation: none, evonorm, group, batch; default: the model's own"
+        None, TRAINING, f"normalisation: {names(models.NORMS)}; default: the model's own"
     )
     dtype: str = setting(
         "float32",
         TRAINING,
         "compute type of the network: float32 or bfloat16; parameters and losses are float32",
+        ranges.one_of(("float32", "bfloat16")),
     )
     gossip_batch_stats: bool = setting(
         False,
         TRAINING,
         "mix the statistics of batch norm as parameters; default: each keeps its own",
     )
-    lr: float = setting(0.1, TRAINING, "learning rate at its highest")
+    lr: float = setting(0.1, TRAINING, "learning rate at its highest", ranges.POSITIVE)
     schedule: str = setting(
         "step", TRAINING, "learning-rate schedule: step (/10 at 50% and 75%), cosine, constant"
     )
     warmup_epochs: int = setting(
-        0, TRAINING, "epochs over which the learning rate rises linearly from 0"
+        0, TRAINING, "epochs over which the learning rate rises linearly from 0", ranges.at_least(0)
     )
-    batch_size: int = setting(32, TRAINING, "samples an agent a step")
-    epochs: int = setting(200, TRAINING, "passes over the data")
-    augment: str = setting("none", TRAINING, "augmentation: none, flip-crop, resized-crop-flip")
-    seed: int = setting(0, TRAINING, "seed of everything random")
+    batch_size: int = setting(32, TRAINING, "samples an agent a step", ranges.at_least(1))
+    epochs: int = setting(200, TRAINING, "passes over the data", ranges.at_least(1))
+    augment: str = setting("none", TRAINING, f"augmentation: {names(augment.NAMES)}")
+    seed: int = setting(0, TRAINING, "seed of everything random", ranges.SEED)
 
     devices: int = setting(
         0,
         DEVICES,
         "devices over which the agents are spread; 0 takes as many as divide the agents",
+        ranges.at_least(0),
+        may_differ=True,
     )
     batch_devices: int = setting(
-        1, DEVICES, "devices that share each agent's batch, so that few agents can fill many"
+        1,
+        DEVICES,
+        "devices that share each agent's batch, so that few agents can fill many",
+        ranges.at_least(1),
+        may_differ=True,
     )
-    spmd: str = setting("shard_map", DEVICES, "how devices are driven: shard_map or pmap")
+    spmd: str = setting(
+        "shard_map", DEVICES, f"how devices are driven: {names(parallel.FORMS)}", may_differ=True
+    )
     coordinator: str | None = setting(
         None,
         DEVICES,
         "HOST:PORT of process 0, to train with several processes, which need one --workdir that all "
         "see; with --num_processes and --process_id",
+        may_differ=True,
     )
-    num_processes: int | None = setting(None, DEVICES, "how many processes there are")
-    process_id: int | None = setting(None, DEVICES, "which of them this is, from 0")
+    num_processes: int | None = setting(
+        None, DEVICES, "how many processes there are", may_differ=True
+    )
+    process_id: int | None = setting(
+        None, DEVICES, "which of them this is, from 0", may_differ=True
+    )
     distributed: bool = setting(
-        False, DEVICES, "let JAX find the other processes by itself (Slurm, Cloud TPU ...)"
+        False,
+        DEVICES,
+        "let JAX find the other processes by itself (Slurm, Cloud TPU ...)",
+        may_differ=True,
     )
-    join_seconds: int = setting(300, DEVICES, "how long to wait for the other processes")
+    join_seconds: int = setting(
+        300,
+        DEVICES,
+        "how long to wait for the other processes",
+        ranges.at_least(1),
+        may_differ=True,
+    )
 
     chunk_steps: int = setting(
         0,
         TRAINING,
         "steps that run as one program, with their metrics fetched together; 0 for 1 on a CPU and "
         "with streamed data, 50 elsewhere",
+        ranges.at_least(0),
+        may_differ=True,
     )
     compile_cache: str | None = setting(
         None,
         TRAINING,
         "directory where compiled programs are kept for later runs; default: nowhere",
+        may_differ=True,
     )
 
     workdir: str | None = setting(
-        None, OUTPUT, "directory of this run's files; default: a new one under runs/"
+        None,
+        OUTPUT,
+        "directory of this run's files; default: a new one under runs/",
+        may_differ=True,
     )
-    eval_every: int = setting(1, OUTPUT, "epochs between evaluations on the test set")
+    eval_every: int = setting(
+        1, OUTPUT, "epochs between evaluations on the test set", ranges.at_least(1)
+    )
     measure_heterogeneity: bool = setting(
         False, OUTPUT, "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)"
     )
-    progress: bool = setting(True, OUTPUT, "show a progress bar")
-    figures: bool = setting(True, OUTPUT, "draw the partition and the accuracy curves")
+    progress: bool = setting(True, OUTPUT, "show a progress bar", may_differ=True)
+    figures: bool = setting(
+        True, OUTPUT, "draw the partition and the accuracy curves", may_differ=True
+    )
     tensorboard: bool = setting(
-        False, OUTPUT, "write the metrics for TensorBoard, too (pip install '.[tensorboard]')"
+        False,
+        OUTPUT,
+        "write the metrics for TensorBoard, too (pip install '.[tensorboard]')",
+        may_differ=True,
     )
     resume: bool = setting(
-        False, OUTPUT, "go on with the run in --workdir, to the bit, from its last checkpoint"
+        False,
+        OUTPUT,
+        "go on with the run in --workdir, to the bit, from its last checkpoint",
+        may_differ=True,
     )
     checkpoint_every: int = setting(
-        0, OUTPUT, "save after every so many epochs; 0 for never (the end is always saved)"
+        0,
+        OUTPUT,
+        "save after every so many epochs; 0 for never (the end is always saved)",
+        ranges.at_least(0),
+        may_differ=True,
     )
     checkpoint_minutes: float = setting(
-        5.0, OUTPUT, "save every so many minutes, also within an epoch; 0 for never"
+        5.0,
+        OUTPUT,
+        "save every so many minutes, also within an epoch; 0 for never",
+        ranges.NOT_NEGATIVE,
+        may_differ=True,
     )
-    keep: int = setting(2, OUTPUT, "newest checkpoints to keep, beside the best one")
+    keep: int = setting(
+        2,
+        OUTPUT,
+        "newest checkpoints to keep, beside the best one",
+        ranges.at_least(1),
+        may_differ=True,
+    )
     on_divergence: str = setting(
         "stop",
         OUTPUT,
         "when a number is no longer finite: stop, skip the step, or rollback (to the last "
         "checkpoint with a tenth of the learning rate, up to 3 times)",
+        ranges.one_of(("stop", "skip", "rollback")),
+        may_differ=True,
     )
 
     def __post_init__(self) -> None:
@@ -293,50 +343,15 @@ class Config:
             if isinstance(value := getattr(self, field.name), (str, tuple)):
                 each = paths.local(value) if isinstance(value, str) else map(paths.local, value)
                 object.__setattr__(self, field.name, type(value)(each))
-        for name, low in (
-            ("agents", 1),
-            ("batch_size", 1),
-            ("epochs", 1),
-            ("eval_every", 1),
-            ("warmup_epochs", 0),
-            ("lambda_warmup_epochs", 0),
-            ("classes_per_agent", 1),
-            ("shards_per_agent", 1),
-            ("local_steps", 1),
-            ("gossip_steps", 1),
-            ("devices", 0),
-            ("batch_devices", 1),
-            ("join_seconds", 1),
-            ("chunk_steps", 0),
-            ("checkpoint_every", 0),
-            ("keep", 1),
-            ("workers", 1),
-            ("max_unreadable", 0),
-        ):
-            _check(self, name, getattr(self, name) >= low, f"at least {low}")
+        check_ranges(self)
         most = self.epochs
         for name in ("warmup_epochs", "lambda_warmup_epochs"):
             _check(self, name, getattr(self, name) <= most, f"at most {most}, the epochs")
-        for name in ("alpha", "quantity_alpha", "lr", "clip_norm"):
-            _check(self, name, _positive(getattr(self, name)), "a number > 0")
-        for name in ("lambda_m", "lambda_d", "weight_decay"):
-            value = getattr(self, name)
-            _check(self, name, value is None or 0 <= value < math.inf, "a number >= 0")
-        momentum, gamma = self.momentum, self.gossip_rate
         whole = self.batch_size % self.batch_devices == 0
         _check(self, "batch_devices", whole, f"a divisor of batch_size {self.batch_size}")
-        _check(self, "momentum", momentum is None or 0 <= momentum < 1, "in [0, 1)")
-        _check(self, "gossip_rate", gamma is None or 0 < gamma <= 1, "in (0, 1]")
         self.faults()
         self.feature_losses()
-        _check(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "a number >= 0")
-        reactions = ("stop", "skip", "rollback")
-        _check(self, "on_divergence", self.on_divergence in reactions, ", ".join(reactions))
         _check(self, "resume", not self.resume or self.workdir is not None, "given with --workdir")
-        _check(self, "validation", 0 <= self.validation < 1, "in [0, 1)")
-        dtypes = ("float32", "bfloat16")
-        _check(self, "dtype", self.dtype in dtypes, " or ".join(dtypes))
-        _check(self, "seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
 
     def replace(self, **changes: Any) -> "Config":
         """A Config that differs in some settings."""
@@ -368,16 +383,7 @@ class Config:
         Raises:
           ValueError: One is not NAME:WEIGHT.
         """
-        pairs = []
-        for text in self.feature_loss:
-            name, _, weight = text.partition(":")
-            try:
-                pairs.append((name, float(weight)))
-            except ValueError:
-                raise ValueError(
-                    f"feature_loss {text!r} is not of the form NAME:WEIGHT, as prototype:0.1"
-                ) from None
-        return tuple(pairs)
+        return tuple(map(name_and_weight, self.feature_loss))
 
     def hyperparameters(self) -> dict[str, Any]:
         """Those of the method that were given: momentum, weight_decay, gossip_rate and `hparam`.
@@ -388,14 +394,10 @@ class Config:
         flags = ("momentum", "weight_decay", "gossip_rate")
         given = {name: getattr(self, name) for name in flags if getattr(self, name) is not None}
         for text in self.hparam:
-            name, equals, value = text.partition("=")
-            if not equals or not name:
-                raise ValueError(
-                    f"hparam {text!r} is not of the form NAME=VALUE, as ema_factor=0.1"
-                )
+            name, value = name_and_value(text)
             if name in flags:
                 raise ValueError(f"hparam {text!r}: {name} has a flag of its own; write --{text}")
-            given[name] = _literal(value)
+            given[name] = value
         return given
 
     @property
@@ -406,23 +408,10 @@ class Config:
         return " + ".join([*ccl, *others, self.algorithm])
 
 
-def _positive(value: float | None) -> bool:
-    return value is None or 0 < value < math.inf
-
-
 def _check(config: Config, name: str, good: bool, allowed: str) -> None:
     if not good:
         raise ValueError(f"{name} is {getattr(config, name)}; it must be {allowed}")
 
 
-def _literal(text: str) -> Any:
-    """A number or truth value where the text is one, else the text."""
-    known = {"true": True, "false": False, "none": None}
-    if text.lower() in known:
-        return known[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+# Settings that a resumed run may be given others of.
+MAY_DIFFER = frozenset(f.name for f in dataclasses.fields(Config) if f.metadata["may_differ"])

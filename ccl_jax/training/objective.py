@@ -1,12 +1,12 @@
 """What an agent minimises: the cross-entropy, and feature losses beside it."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ccl_jax import losses
+from ccl_jax import losses, ranges
 from ccl_jax.names import look_up
 
 # The losses of the paper, which have settings of their own.
@@ -42,20 +42,16 @@ class Objective:
     lambda_warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in LAMBDAS.values():
-            _check_weight(name, getattr(self, name))
+        for name in (*LAMBDAS.values(), "clip_norm", "lambda_warmup_steps"):
+            ranges.check(name, getattr(self, name))
         names = [name for name, _ in self.feature_losses]
         for name, weight in self.feature_losses:
             losses.lookup(name)
-            _check_weight(f"the weight of feature loss {name}", weight)
+            ranges.check(f"the weight of feature loss {name}", weight, ranges.NOT_NEGATIVE)
             if name in LAMBDAS:
                 raise ValueError(f"feature loss {name} has a setting of its own: {LAMBDAS[name]}")
             if names.count(name) > 1:
                 raise ValueError(f"feature loss {name} is given twice; give it once")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be > 0, or none at all")
-        if self.lambda_warmup_steps < 0:
-            raise ValueError(f"lambda_warmup_steps is {self.lambda_warmup_steps}; it must be >= 0")
         look_up("distance", self.distance, losses.DISTANCES)
 
     @property
@@ -86,10 +82,5 @@ class Objective:
         return jnp.minimum(1.0, step.astype(jnp.float32) / self.lambda_warmup_steps)
 
 
-def _needs(names) -> frozenset[str]:
+def _needs(names: Iterable[str]) -> frozenset[str]:
     return frozenset(need for name in names for need in losses.lookup(name).needs)
-
-
-def _check_weight(name: str, value: float) -> None:
-    if not (np.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} is {value}; it must be a number >= 0")

@@ -1,0 +1,65 @@
+"""Which values a setting may have: stated once, checked wherever the setting is given."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """Attributes:
+    allowed: The range in words, to follow "it must be".
+    holds: Whether a value is in it.
+    """
+
+    allowed: str
+    holds: Callable[[Any], bool]
+
+
+POSITIVE = Range("a number > 0", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = Range("a number >= 0", lambda x: 0 <= x < math.inf)
+BELOW_1 = Range("in [0, 1)", lambda x: 0 <= x < 1)
+UP_TO_1 = Range("in (0, 1]", lambda x: 0 < x <= 1)
+SEED = Range("0 to 2**32 - 1", lambda x: 0 <= x < 2**32)
+
+
+def at_least(low: int) -> Range:
+    """Numbers from `low` on."""
+    return Range(f"at least {low}", lambda x: x >= low)
+
+
+def one_of(names: Sequence[str]) -> Range:
+    """One of these names."""
+    return Range(" or ".join([", ".join(names[:-1]), names[-1]]), lambda x: x in names)
+
+
+# Settings that are given in more than one place: flags, objectives, hyper-parameters of methods.
+SHARED = {
+    "momentum": BELOW_1,
+    "b1": BELOW_1,
+    "b2": BELOW_1,
+    "gossip_rate": UP_TO_1,
+    "ema_factor": UP_TO_1,
+    "weight_decay": NOT_NEGATIVE,
+    "lambda_m": NOT_NEGATIVE,
+    "lambda_d": NOT_NEGATIVE,
+    "lambda_warmup_steps": at_least(0),
+    "clip_norm": POSITIVE,
+    "local_steps": at_least(1),
+    "gossip_steps": at_least(1),
+}
+
+
+def check(name: str, value: Any, allowed: Range | None = None) -> None:
+    """Makes sure that a setting has a value that it may have.
+
+    Args:
+      name: The setting.
+      value: Its value; None, where a setting has no value of its own, is always allowed.
+      allowed: Its range; default: that of `SHARED`.
+
+    Raises:
+      ValueError: It has not; the message says what is allowed.
+    """
+    allowed = allowed or SHARED[name]
+    if value is not None and not allowed.holds(value):
+        raise ValueError(f"{name} is {value}; it must be {allowed.allowed}")

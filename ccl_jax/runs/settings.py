@@ -1,0 +1,98 @@
+"""What a setting of a run is: a dataclass field that knows its help text and its range."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from ccl_jax import losses, ranges
+
+
+def setting(
+    default: Any,
+    group: str,
+    text: str,
+    allowed: ranges.Range | None = None,
+    may_differ: bool = False,
+) -> Any:
+    """A Config field.
+
+    Args:
+      default: Its value where nothing is given.
+      group: Under which `--help` shows it.
+      text: What `--help` says of it.
+      allowed: Which values it may have; default: its entry of `ranges.SHARED`, if there is one.
+      may_differ: Whether it changes nothing that a healthy run computes, but for rounding, so that a
+        run that is resumed may be given another.
+    """
+    about = {"group": group, "help": text, "allowed": allowed, "may_differ": may_differ}
+    return dataclasses.field(default=default, metadata=about)
+
+
+DATA, NETWORK, METHOD, TRAINING, DEVICES, OUTPUT = (
+    "Data and who holds them",
+    "Network of agents",
+    "Method",
+    "Model and training",
+    "Devices and hosts",
+    "Output",
+)
+
+
+def names(known: Iterable[str]) -> str:
+    """A registry's names, for a help text."""
+    return ", ".join(known)
+
+
+def check_ranges(config: Any) -> None:
+    """Makes sure that every setting of a dataclass has a value that it may have.
+
+    Raises:
+      ValueError: One has not; the message names it and says what is allowed.
+    """
+    for field in dataclasses.fields(config):
+        allowed = field.metadata["allowed"] or ranges.SHARED.get(field.name)
+        if allowed is not None:
+            ranges.check(field.name, getattr(config, field.name), allowed)
+
+
+def name_and_weight(text: str) -> tuple[str, float]:
+    """Reads a feature loss, NAME:WEIGHT.
+
+    Raises:
+      ValueError: It is not of this form, there is no such loss, or the weight is out of range.
+    """
+    name, _, weight = text.partition(":")
+    losses.lookup(name)
+    try:
+        value = float(weight)
+    except ValueError:
+        raise ValueError(
+            f"feature_loss {text!r} is not of the form NAME:WEIGHT, as prototype:0.1"
+        ) from None
+    ranges.check(f"the weight of feature loss {name}", value, ranges.NOT_NEGATIVE)
+    return name, value
+
+
+def name_and_value(text: str) -> tuple[str, Any]:
+    """Reads a hyper-parameter, NAME=VALUE.
+
+    Raises:
+      ValueError: It is not of this form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"hparam {text!r} is not of the form NAME=VALUE, as ema_factor=0.1")
+    return name, _literal(value)
+
+
+def _literal(text: str) -> Any:
+    """A number or truth value where the text is one, else the text."""
+    known = {"true": True, "false": False, "none": None}
+    if text.lower() in known:
+        return known[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
