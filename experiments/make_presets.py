@@ -2,12 +2,15 @@
 
     python -m experiments.make_presets
 
+It needs a checkout: an installed package is no place to write to.
+
 Five sets with their networks, on the authors' four graphs, at two alphas. A file opens with the command
 that runs it, what that costs as far as it follows from the setting (steps, what is sent, and the
 arithmetic of the network; no time, which depends on the machine), and what came out, where it was run.
 """
 
 import functools
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 
 from ccl_jax import graphs, models
 from ccl_jax.models.convolution import as_defined
+from experiments import cli
 from experiments.workload import count_flop
 
 FOLDER = Path(__file__).with_name("presets")
@@ -147,7 +151,17 @@ def forward_flop(setting: Setting) -> int:
         return count_flop(jax.make_jaxpr(forward)(*shapes, image).jaxpr)
 
 
-def main() -> None:
+def write() -> None:
+    """Writes all presets.
+
+    Raises:
+      ValueError: This is an installed package, not a checkout.
+    """
+    checkout = FOLDER.parents[1]
+    if not (checkout / "setup.cfg").is_file():
+        raise ValueError(
+            f"presets are written into a checkout, and {checkout} is none; run this in the root of one"
+        )
     FOLDER.mkdir(exist_ok=True)
     for name, content in presets().items():
         (FOLDER / name).write_text(content)
@@ -155,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.guard(write))
