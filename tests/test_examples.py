@@ -55,7 +55,7 @@ def test_all_examples_are_run():
         assert len(BLOCK.findall(text)) == text.count("```python")
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("*.md")), *PAGES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if re.match(r"[a-z]+://", target):

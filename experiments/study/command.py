@@ -5,8 +5,9 @@
     python -m experiments.study --study=first_three --data=cifar10 --data_dir=DIR --workers=2
     python -m experiments.study --study=first_three --data=fmnist --epochs=5
 
-What a run gave is kept in RESULTS/STUDY-DATA/runs.jsonl, and studies share runs. The same command
-goes on where it was stopped. With --epochs all runs are so long, and lie in RESULTS/STUDY-DATA-5-epochs.
+What a run gave is kept in RESULTS/STUDY-DATA/runs.jsonl, and studies share runs. RESULTS is --results,
+by default experiments/results in the root of a checkout and results elsewhere. The same command goes on
+where it was stopped. With --epochs all runs are so long, and lie in RESULTS/STUDY-DATA-5-epochs.
 `python -m experiments.report` makes tables and figures of it.
 """
 
@@ -23,7 +24,11 @@ from experiments.study.catalogue import Job, Study
 from experiments.study.records import Record
 from experiments.study.tuning import chosen_rates
 
-RESULTS = "experiments/results"
+
+def default_results() -> str:
+    """The results of the checkout in whose root we are, or else `results` in the present folder."""
+    of_checkout = "experiments/results"
+    return of_checkout if Path(of_checkout).is_dir() else "results"
 
 
 def folder(study: Study, results: Path) -> Path:
@@ -133,7 +138,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer(
         "epochs", None, "of all runs; default: its own", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_string("results", RESULTS, "results directory", flag_values=values)
+    flags.DEFINE_string("results", default_results(), "results directory", flag_values=values)
     return values
 
 
