@@ -79,7 +79,7 @@ def sparse(tables: Tables, tree: PyTree, collected: PyTree) -> PyTree:
 
 
 def _sum_dtype(x: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def choose(kind: str, degree: int, agents: int) -> Callable[[Tables, PyTree, PyTree], PyTree]:
