@@ -16,6 +16,12 @@ def axpy(a: jax.Array | float, x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(lambda u, v: jnp.asarray(a, v.dtype) * u + v, x, y)
 
 
+def sum_type(tree: PyTree) -> jnp.dtype:
+    """The type of averages of a tree, and of weights and rates beside it: float32, or float64 for it."""
+    double = any(x.dtype == jnp.float64 for x in jax.tree.leaves(tree))
+    return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
 def copy(tree: PyTree) -> PyTree:
     """Buffers of their own: the step gives its buffers away, and each only once."""
     return jax.tree.map(jnp.copy, tree)

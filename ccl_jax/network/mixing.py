@@ -17,8 +17,8 @@ class Tables(NamedTuple):
     """One round's graph, as the agents of a block see it.
 
     Attributes:
-      weights: `[agents, buffer]` float32, for the rows that the block collects.
-      own_weights: `[agents]` float32, w_ii.
+      weights: `[agents, buffer]`, for the rows that the block collects.
+      own_weights: `[agents]`, w_ii.
       incoming: `Edges` with `[agents, degree]` tables; peers are rows of the buffer.
       outgoing: `Edges` with `[agents, out_degree]` tables; likewise.
     """
@@ -30,7 +30,7 @@ class Tables(NamedTuple):
 
     @property
     def neighbor_weights(self) -> jax.Array:
-        """`[agents, degree]` float32: w_ij for each table entry (shared by entries that repeat)."""
+        """`[agents, degree]`: w_ij for each table entry (shared by entries that repeat)."""
         peers, mask = self.incoming.peers, self.incoming.mask
         same = (peers[:, :, None] == peers[:, None, :]) & mask[:, None, :]
         repeats = jnp.maximum(same.sum(axis=2), 1).astype(self.weights.dtype)
@@ -50,7 +50,7 @@ def dense(tables: Tables, tree: PyTree, collected: PyTree) -> PyTree:
 
     # Full precision, summed in float32: GPUs and TPUs would otherwise round weights to fewer bits.
     def mix(x: jax.Array) -> jax.Array:
-        dtype = _sum_dtype(x)
+        dtype = trees.sum_type(x)
         mixed = jnp.einsum(
             "ij,j...->i...",
             tables.weights.astype(dtype),
@@ -68,7 +68,7 @@ def sparse(tables: Tables, tree: PyTree, collected: PyTree) -> PyTree:
     peers, weights = tables.incoming.peers, tables.neighbor_weights
 
     def mix(x: jax.Array, others: jax.Array) -> jax.Array:
-        dtype = _sum_dtype(x)
+        dtype = trees.sum_type(x)
         scale = lambda w, y: trees.per_agent(w.astype(dtype), y) * y.astype(dtype)
         total = scale(tables.own_weights, x)
         for d in range(peers.shape[1]):
@@ -76,10 +76,6 @@ def sparse(tables: Tables, tree: PyTree, collected: PyTree) -> PyTree:
         return total.astype(x.dtype)
 
     return jax.tree.map(mix, tree, collected)
-
-
-def _sum_dtype(x: jax.Array) -> jnp.dtype:
-    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def choose(kind: str, degree: int, agents: int) -> Callable[[Tables, PyTree, PyTree], PyTree]:
