@@ -113,9 +113,7 @@ class Round:
         """
         channel = self._network.channel if compress else self._network.exact
         known = self._pass(channel, name, tree)
-        if not self._measuring:
-            size = channel.message_bytes(tree)
-            self._ledger.enter(size, *_count(self._losses))
+        self._pay(channel.message_bytes(tree), *_count(self._losses))
         return Message(tree, known, channel, name)
 
     def mix(self, message: Message) -> PyTree:
@@ -140,17 +138,20 @@ class Round:
         def hop(k, carry):
             tree, memory, messages, lost = carry
             tables, losses = self._graph(k)
-            known, memory = message.channel.send(tree, memory, self._moment)
+            known = tree
+            if not self._measuring:
+                known, memory = message.channel.send(tree, memory, self._moment)
             sent, gone = _count(losses)
             mixed = self._average(tables, tree, known, message.channel)
             return mixed, memory, messages + sent, lost + gone
 
         nothing = jnp.zeros_like(self.ids)
-        carry = (mixed, self._new[message.name], nothing, nothing)
+        carry = (mixed, self._new.get(message.name), nothing, nothing)
         # A loop of the program: many gossip steps are compiled as quickly as two.
         mixed, memory, messages, lost = jax.lax.fori_loop(1, more + 1, hop, carry)
-        self._new[message.name] = memory
-        self._ledger.enter(message.channel.message_bytes(mixed), messages, lost)
+        if not self._measuring:
+            self._new[message.name] = memory
+        self._pay(message.channel.message_bytes(mixed), messages, lost)
         return mixed
 
     def gather(self, message: Message) -> PyTree:
@@ -210,11 +211,10 @@ class Round:
         channel = self._network.replies if compress else Exact()
         tree = self._pass(channel, name, tree)
         arrive = self.outgoing._replace(mask=self._losses.replies_arrive)
-        if not self._measuring:
-            size = channel.message_bytes(tree, 2) if message_bytes is None else message_bytes
-            sent = self.incoming.mask.sum(axis=1, dtype=jnp.int32)
-            reached = self._losses.replies_reach.sum(axis=1, dtype=jnp.int32)
-            self._ledger.enter(size, sent, sent - reached)
+        size = channel.message_bytes(tree, 2) if message_bytes is None else message_bytes
+        sent = self.incoming.mask.sum(axis=1, dtype=jnp.int32)
+        reached = self._losses.replies_reach.sum(axis=1, dtype=jnp.int32)
+        self._pay(size, sent, sent - reached)
         return self._take(tree, arrive, at_slots=True)
 
     def average(
@@ -237,7 +237,7 @@ class Round:
         else:
             size = 2 * size * (self.agents - 1) // self.agents
         when = self.active & jnp.asarray(when)
-        self._ledger.enter(size, jnp.where(when, messages, 0))
+        self._pay(size, jnp.where(when, messages, 0))
         mean = jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
         return trees.where(when, mean, tree)
 
@@ -260,6 +260,11 @@ class Round:
         return self._network.tables(
             self._first_hop + hop, self.active, self._block, self.conditions
         )
+
+    def _pay(self, size: int, messages: jax.Array, lost: jax.Array | None = None) -> None:
+        """Counts `messages [agents]` of `size` bytes, of which `lost [agents]` do not arrive."""
+        if not self._measuring:
+            self._ledger.enter(size, messages, lost)
 
     def _pass(self, channel: Channel, name: str, tree: PyTree) -> PyTree:
         """What receivers know of `tree`; the channel's memory of that name is renewed."""

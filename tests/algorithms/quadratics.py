@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccl_jax import graphs
+from ccl_jax import algorithms, graphs
 from ccl_jax.algorithms.base import Algorithm
 from ccl_jax.network import Network
 
@@ -42,8 +42,9 @@ class Quadratics:
         @jax.jit
         def step(x, state, t, lr):
             talk = self.network.round(t)
-            at, state = algorithm.communicate(x, state, talk, lr)
-            return algorithm.update(gradient(at, a, c), at, state, talk, lr)
+            own = lambda at, _: (gradient(at, a, c), None)
+            new = algorithms.advance(algorithm, x, state, talk, lr, own)
+            return new.params, new.state
 
         x = jnp.tile(jnp.asarray(self.start, float), (self.agents, 1))
         state = algorithm.init(x, self.network.round(0))

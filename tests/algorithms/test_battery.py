@@ -126,15 +126,11 @@ class Runner:
             curvature, optimum = data
             return {"w": curvature @ (x["w"] - optimum)}
 
-        talk, algorithm = self.network.round(t), self.algorithm
-        received = algorithm.models(params, state)
-        at, state = algorithm.communicate(params, state, talk, lr)
-        grads = jax.vmap(gradient)(at, (a, c))
-        if algorithm.combine is not None:
-            cross = talk.cross(gradient, received, (a, c), message=params)
-            grads, state = algorithm.combine(grads, cross, state, talk)
-        params, state = algorithm.update(grads, at, state, talk, lr)
-        return params, state, at["w"]
+        talk = self.network.round(t)
+        own = lambda at, _: (jax.vmap(gradient)(at, (a, c)), at["w"])
+        cross = lambda models: talk.cross(gradient, models, (a, c))
+        new = algorithms.advance(self.algorithm, params, state, talk, lr, own, cross)
+        return new.params, new.state, new.aux
 
     def run(self, a, c, x0, steps, start=None):
         """Points where gradients were taken, `[steps, agents, size]`, and the last (x, state, t)."""

@@ -67,6 +67,7 @@ def test_momentum_is_of_the_parameters_type():
     params = {"w": jnp.ones((5, 3), jnp.bfloat16)}
     network = PROBLEM.network.round(0)
     state = algorithm.init(params, network)
-    eval_params, state = algorithm.communicate(params, state, network, jnp.float32(0.1))
-    new, state = algorithm.update(eval_params, eval_params, state, network, jnp.float32(0.1))
-    assert {x.dtype for x in jax.tree.leaves((new, state))} == {jnp.dtype(jnp.bfloat16)}
+    own = lambda eval_params, _: (eval_params, None)
+    new = algorithms.advance(algorithm, params, state, network, jnp.float32(0.1), own)
+    leaves = jax.tree.leaves((new.params, new.state))
+    assert {x.dtype for x in leaves} == {jnp.dtype(jnp.bfloat16)}

@@ -19,9 +19,9 @@ def test_trackers_have_the_mean_of_the_gradients():
     @jax.jit
     def step(x, state, t):
         talk = quadratics.network.round(t)
-        at, state = algorithm.communicate(x, state, talk, jnp.float32(0.03))
-        grads = jax.vmap(lambda x, a, c: a @ (x - c))(at, a, c)
-        return *algorithm.update(grads, at, state, talk, jnp.float32(0.03)), grads
+        own = lambda at, _: (jax.vmap(lambda x, a, c: a @ (x - c))(at, a, c), None)
+        new = algorithms.advance(algorithm, x, state, talk, jnp.float32(0.03), own)
+        return new.params, new.state, new.grads
 
     for t in range(10):
         x, state, grads = step(x, state, jnp.int32(t))

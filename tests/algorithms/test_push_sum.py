@@ -23,9 +23,9 @@ def test_frozen_models_reach_the_plain_mean():
     @jax.jit
     def push(x, state, t):
         talk = network.round(t)
-        z, state = algorithm.communicate(x, state, talk, 0.1)
-        x, state = algorithm.update(jnp.zeros_like(x), z, state, talk, 0.0)
-        return z, x, state
+        own = lambda z, _: (jnp.zeros_like(x), z)
+        new = algorithms.advance(algorithm, x, state, talk, 0.0, own)
+        return new.aux, new.params, new.state
 
     for t in range(60):
         z, x, state = push(x, state, jnp.int32(t))
@@ -43,7 +43,7 @@ def test_one_step_by_hand():
     algorithm = algorithms.make("sgp", momentum=0.0, nesterov=False, weight_decay=0.1)
     x = jnp.array([[2.0], [4.0]])
     state = algorithm.init(x, network.round(0))
-    z, state = algorithm.communicate(x, state, network.round(0), 0.5)
+    z, state, _ = algorithm.communicate(x, state, network.round(0), 0.5)
     np.testing.assert_allclose(state.weight, [1.5, 0.5])
     np.testing.assert_allclose(z[:, 0], [4 / 1.5, 4.0], rtol=1e-6)
     x, _ = algorithm.update(jnp.array([[1.0], [2.0]]), z, state, network.round(0), 0.5)

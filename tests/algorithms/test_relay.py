@@ -34,7 +34,7 @@ def test_a_model_at_distance_d_arrives_after_d_steps(tree, fill):
     )
     distance = nx.floyd_warshall_numpy(graph, nodelist=sorted(graph))
     for t in range(int(distance.max()) + 2):
-        x, state = relay(state, t)
+        x, state, _ = relay(state, t)
         heard = distance <= t + 1
         missing = (agents - heard.sum(axis=1))[:, None]
         wanted = (heard @ z + missing * x0) / agents

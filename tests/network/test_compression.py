@@ -97,10 +97,10 @@ def gossip(name, steps, rate=0.3, agents=6, gossip_steps=1):
     @jax.jit
     def step(x, memory, t):
         talk = network.round(t, memory)
-        mixed = talk.mix(x)
+        mixed = talk.mix(talk.send("x", x))
         return x + rate * (mixed - x), talk.memory()
 
-    x, memory = step(x, (), 0)
+    x, memory = step(x, network.start(lambda talk: talk.send("x", x)), 0)
     first = x = x + jnp.asarray(rng.normal(size=x.shape), jnp.float32)
     for t in range(1, steps):
         x, memory = step(x, memory, t)
@@ -126,12 +126,12 @@ def test_dsgd_converges_under_compression(name, rate):
     def step(x, state, memory, t):
         talk = network.round(t, memory)
         lr = 0.1 / (1 + t / 30)
-        at, state = algorithm.communicate(x, state, talk, lr)
-        x, state = algorithm.update(at - c, at, state, talk, lr)
-        return x, state, talk.memory()
+        new = algorithms.advance(algorithm, x, state, talk, lr, lambda at, _: (at - c, None))
+        return new.params, new.state, talk.memory()
 
     x = jnp.zeros((5, 8))
-    state, memory = algorithm.init(x, network.round(0)), ()
+    state = algorithm.init(x, network.round(0))
+    memory = network.start(lambda talk: algorithm.communicate(x, state, talk, 0.1))
     for t in range(600):
         x, state, memory = step(x, state, memory, jnp.float32(t).astype(jnp.int32))
     best = np.asarray(c).mean(axis=0)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from ccl_jax import algorithms, graphs, training
-from ccl_jax.algorithms import under_faults
 from ccl_jax.devices import parallel
-from ccl_jax.network import Network
+from ccl_jax.network import Memory, Network
 from ccl_jax.network.compression import SIGN
 from ccl_jax.network.faults import Faults, parse_pair
 from ccl_jax.runs.directory import RunDirectory
@@ -27,17 +26,22 @@ def simulate(network: Network, x, steps: int, use):
         x = use(talk, x)
         return x, talk.memory(), talk.traffic(), talk.conditions
 
-    memory, seen = (), []
+    memory, seen = network.start(lambda talk: use(talk, x)), []
     for t in range(steps):
         x, memory, traffic, conditions = step(jnp.int32(t), memory, x)
         seen.append((x, traffic, conditions))
     return seen
 
 
+def mix(talk, x):
+    return talk.mix(talk.send("x", x))
+
+
 def mixing_matrices(network: Network, steps: int) -> list[np.ndarray]:
     """The matrices that are really mixed with: each is what mix makes of the unit vectors."""
     eye = jnp.eye(network.topology.agents)
-    return [np.asarray(x) for x, _, _ in simulate(network, eye, steps, lambda r, x: r.mix(eye))]
+    use = lambda talk, x: mix(talk, eye)
+    return [np.asarray(x) for x, _, _ in simulate(network, eye, steps, use)]
 
 
 def ring(**faults) -> Network:
@@ -47,13 +51,13 @@ def ring(**faults) -> Network:
 def test_without_faults_the_network_is_the_plain_one():
     plain, none = Network(graphs.make("ring", AGENTS)), ring(seed=5)
     programs = [
-        jax.jit(lambda t, x, n=n: (n.round(t).mix(x), n.round(t).memory())).lower(
+        jax.jit(lambda t, x, n=n: (mix(n.round(t), x), n.round(t).memory())).lower(
             jnp.int32(0), jnp.ones((AGENTS, 3))
         )
         for n in (plain, none)
     ]
     assert programs[0].as_text() == programs[1].as_text()
-    assert none.round(0).memory() == () and none.round(0).traffic().lost is None
+    assert none.round(0).memory() == Memory() and none.round(0).traffic().lost is None
 
 
 @pytest.mark.parametrize("drop, offline, seed", [(0.2, 0.0, 0), (0.7, 0.3, 1)])
@@ -83,7 +87,7 @@ def test_links_fail_as_often_and_as_long_as_asked():
     burst = 4.0
     network = ring(drop=0.3, drop_burst=burst, offline=0.2, offline_length=10.0, seed=1)
     draw = jax.jit(lambda t, m: network.faults.draw(t, jnp.arange(AGENTS), AGENTS, m))
-    memory, bad, away = None, [], []
+    memory, bad, away = network.faults.start(AGENTS, AGENTS), [], []
     for t in range(4000):
         _, memory = draw(jnp.int32(t), memory)
         bad.append(np.asarray(memory.deaf)[np.triu_indices(AGENTS, 1)])
@@ -102,9 +106,7 @@ def test_independent_losses_are_independent_of_the_step_before():
 
 
 def test_lost_messages_were_sent_and_offline_agents_send_nothing():
-    seen = simulate(
-        ring(drop=0.4, offline=0.3, seed=3), jnp.ones((AGENTS, 5)), 40, lambda r, x: r.mix(x)
-    )
+    seen = simulate(ring(drop=0.4, offline=0.3, seed=3), jnp.ones((AGENTS, 5)), 40, mix)
     for _, traffic, conditions in seen:
         online = np.asarray(conditions.online)
         np.testing.assert_array_equal(traffic.bytes_sent(), np.where(online, 2 * 20, 0))
@@ -118,8 +120,9 @@ def test_gather_reply_and_cross_are_zero_where_messages_are_lost():
     x = jnp.arange(1.0, AGENTS + 1)
 
     def use(talk, _):
-        back = talk.reply(jnp.ones((AGENTS, 2)))
-        return talk.gather(x), talk.cross(lambda m, d: m * d, x, x), back, talk.mask
+        back = talk.reply("ones", jnp.ones((AGENTS, 2)))
+        sent = talk.send("x", x)
+        return talk.gather(sent), talk.cross(lambda m, d: m * d, sent, x), back, talk.mask
 
     for (heard, crossed, back, mask), _, conditions in simulate(network, 0, 8, use):
         hears = np.asarray(conditions.hears)
@@ -138,10 +141,10 @@ def test_stragglers_send_what_they_had():
     network = ring(straggle=1.0, delay=2)
     # Agent i holds 100 t + i in step t; neighbours weigh 1/3 each.
     values = [np.arange(AGENTS) + 100.0 * t for t in range(6)]
-    memory = ()
+    memory = Memory()
     for t in range(6):
         talk = network.round(t, memory)
-        mixed = talk.mix(jnp.asarray(values[t], jnp.float32))
+        mixed = mix(talk, jnp.asarray(values[t], jnp.float32))
         memory = talk.memory()
         old = values[max(0, t - 2)]
         expected = (values[t] + np.roll(old, 1) + np.roll(old, -1)) / 3
@@ -154,10 +157,10 @@ def test_a_resumed_run_has_the_faults_of_the_whole_one():
     @jax.jit
     def step(t, memory, x):
         talk = network.round(t, memory)
-        return talk.mix(x) + t.astype(x.dtype), talk.memory()
+        return mix(talk, x) + t.astype(x.dtype), talk.memory()
 
     start = jax.random.normal(jax.random.key(0), (AGENTS, 4))
-    states = [(start, ())]
+    states = [(start, network.start(lambda talk: mix(talk, start)))]
     for t in range(6):
         states.append(step(jnp.int32(t), states[-1][1], states[-1][0]))
     x, memory = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), states[3])
@@ -181,12 +184,13 @@ class Quadratics:
         @jax.jit
         def step(t, x, state, memory, lr):
             talk = network.round(t, memory)
-            at, state = algorithm.communicate(x, state, talk, lr)
-            x, state = algorithm.update(at - self.centres, at, state, talk, lr)
-            return x, state, talk.memory()
+            own = lambda at, _: (at - self.centres, None)
+            new = algorithms.advance(algorithm, x, state, talk, lr, own)
+            return new.params, new.state, talk.memory()
 
         x = jnp.zeros((AGENTS, 3))
-        state, memory = algorithm.init(x, network.round(0)), ()
+        state = algorithm.init(x, network.round(0))
+        memory = network.start(lambda talk: algorithm.communicate(x, state, talk, lr))
         for t in range(600):
             rate = jnp.float32(lr / (1 + t / 20))
             x, state, memory = step(jnp.int32(t), x, state, memory, rate)
@@ -202,12 +206,14 @@ def test_who_is_offline_does_not_train():
     algorithm = algorithms.make("qg-dsgdm-n")
     objective = training.Objective(CLASSES, 0.1, 0.1)
     step = jax.jit(training.make_step(TinyModel(), algorithm, network, objective, lambda t: 0.1))
-    state = training.init_state(TinyModel(), algorithm, network, IMAGE, jax.random.key(0))
+    state = training.init_state(
+        TinyModel(), algorithm, network, objective, IMAGE, jax.random.key(0)
+    )
     away = 0
     for t in range(6):
         new, metrics = step(state, batch(AGENTS, seed=t))
         # The chain's memory has who was offline in this step.
-        offline = np.asarray(new.network[0].offline)[0]
+        offline = np.asarray(new.memory.faults.offline)[0]
         for x, y in zip(jax.tree.leaves((state.params, state.algorithm.momentum)),
                         jax.tree.leaves((new.params, new.algorithm.momentum)), strict=True):  # fmt: skip
             changed = np.abs(np.asarray(x) - np.asarray(y)).reshape(AGENTS, -1).max(axis=1) > 0
@@ -232,11 +238,12 @@ def test_faults_do_not_depend_on_the_number_of_devices(form):
         objective = training.Objective(CLASSES, 0.1, 0.1)
         step = training.make_step(TinyModel(), algorithm, network, objective, lambda t: 0.1)
         step = jax.jit(plan.wrap(step))
-        state = training.init_state(TinyModel(), algorithm, network, IMAGE, jax.random.key(0))
-        state = training.with_network_memory(step, state, batch(AGENTS))
+        state = training.init_state(
+            TinyModel(), algorithm, network, objective, IMAGE, jax.random.key(0)
+        )
         for t in range(4):
             state, metrics = step(plan.put(state), plan.put(batch(AGENTS, seed=t)))
-        ends.append(jax.device_get((state.params, state.network[0], metrics.traffic)))
+        ends.append(jax.device_get((state.params, state.memory.faults, metrics.traffic)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *ends)
 
 
@@ -274,7 +281,7 @@ def allowed(name: str, faults: Faults, graph="ring", **hyper) -> bool:
     method = algorithms.lookup(name)
     topology = graphs.make(graph, AGENTS, stochastic=method.stochastic)
     try:
-        under_faults.check(faults, method, topology, **hyper)
+        algorithms.capabilities.check(method, Network(topology, faults=faults), **hyper)
     except ValueError as error:
         assert "\n" not in str(error) and name in str(error)
         return False
@@ -341,7 +348,7 @@ def test_flags_are_shown_and_what_they_do_is_in_the_metrics(tmp_path, capsys):
         drop=0.3, drop_burst=5, one_way=True, offline=0.4, offline_length=3, straggle=0.2, seed=5
     )
     draw = jax.jit(lambda t, memory: faults.draw(t, jnp.arange(3), 3, memory))
-    memory, online, arrived = None, [], 0
+    memory, online, arrived = faults.start(3, 3), [], 0
     for t in range(row["step"]):
         conditions, memory = draw(jnp.int32(t), memory)
         online.append(int(conditions.online.sum()))

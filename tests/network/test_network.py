@@ -27,7 +27,7 @@ def neighbors_of(agent: int) -> list[int]:
 
 def test_mix_is_the_weighted_average(odd):
     x = values(4, 3, 2)
-    mixed = odd.mix({"w": x})["w"]
+    mixed = odd.mix(odd.send("x", {"w": x}))["w"]
     # By hand: uniform weights 1/3 1/3 1/3; 1/2 1/2; alone; 1/3 self and 2/3 for the double edge.
     np.testing.assert_allclose(mixed[0], (x[0] + x[1] + x[2]) / 3, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(mixed[1], (x[1] + x[0]) / 2, rtol=1e-6, atol=1e-6)
@@ -37,7 +37,7 @@ def test_mix_is_the_weighted_average(odd):
 
 def test_gather_lists_the_neighbours(odd):
     x = values(4, 5)
-    heard = odd.gather(x)
+    heard = odd.gather(odd.send("x", x))
     for i in range(4):
         for d in range(2):
             expected = x[TABLE[i, d]] if TABLE[i, d] >= 0 else np.zeros(5)
@@ -46,7 +46,7 @@ def test_gather_lists_the_neighbours(odd):
 
 def test_reply_brings_values_home(odd):
     made = values(4, 2)  # made[i, d] was made by i for its neighbour d
-    home = odd.reply(made)
+    home = odd.reply("made", made)
     # Sums do not depend on the order of the listeners: 0 is heard by 1 and, twice, by 3.
     np.testing.assert_allclose(
         home[0].sum(), made[1, 0] + made[3, 0] + made[3, 1], rtol=1e-6, atol=1e-6
@@ -58,7 +58,7 @@ def test_reply_brings_values_home(odd):
 
 def test_cross_applies_neighbours_models_to_own_data(odd):
     models, data = values(4, 3), values(4, 6, 3)
-    out = odd.cross(lambda w, x: x @ w, models, data)
+    out = odd.cross(lambda w, x: x @ w, odd.send("models", models), data)
     for i in range(4):
         for d in range(2):
             j = TABLE[i, d]
@@ -78,18 +78,19 @@ def test_neighbor_weights_share_a_double_edge(odd):
 
 def test_bytes_count_each_message_once(odd):
     models = {"w": values(4, 10), "b": values(4, 2)}
-    odd.mix(models)
-    odd.gather(models)  # the same models: already there
-    odd.cross(lambda m, x: m["w"].sum() + x, models, values(4))
+    sent = odd.send("models", models)
+    odd.mix(sent)
+    odd.gather(sent)  # the same models: already there
+    odd.cross(lambda m, x: m["w"].sum() + x, sent, values(4))
     np.testing.assert_array_equal(odd.traffic().bytes_sent(), 48 * np.array([3, 1, 1, 0]))
-    odd.reply(values(4, 2, 5))  # 20 bytes over each edge, backwards
+    odd.reply("replies", values(4, 2, 5))  # 20 bytes over each edge, backwards
     expected = 48 * np.array([3, 1, 1, 0]) + 20 * np.array([2, 1, 0, 2])
     np.testing.assert_array_equal(odd.traffic().bytes_sent(), expected)
 
 
-def test_unmetered_talk_is_free(odd):
-    quiet = odd.unmetered()
-    quiet.mix(values(4, 3))
+def test_measuring_is_free(odd):
+    quiet = odd.measuring()
+    quiet.mix(quiet.send("x", values(4, 3)))
     assert odd.traffic().bytes_sent().sum() == 0
 
 
@@ -108,7 +109,8 @@ def test_a_graph_over_time_uses_each_round_in_turn_without_recompiling():
     def mix(step, x):
         nonlocal compilations
         compilations += 1
-        return network.round(step).mix(x)
+        talk = network.round(step)
+        return talk.mix(talk.send("x", x))
 
     x = jnp.array([0.0, 2.0, 4.0])
     np.testing.assert_allclose(mix(0, x), x)
@@ -119,4 +121,5 @@ def test_a_graph_over_time_uses_each_round_in_turn_without_recompiling():
 
 def test_mixing_keeps_the_dtype():
     network = Network(topology.from_neighbors("pair", [[1], [0]])).round(0)
-    assert network.mix(jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
+    sent = network.send("x", jnp.ones((2, 3), jnp.bfloat16))
+    assert network.mix(sent).dtype == jnp.bfloat16

@@ -43,8 +43,7 @@ def build(name, graph, agents, lambdas=(0.05, 0.05), hyper=None, **settings):
     data = batch(agents)
 
     def init():
-        state = training.init_state(MODEL, algorithm, network, IMAGE, jax.random.key(0))
-        return training.with_network_memory(step, state, data)
+        return training.init_state(MODEL, algorithm, network, objective, IMAGE, jax.random.key(0))
 
     return step, init, data
 
@@ -117,7 +116,7 @@ def test_every_method_trains_with_ccl(name, compressor):
     first = state.params
     for _ in range(2):
         state, metrics = step(state, data)
-    values = (state.params, metrics.cross_entropy, metrics.model_variant, metrics.data_variant)
+    values = (state.params, metrics.cross_entropy, metrics.losses)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(values))
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), state.params, first)
     assert all(distance > 0 for distance in jax.tree.leaves(moved))
@@ -190,7 +189,8 @@ def test_gossip_twice_sends_models_twice_and_class_sums_once():
 
 def mixing(network, step):
     """`[agents, agents]` what a round's `mix` does, from unit vectors."""
-    return np.asarray(network.round(step).mix(jnp.eye(network.topology.agents)))
+    talk = network.round(step)
+    return np.asarray(talk.mix(talk.send("x", jnp.eye(network.topology.agents))))
 
 
 def test_local_steps_leave_everyone_alone_in_between():
@@ -201,7 +201,7 @@ def test_local_steps_leave_everyone_alone_in_between():
         np.testing.assert_allclose(mixing(network, step), expected, atol=1e-6)
     alone = network.round(1)
     assert not alone.mask.any()
-    assert alone.gather(jnp.ones((5, 2))).sum() == 0
+    assert alone.gather(alone.send("x", jnp.ones((5, 2)))).sum() == 0
 
 
 def test_gossip_more_than_once_walks_through_a_graph_over_time():

@@ -3,7 +3,7 @@
 import pytest
 
 from ccl_jax import algorithms, graphs
-from ccl_jax.algorithms import under_settings
+from ccl_jax.algorithms import capabilities
 from ccl_jax.network import Network, compression
 
 REFUSED = {
@@ -20,7 +20,7 @@ def test_methods_that_a_setting_would_change_are_refused(setting):
     refused = set()
     for name, method in algorithms.REGISTRY.items():
         try:
-            under_settings.check(network, method)
+            capabilities.check(method, network)
         except ValueError as error:
             assert name in str(error) and ("leave it out" in str(error) or "take" in str(error))
             refused.add(name)
@@ -29,7 +29,7 @@ def test_methods_that_a_setting_would_change_are_refused(setting):
 
 def test_nothing_is_refused_on_a_plain_network():
     for method in algorithms.REGISTRY.values():
-        under_settings.check(Network(graphs.make("ring", 5)), method)
+        capabilities.check(method, Network(graphs.make("ring", 5)))
 
 
 def test_compression_needs_neighbours_that_stay():
