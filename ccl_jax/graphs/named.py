@@ -73,6 +73,17 @@ def _graph_and_probability(text: str) -> dict[str, Any]:
     return {"graph": graph, "probability": float(probability)}
 
 
+def _names(text: str) -> dict[str, Any]:
+    """Names between plus signs; one after which no graph's name follows belongs to a file's path."""
+    names: list[str] = []
+    for part in text.split("+"):
+        if names and "file:" in names[-1] and part.partition(":")[0] not in GRAPHS:
+            names[-1] += f"+{part}"
+        else:
+            names.append(part)
+    return {"graphs": names}
+
+
 def _directed_file(agents: int, path: str) -> np.ndarray:
     return static.from_file(agents, path, directed=True)
 
@@ -117,8 +128,7 @@ _ENTRIES = (
     Graph("random-regular:DEGREE[:ROUNDS]", "a random regular graph, another in each of 64 rounds",
           over_time.random_regular, _fields(degree=int, rounds=int), "random-regular:3"),
     Graph("alternating:GRAPH+GRAPH+...", "named graphs one after the other",
-          over_time.alternating, lambda text: {"graphs": text.split("+")},
-          "alternating:ring+star"),
+          over_time.alternating, _names, "alternating:ring+star"),
     Graph("edges-come-and-go:GRAPH:PROBABILITY", "each edge of a graph works at times, at random",
           over_time.edges_come_and_go, _graph_and_probability,
           "edges-come-and-go:ring:0.5"),
@@ -229,7 +239,8 @@ def from_networkx(
 
     Args:
       graph: The graph. A directed edge (j, i) means that j sends to i; parallel edges count each;
-        self-loops and edge attributes are ignored.
+        self-loops and edge attributes are ignored. Nodes that are texts of digits are sorted as
+        numbers.
       name: What to call it.
       weights: A key of `WEIGHTS`.
       stochastic: "row", or "column" for push-sum.

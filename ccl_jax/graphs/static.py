@@ -6,6 +6,7 @@ and a registry; here is only who is connected with whom.
 """
 
 import math
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,8 @@ _DYCK_RUNGS = (
 def edge_counts(graph: nx.Graph) -> np.ndarray:
     """Counts the edges between the nodes of a networkx graph, in sorted order of the nodes.
 
+    Nodes that are all texts of digits, as networkx reads them from files, are sorted as numbers.
+
     Args:
       graph: Any graph. In a directed one the edge (j, i) means that j sends to i. Parallel edges of
         a multigraph count each; self-loops and edge attributes are ignored (an agent always hears
@@ -33,8 +36,9 @@ def edge_counts(graph: nx.Graph) -> np.ndarray:
     Returns:
       `[agents, agents]` integers; entry (i, j) is the number of edges from j to i.
     """
+    digits = all(isinstance(node, str) and node.isdecimal() for node in graph.nodes)
     try:
-        nodes = sorted(graph.nodes)
+        nodes = sorted(graph.nodes, key=int if digits else None)
     except TypeError:  # Nodes of mixed types have no order but that of their insertion.
         nodes = list(graph.nodes)
     counts = nx.to_numpy_array(graph, nodes, weight=None, dtype=np.int64).T
@@ -209,7 +213,9 @@ def from_file(agents: int, path: str, directed: bool = False) -> np.ndarray:
 
     Each line names an agent and then those it is connected with (those it sends to, if directed):
     with one of them a line it is an edge list, with more an adjacency list. Text after # is a
-    comment, an empty attribute `{}` at the end of a line is allowed, self-loops are ignored.
+    comment, an empty attribute `{}` at the end of a line is allowed, self-loops are ignored, an edge
+    that is named again counts once. A file that may as well be an edge list with weights, or other
+    columns of whole numbers, is refused: nothing else would tell a weight from a neighbour.
 
     Args:
       agents: Number of agents; the file must use the numbers 0 to agents - 1.
@@ -223,7 +229,7 @@ def from_file(agents: int, path: str, directed: bool = False) -> np.ndarray:
       ValueError: There is no such file, or it is damaged; names the file and the line.
     """
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text = pathlib.Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(
             f"graph file {path} cannot be read ({error.strerror}); give an edge list or adjacency "
@@ -231,24 +237,36 @@ def from_file(agents: int, path: str, directed: bool = False) -> np.ndarray:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"graph file {path} is not a text file; give an edge list or adjacency list"
+            f"graph file {path} is not a text file in UTF-8; give an edge list or adjacency list"
         ) from error
 
     graph = nx.DiGraph() if directed else nx.Graph()
-    for number, line in enumerate(lines, start=1):
+    rows: dict[int, list[int]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split("#")[0].rstrip().removesuffix("{}").split()
+        where = f"graph file {path}, line {number}"
         if not all(word.isascii() and word.isdigit() for word in words):
             raise ValueError(
-                f"graph file {path}, line {number}: {line.strip()[:60]!r} is not a list of agents; "
-                "write whole numbers separated by blanks, such as '0 1'"
+                f"{where}: {line.strip()[:60]!r} is not a list of agents; write whole numbers "
+                "separated by blanks, such as '0 1', and no weights"
             )
-        for word in words:
-            if int(word) >= agents:
+        # Python converts only so many digits: zeros in front go, and length is looked at first.
+        digits = [word.lstrip("0") or "0" for word in words]
+        for word in digits:
+            if len(word) > len(str(agents)) or int(word) >= agents:
                 raise ValueError(
-                    f"graph file {path}, line {number}: there is no agent {word} among {agents} "
-                    f"agents; the file may use the numbers 0 to {agents - 1}"
+                    f"{where}: there is no agent {_short(word)} among {agents} agents; the file may "
+                    f"use the numbers 0 to {agents - 1}"
                 )
-        nodes = [int(word) for word in words]
+        if not words:
+            continue
+        nodes = [int(word) for word in digits]
+        if len(nodes) > 2 and len(set(nodes)) < len(nodes):
+            raise ValueError(
+                f"{where}: {line.strip()[:60]!r} names an agent twice, as a weight at its end would; "
+                "weights are not read: write the two agents of an edge only"
+            )
+        rows[number] = nodes
         graph.add_nodes_from(nodes)
         graph.add_edges_from((nodes[0], other) for other in nodes[1:])
     missing = sorted(set(range(agents)) - set(graph.nodes))
@@ -257,7 +275,33 @@ def from_file(agents: int, path: str, directed: bool = False) -> np.ndarray:
             f"graph file {path} names {len(graph)} of {agents} agents (agent {missing[0]} is "
             "missing); it must name each of them at least once"
         )
+    if _may_have_weights(list(rows.values()), agents):
+        first = next(iter(rows))
+        raise ValueError(
+            f"graph file {path}, line {first}: all lines have {len(rows[first])} numbers, as this "
+            "one, and those after the second may be neighbours or weights; write one edge a line, "
+            "its two agents only"
+        )
     return edge_counts(graph)
+
+
+def _may_have_weights(rows: list[list[int]], agents: int) -> bool:
+    """Whether the rows of a file make sense as edges with further columns, as weights.
+
+    They do if all are equally long and their first two columns name every agent; but not if they are
+    an adjacency list in which everyone is listed by those it lists.
+    """
+    if not rows or len(rows[0]) < 3 or len({len(row) for row in rows}) > 1:
+        return False
+    if len({agent for row in rows for agent in row[:2]}) < agents:
+        return False
+    heard = {row[0]: set(row[1:]) for row in rows}
+    mutual = all(i in heard.get(j, ()) for i, others in heard.items() for j in others)
+    return len(heard) < len(rows) or not mutual
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= 20 else f"{word[:10]}... ({len(word)} digits)"
 
 
 def _exactly(name: str, counts: np.ndarray, agents: int) -> np.ndarray:

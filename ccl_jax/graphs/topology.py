@@ -11,9 +11,10 @@ does not change has one round; one that does is repeated after its last round.
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 Stochastic = Literal["row", "column"]
 
@@ -154,14 +155,19 @@ def from_neighbors(
 
     Raises:
       ValueError: A neighbour that is no agent, weights that are not stochastic or lie off the
-        edges, or shapes that do not fit.
+        edges, or types or shapes that do not fit.
     """
-    neighbors = np.asarray(neighbors, np.int32)
+    neighbors = _array(name, "the neighbour table", neighbors)
     neighbors = neighbors[None] if neighbors.ndim == 2 else neighbors
     if neighbors.ndim != 3 or 0 in neighbors.shape[:2]:
         raise ValueError(
             f"{name}: the neighbour table has shape {neighbors.shape}; it must be [agents, degree] "
             "or [rounds, agents, degree] with at least one agent"
+        )
+    if neighbors.size and neighbors.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: the neighbour table is {neighbors.dtype}; it must hold whole numbers, the agents "
+            "that each agent receives from"
         )
     rounds, agents, degree = neighbors.shape
     strangers = neighbors[(neighbors < -1) | (neighbors >= agents)]
@@ -170,10 +176,17 @@ def from_neighbors(
             f"{name}: the neighbour table names agent {strangers[0]}, but agents are 0 to "
             f"{agents - 1} (-1 for none)"
         )
+    neighbors = neighbors.astype(np.int32)
     own = np.broadcast_to(np.arange(agents, dtype=np.int32)[None, :, None], neighbors.shape)
     present = (neighbors >= 0) & (neighbors != own)
     if mask is not None:
-        present &= np.asarray(mask, bool).reshape(neighbors.shape)
+        mask = _array(name, "the mask", mask)
+        if mask.shape not in (neighbors.shape, neighbors.shape[1:] if rounds == 1 else None):
+            raise ValueError(
+                f"{name}: the mask has shape {mask.shape}, the neighbour table {neighbors.shape}; both "
+                "must have one shape"
+            )
+        present &= mask.astype(bool)
     # Tables are sorted, padding last: in an undirected graph both directions then read alike.
     order = np.argsort(np.where(present, neighbors, agents), axis=2, kind="stable")
     present = np.take_along_axis(present, order, axis=2)
@@ -191,7 +204,7 @@ def from_neighbors(
     np.add.at(voices, (r, i, peers[r, i, d]), 1)
     if weights is None:
         weights = voices / voices.sum(axis=2 if stochastic == "row" else 1, keepdims=True)
-    weights = np.asarray(weights, np.float64)
+    weights = _real(name, weights)
     if weights.shape not in [(agents, agents), (rounds, agents, agents)]:
         raise ValueError(
             f"{name}: mixing weights have shape {weights.shape}; with this neighbour table they "
@@ -212,13 +225,14 @@ def from_matrix(name: str, weights: np.ndarray, *, stochastic: Stochastic = "row
 
     Args:
       name: What to call it.
-      weights: `[agents, agents]` or `[rounds, agents, agents]`.
+      weights: `[agents, agents]` or `[rounds, agents, agents]` real numbers; a sparse matrix of
+        SciPy, too.
       stochastic: "row", or "column" for push-sum.
 
     Raises:
-      ValueError: As `Topology`.
+      ValueError: They are no array of real numbers, or as `Topology`.
     """
-    weights = np.asarray(weights, np.float64)
+    weights = _real(name, weights)
     weights = weights[None] if weights.ndim == 2 else weights
     _check_weights(name, weights, stochastic)
     edges = (weights != 0) & ~np.eye(weights.shape[1], dtype=bool)
@@ -232,6 +246,27 @@ def from_matrix(name: str, weights: np.ndarray, *, stochastic: Stochastic = "row
 def own_column(rounds: int, agents: int) -> np.ndarray:
     """`[rounds, agents, 1]` int32: a neighbour table in which everyone has only itself."""
     return np.broadcast_to(np.arange(agents, dtype=np.int32)[None, :, None], (rounds, agents, 1))
+
+
+def _array(name: str, what: str, values: Any) -> np.ndarray:
+    """What was given, as an array."""
+    try:
+        return np.asarray(values.toarray() if sparse.issparse(values) else values)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(
+            f"{name}: {what} is no array ({error}); give rows of one length"
+        ) from error
+
+
+def _real(name: str, weights: Any) -> np.ndarray:
+    """Mixing weights as float64; complex ones would lose a part, texts would be read."""
+    weights = _array(name, "the mixing matrix", weights)
+    if weights.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{name}: mixing weights are {weights.dtype} {weights.shape}; they must be real numbers "
+            "[agents, agents] or [rounds, agents, agents]"
+        )
+    return weights.astype(np.float64)
 
 
 def _link(peers: np.ndarray, mask: np.ndarray) -> tuple[Edges, Edges]:
@@ -256,6 +291,8 @@ def _link(peers: np.ndarray, mask: np.ndarray) -> tuple[Edges, Edges]:
 
 
 def _check_weights(name: str, weights: np.ndarray, stochastic: Stochastic) -> None:
+    if stochastic not in ("row", "column"):
+        raise ValueError(f"{name}: stochastic is {stochastic!r}; it must be 'row' or 'column'")
     if weights.ndim != 3 or weights.shape[1] != weights.shape[2] or 0 in weights.shape:
         raise ValueError(
             f"{name}: mixing weights have shape {weights.shape}; they must be "

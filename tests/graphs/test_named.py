@@ -278,9 +278,16 @@ def test_files_that_networkx_writes(tmp_path, write):
 
 
 def test_directed_file(tmp_path):
-    (tmp_path / "g").write_text("# who sends to whom\n0 1 2\n\n1 2 2\n2 2 0  # a self-loop\n")
+    (tmp_path / "g").write_text("# who sends to whom\n0 1 2\n\n1 2\n1 2\n2 2  # a self-loop\n2 0\n")
     graph = graphs.make(f"directed-file:{tmp_path}/g", 3)
     assert graph.adjacency[0].tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
+
+
+def test_nodes_that_are_digits_are_sorted_as_numbers():
+    # networkx reads nodes as texts, and "10" comes before "2" as a text.
+    chain = nx.path_graph([str(k) for k in range(12)])
+    wanted = graphs.make("chain", 12).adjacency
+    np.testing.assert_array_equal(graphs.from_networkx(chain).adjacency, wanted)
 
 
 @pytest.mark.parametrize(
@@ -289,12 +296,18 @@ def test_directed_file(tmp_path):
         (b"", "names 0 of 3 agents"),
         (b"\n# nothing\n", "names 0 of 3 agents"),
         (b"0 1\n1 two\n", "line 2: '1 two' is not a list of agents"),
-        (b"0 1\n1 2 0.5\n", "line 2"),
+        (b"0 1\n1 2 0.5\n", "line 2: '1 2 0.5' is not .* no weights"),
+        (b"0 1\n1 2 {'weight': 2}\n", "line 2: .* no weights"),
+        (b"0 1\n1 2 2\n", "line 2: '1 2 2' names an agent twice, as a weight"),
+        (b"0 1\n1 2 1\n", "line 2: '1 2 1' names an agent twice, as a weight"),
+        (b"source,target\n0,1\n", "line 1: 'source,target' is not a list of agents"),
+        (b"0 1\n1 " + b"9" * 5000, r"line 2: there is no agent 9999999999\.\.\. \(5000 digits\)"),
         (b"0 1\n-1 2\n", "line 2"),
         (b"0 1\n1 2\n2 3\n", "line 3: there is no agent 3 among 3 agents.* 0 to 2"),
         (b"0 1\n", "names 2 of 3 agents .agent 2 is missing"),
         (b"0 1\n2\n", "disconnected: 2 components of 2, 1 agents"),
         (b"\x89PNG\xff\xfe", "not a text file"),
+        ("0 1\n1 2\n".encode("utf-16"), "not a text file in UTF-8"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, content, words):

@@ -1,10 +1,12 @@
 """The Topology value: tables, weights, eigenvalues, and what it refuses."""
 
+import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from ccl_jax import graphs
 from ccl_jax.graphs import topology
@@ -139,6 +141,26 @@ def test_a_matrix_gives_back_itself(counts):
     np.testing.assert_array_equal(graph.adjacency, np.minimum(counts, 1))
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        sparse.csr_array,
+        sparse.coo_matrix,
+        lambda matrix: matrix.view(np.matrix),
+        np.ndarray.tolist,
+        jnp.asarray,
+    ],
+)
+def test_forms_of_a_matrix(form):
+    matrix = np.array([[0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    graph = topology.from_matrix("chain", form(matrix))
+    assert graph.weights.tolist() == [matrix.tolist()]
+    assert graph.adjacency.tolist() == [[[0, 1, 0], [1, 0, 1], [0, 1, 0]]]
+    table = np.array([[1, -1], [0, 2], [1, -1]])
+    graph = topology.from_neighbors("chain", table.tolist(), weights=form(matrix))
+    assert graph.weights.tolist() == [matrix.tolist()]
+
+
 # Eigenvalues of the matrices that are used in practice, worked out by hand: a circulant graph with
 # hops h has the eigenvalues sum_h w_h cos(2 pi k h / N), and a bipartite one of degree d and weight
 # 1/(d+1) has (1 - d)/(1 + d).
@@ -228,6 +250,21 @@ def test_connected_agrees_with_networkx():
         ),
         (lambda: topology.from_matrix("g", np.array([[1.5, -0.5], [0, 1]])), "not negative"),
         (lambda: topology.from_matrix("g", np.array([[np.nan, 1], [0, 1]])), "finite"),
+        (lambda: topology.from_matrix("g", np.eye(2) + 0.5j), r"complex128 \(2, 2\); .* real"),
+        (lambda: topology.from_matrix("g", np.array([["1", "0"], ["0", "1"]])), "<U1.* real"),
+        (lambda: topology.from_matrix("g", [[None, 1], [1, None]]), "object .* real"),
+        (lambda: topology.from_matrix("g", [sparse.eye_array(2)] * 2), "object .* real"),
+        (lambda: topology.from_matrix("g", nx.cycle_graph(3)), "mixing"),
+        (lambda: topology.from_matrix("g", [[1], [0, 1]]), "g: the mixing matrix is no array"),
+        (lambda: topology.from_matrix("g", sparse.eye_array(2) * 2), "row 0 .* sums to 2"),
+        (lambda: topology.from_matrix("g", np.eye(2), stochastic="rows"), "stochastic is 'rows'"),
+        (lambda: topology.from_neighbors("g", [[1], [0, 1]]), "g: the neighbour table is no array"),
+        (lambda: topology.from_neighbors("g", [[1.0], [0.6]]), "float64; .* whole numbers"),
+        (lambda: topology.from_neighbors("g", [[2**32 + 1], [0]]), "names agent 4294967297"),
+        (
+            lambda: topology.from_neighbors("g", [[1, 2], [0, 2], [0, 1]], np.ones((2, 3), bool)),
+            r"the mask has shape \(2, 3\)",
+        ),
     ],
 )
 def test_bad_input_is_refused(build, words):
