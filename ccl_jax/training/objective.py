@@ -46,7 +46,8 @@ class Objective:
             _check_weight(name, getattr(self, name))
         names = [name for name, _ in self.feature_losses]
         for name, weight in self.feature_losses:
-            losses.lookup(name)
+            for need in losses.lookup(name).needs:
+                look_up("need of a feature loss", need, losses.NEEDS)
             _check_weight(f"the weight of feature loss {name}", weight)
             if name in LAMBDAS:
                 raise ValueError(f"feature loss {name} has a setting of its own: {LAMBDAS[name]}")
