@@ -143,6 +143,28 @@ def test_devices_that_share_batches(name, blocks, options):
     assert_equal(sharded, metrics)
 
 
+PROTOTYPE = Objective(CLASSES, feature_losses=(("prototype", 0.5),))
+
+
+@pytest.mark.parametrize(
+    "name, devices, options",
+    [
+        ("dsgd", 4, {}),
+        ("isolated", 2, {"local_steps": 2}),
+        ("dsgd", 2, {"form": "pmap"}),
+        pytest.param("dsgd", 2, {"batch_devices": 4}, marks=pytest.mark.slow),
+        pytest.param("sgp", 4, {"faults": Faults(drop=0.3)}, marks=pytest.mark.slow),
+    ],
+)
+def test_prototypes_are_the_same_wherever_the_agents_are(name, devices, options):
+    forms = {key: options.pop(key) for key in ("form", "batch_devices") if key in options}
+    one, metrics = run(name, 1, objective=PROTOTYPE, size=8, steps=5, **options)
+    many, sharded = run(name, devices, objective=PROTOTYPE, size=8, steps=5, **forms, **options)
+    assert_equal(many, one)
+    assert_equal(sharded, metrics)
+    assert (metrics.losses["prototype"] > 0).all()
+
+
 @pytest.mark.slow
 def test_each_step_with_int8_is_the_same_on_four_devices():
     """From the same state. What is then quantized is the same to the bit, and so are its levels.
