@@ -37,10 +37,12 @@ def compare(config: Config, given: frozenset[str]) -> None:
     if not config.resume:
         with hosts.together():
             runner.RunDirectory(workdir).check_free()
-    ccl = {} if given & {"lambda_m", "lambda_d"} else {"lambda_m": 0.1, "lambda_d": 0.1}
+    plain = {"lambda_m": 0.0, "lambda_d": 0.0, "feature_loss": ()}
+    # The losses that were given, if any.
+    ccl = {} if given & set(plain) else {"lambda_m": 0.1, "lambda_d": 0.1}
     contestants = {
-        "dsgdm-n": {"algorithm": "dsgdm-n", "lambda_m": 0.0, "lambda_d": 0.0},
-        "qg-dsgdm-n": {"algorithm": "qg-dsgdm-n", "lambda_m": 0.0, "lambda_d": 0.0},
+        "dsgdm-n": {"algorithm": "dsgdm-n", **plain},
+        "qg-dsgdm-n": {"algorithm": "qg-dsgdm-n", **plain},
         "ccl": {"algorithm": "qg-dsgdm-n", **ccl},
     }
     # A comparison that is resumed starts those of its runs that had not begun.

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import ccl_jax
-from experiments import make_presets
 from experiments.study import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -77,11 +76,8 @@ def test_holds_the_packages_and_their_data_and_nothing_else(installed):
         "experiments",
     ]
     files = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
-    presets = [path.name for path in make_presets.FOLDER.glob("*.flags")]
-    data = [f"presets/{name}" for name in presets] + [
-        f"studies/{n}.toml" for n in catalogue.names()
-    ]
-    assert {f"experiments/{name}" for name in ("settings.toml", *data)} <= files
+    plans = [f"study/plans/{name}.toml" for name in catalogue.names()]
+    assert {f"experiments/{name}" for name in ("settings.toml", *plans)} <= files
     modules = {
         str(path.relative_to(ROOT))
         for package in ("ccl_jax", "experiments")
@@ -137,9 +133,9 @@ def test_a_study_of_ones_own(run):
     assert (run.folder / out.strip() / "report.html").is_file()
 
 
-def test_what_needs_a_checkout_says_so(run):
-    code, _, err = run("-m", "experiments.make_presets")
-    assert code == 2 and "checkout" in err and err.count("\n") == 1, err
+def test_presets_come_along(run):
+    code, out, err = run("-m", "experiments.presets")
+    assert code == 0 and out.split()[0] == "cifar10/ring16/0.1", err
 
 
 def test_all_is_written_into_the_present_folder(run, installed):

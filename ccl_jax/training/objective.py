@@ -21,12 +21,12 @@ class Objective:
       num_classes: C.
       lambda_m: Weight of the model-variant loss; 0 leaves it out.
       lambda_d: Weight of the data-variant loss; 0 leaves it out.
-      feature_losses: (name, weight) of others, names of `losses.REGISTRY`; weight 0 leaves one out.
       distance: Key of `losses.DISTANCES`.
       clip_norm: Largest l2 norm of one agent's gradient; None does not clip.
       lambda_warmup_steps: Steps at the start over which all weights rise linearly from 0.
       measure: Report L_mv and L_dv even where their weight is 0. Costs the forward passes, changes
         no result and is not counted as traffic.
+      feature_losses: (name, weight) of others, names of `losses.REGISTRY`; weight 0 leaves one out.
 
     Raises:
       ValueError: A negative weight, norm or number of steps, or an unknown loss or distance.
@@ -35,18 +35,19 @@ class Objective:
     num_classes: int
     lambda_m: float = 0.0
     lambda_d: float = 0.0
-    feature_losses: tuple[tuple[str, float], ...] = ()
     distance: str = "mse"
     clip_norm: float | None = None
     measure: bool = False
     lambda_warmup_steps: int = 0
+    feature_losses: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         for name in (*LAMBDAS.values(), "clip_norm", "lambda_warmup_steps"):
             ranges.check(name, getattr(self, name))
         names = [name for name, _ in self.feature_losses]
         for name, weight in self.feature_losses:
-            losses.lookup(name)
+            for need in losses.lookup(name).needs:
+                look_up("need of a feature loss", need, losses.NEEDS)
             ranges.check(f"the weight of feature loss {name}", weight, ranges.NOT_NEGATIVE)
             if name in LAMBDAS:
                 raise ValueError(f"feature loss {name} has a setting of its own: {LAMBDAS[name]}")

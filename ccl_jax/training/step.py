@@ -229,6 +229,7 @@ class _KnownModels:
     """
 
     def __init__(self, talk: Round, state: TrainState, gossip: bool) -> None:
+        self._talk = talk
         self._state = state
         self._stats: Message | None = None
         self.own_stats = state.model_state
@@ -249,8 +250,11 @@ class _KnownModels:
 
     def _send_stats(self, talk: Round) -> Message:
         # Exactly: a compressor could make a variance negative.
-        self._stats = talk.send("batch statistics", self._state.model_state, compress=False)
-        return self._stats
+        stats = talk.send("batch statistics", self._state.model_state, compress=False)
+        # What is measured has not been sent; who needs it later in the step sends it then.
+        if talk is self._talk:
+            self._stats = stats
+        return stats
 
 
 def freeze_offline(step: Step) -> Step:

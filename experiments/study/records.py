@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 
+from ccl_jax import losses
 from ccl_jax.data import datasets
 from ccl_jax.runs import runner
 from ccl_jax.runs.config import Config
@@ -47,8 +48,6 @@ _CURVES = (
     "consensus_accuracy",
     "consensus_distance",
     "cross_entropy",
-    "model_variant_loss",
-    "data_variant_loss",
     "bytes_sent_per_agent_max",
 )
 _SUMMARY = (
@@ -119,7 +118,7 @@ def run(config: Config, results: Path) -> Record:
         "seed": config.seed,
         "status": "diverged" if diverged else "done",
         **diverged,
-        "summary": _numbers(summary, _SUMMARY) | _mean_losses(rows),
+        "summary": _numbers(summary, (*_SUMMARY, *_losses())) | _mean_losses(rows),
         "rows": _columns(rows),
         "cost": wall_clock.cost(config, dataset.num_classes, dataset.image_shape)._asdict(),
         "samples_by_agent_and_class": prepared.data.report["samples_by_agent_and_class"],
@@ -203,19 +202,25 @@ def _numbers(row: Record, names: Iterable[str]) -> Record:
 
 
 def _mean_losses(rows: list[Record]) -> Record:
-    """L_mv and L_dv over all epochs: at the end they are small whatever the data."""
+    """Feature losses over all epochs: at the end they are small whatever the data."""
     means = {}
-    for name in ("model_variant_loss", "data_variant_loss"):
+    for name in _losses():
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             means[f"{name}_mean"] = _short(sum(values) / len(values))
     return means
 
 
+def _losses() -> list[str]:
+    """What the means of feature losses are called in rows of metrics."""
+    return [f"{name}_loss" for name in losses.REGISTRY]
+
+
 def _columns(rows: list[Record]) -> dict[str, list[Any]]:
     """Curves of the evaluated epochs; what was never measured is left out."""
     rows = [row for row in rows if row.get("local_accuracy_mean") is not None]
-    columns = {name: [_short(row.get(name)) for row in rows] for name in _CURVES}
+    names = (*_CURVES, *_losses())
+    columns = {name: [_short(row.get(name)) for row in rows] for name in names}
     return {k: v for k, v in columns.items() if any(x is not None for x in v)}
 
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 from ccl_jax import algorithms, graphs, training
 from ccl_jax.devices import parallel
 from ccl_jax.graphs import topology
-from ccl_jax.network import Network, blocks, compression
+from ccl_jax.network import Network, blocks, compression, mixing
 from ccl_jax.network.faults import Faults
 from ccl_jax.training import Objective, evaluation
 from tests.support.tiny import CLASSES, IMAGE, TinyModel, batch, spread
@@ -56,8 +56,7 @@ def run(
     step = plan.wrap(
         training.make_step(model, algorithm, network, objective, lambda t: jnp.float32(0.02))
     )
-    state = training.init_state(model, algorithm, network, IMAGE, KEY)
-    state = training.with_network_memory(step, state, batch(AGENTS, size))
+    state = training.init_state(model, algorithm, network, objective, IMAGE, KEY)
     if not options:  # Compression starts from models that are alike.
         state = state._replace(params=spread(state.params, 0.1))
     state = plan.put(state)
@@ -65,6 +64,12 @@ def run(
     for t in range(steps):
         state, metrics = jitted(state, plan.put(batch(AGENTS, size, seed=t, padded=t % 3)))
     return plan.fetch(state._replace(key=())), plan.fetch(metrics)
+
+
+def mixed(network, x):
+    """The gossip average of one message."""
+    talk = network.round(0)
+    return talk.mix(talk.send("x", x))
 
 
 def assert_equal(a, b):
@@ -87,7 +92,7 @@ def test_every_algorithm_is_the_same_on_four_devices(name):
     four, sharded = run(name, 4, objective=objective)
     assert_equal(four.params, one.params)
     np.testing.assert_array_equal(sharded.traffic.bytes_sent(), metrics.traffic.bytes_sent())
-    assert_equal(sharded.model_variant, metrics.model_variant)
+    assert_equal(sharded.losses, metrics.losses)
 
 
 @pytest.mark.parametrize("form", parallel.FORMS)
@@ -138,6 +143,28 @@ def test_devices_that_share_batches(name, blocks, options):
     assert_equal(sharded, metrics)
 
 
+PROTOTYPE = Objective(CLASSES, feature_losses=(("prototype", 0.5),))
+
+
+@pytest.mark.parametrize(
+    "name, devices, options",
+    [
+        ("dsgd", 4, {}),
+        ("isolated", 2, {"local_steps": 2}),
+        ("dsgd", 2, {"form": "pmap"}),
+        pytest.param("dsgd", 2, {"batch_devices": 4}, marks=pytest.mark.slow),
+        pytest.param("sgp", 4, {"faults": Faults(drop=0.3)}, marks=pytest.mark.slow),
+    ],
+)
+def test_prototypes_are_the_same_wherever_the_agents_are(name, devices, options):
+    forms = {key: options.pop(key) for key in ("form", "batch_devices") if key in options}
+    one, metrics = run(name, 1, objective=PROTOTYPE, size=8, steps=5, **options)
+    many, sharded = run(name, devices, objective=PROTOTYPE, size=8, steps=5, **forms, **options)
+    assert_equal(many, one)
+    assert_equal(sharded, metrics)
+    assert (metrics.losses["prototype"] > 0).all()
+
+
 @pytest.mark.slow
 def test_each_step_with_int8_is_the_same_on_four_devices():
     """From the same state. What is then quantized is the same to the bit, and so are its levels.
@@ -158,8 +185,8 @@ def test_each_step_with_int8_is_the_same_on_four_devices():
         )
         for devices in (1, 4)
     )
-    state = training.init_state(MODEL, algorithm, Network(graphs.make("ring", AGENTS)), IMAGE, KEY)
-    state = training.with_network_memory(plain, state, batch(AGENTS))
+    network = Network(graphs.make("ring", AGENTS), **options)
+    state = training.init_state(MODEL, algorithm, network, Objective(CLASSES), IMAGE, KEY)
     one, four = jax.jit(plain), jax.jit(plan.wrap(sharded))
     for t in range(20):
         data = batch(AGENTS, seed=t, padded=t % 3)
@@ -174,8 +201,9 @@ def test_each_device_sees_its_part_of_a_batch():
     network = Network(graphs.make("ring", AGENTS), devices=2)
     plan = parallel.Plan(8, batch_devices=4)
     algorithm = algorithms.make("dsgd")
-    step = training.make_step(MODEL, algorithm, network, Objective(CLASSES), lambda t: 0.1)
-    state = training.init_state(MODEL, algorithm, network, IMAGE, KEY)
+    objective = Objective(CLASSES)
+    step = training.make_step(MODEL, algorithm, network, objective, lambda t: 0.1)
+    state = training.init_state(MODEL, algorithm, network, objective, IMAGE, KEY)
     batches = batch(AGENTS, 8)
     text = jax.jit(plan.wrap(step)).lower(plan.put(state), batches).compile().as_text()
     # The hidden layer has 6 units.
@@ -206,9 +234,7 @@ def test_the_compiled_ring_moves_by_collective_permute_only_what_crosses():
     network = Network(made, devices=4)
     plan = parallel.Plan(4)
     spec = jax.sharding.PartitionSpec(blocks.AXIS)
-    mix = jax.shard_map(
-        lambda x: network.round(0).mix(x), mesh=plan.mesh, in_specs=spec, out_specs=spec
-    )
+    mix = jax.shard_map(lambda x: mixed(network, x), mesh=plan.mesh, in_specs=spec, out_specs=spec)
     text = jax.jit(mix).lower(jnp.zeros((8, 1000))).compile().as_text()
     assert "all-gather" not in text
     # One row of 1,000 numbers in each direction, for blocks of two agents.
@@ -233,11 +259,10 @@ def test_sparse_and_dense_gossip_agree():
     """A graph whose degree is small against its size is mixed neighbour by neighbour."""
     made = graphs.make("ring", 40)
     network = Network(made)
-    assert network.sparse
+    assert network.weighted_sums is mixing.sparse
     x = jax.random.normal(jax.random.key(0), (40, 3, 5))
     expected = np.einsum("ij,jab->iab", made.weights[0], x)
-    np.testing.assert_allclose(network.round(0).mix(x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mixed(network, x), expected, rtol=1e-5, atol=1e-6)
     double = topology.from_neighbors("double", [[(i + 1) % 40, (i + 1) % 40] for i in range(40)])
-    mixed = Network(double).round(0).mix(x)
     expected = np.einsum("ij,jab->iab", double.weights[0], x)
-    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mixed(Network(double), x), expected, rtol=1e-5, atol=1e-6)

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from ccl_jax.graphs import topology
-from ccl_jax.losses import cross_features
-from ccl_jax.losses.cross_features import DISTANCES, Batch
-from ccl_jax.network import Network
+from ccl_jax.losses import DISTANCES, class_sums, cross_features, masked_mean
 
 MASK = np.array([True, True, True, False])
 LABELS = np.array([0, 2, 0, 1], np.int32)
@@ -17,13 +14,6 @@ LABELS = np.array([0, 2, 0, 1], np.int32)
 
 def features(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
-
-
-def test_class_sums_by_hand():
-    x = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [100.0, 100.0]])
-    sums, counts = cross_features.class_sums(x, jnp.asarray(LABELS), jnp.asarray(MASK), 4)
-    np.testing.assert_allclose(sums, [[6, 8], [0, 0], [3, 4], [0, 0]])
-    np.testing.assert_allclose(counts, [2, 0, 1, 0])
 
 
 def test_model_variant_loss_is_a_sum_over_neighbours_of_means():
@@ -46,22 +36,6 @@ def test_data_variant_loss_by_hand():
     np.testing.assert_allclose(loss, ((1 - 1.5) ** 2 + 0 + (3 - 1.5) ** 2) / 3)
 
 
-@pytest.mark.parametrize("name", DISTANCES)
-def test_distances_are_zero_at_equality_and_positive_elsewhere(name):
-    a, b = features(0, 5, 8), features(1, 5, 8)
-    np.testing.assert_allclose(DISTANCES[name](a, a), np.zeros(5), atol=1e-6)
-    assert (DISTANCES[name](a, b) > 0.01).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"), [("mse", 2.5), ("l1", 1.5), ("huber", 1.0), ("cosine", 1.0)]
-)
-def test_distances_by_hand(name, expected):
-    # Differences 1 and 2; Huber with delta 1: 1/2 and 3/2; orthogonal vectors.
-    a, b = {"cosine": ([1.0, 0.0], [0.0, 3.0])}.get(name, ([1.0, 2.0], [0.0, 0.0]))
-    np.testing.assert_allclose(DISTANCES[name](jnp.array(a), jnp.array(b)), expected, rtol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["mse", "huber", "cosine"])
 def test_gradients_of_both_losses_numerically(name):
     z, sums = features(1, 2, 4, 6), features(2, 3, 6)
@@ -74,11 +48,11 @@ def test_gradients_of_both_losses_numerically(name):
 
     # The class means hold the own features detached, so the derivative is that at a fixed target.
     own, counts = features(0, 4, 6), jnp.array([1.0, 0.0, 2.0])
-    own_sums, own_counts = cross_features.class_sums(own, jnp.asarray(LABELS), mask, 3)
+    own_sums, own_counts = class_sums(own, jnp.asarray(LABELS), mask, 3)
     target = ((own_sums + sums) / jnp.maximum(own_counts + counts, 1)[:, None])[LABELS]
 
     def fixed(x):
-        return cross_features.masked_mean(DISTANCES[name](x, target), mask)
+        return masked_mean(DISTANCES[name](x, target), mask)
 
     check_grads(fixed, (own,), order=1, modes=["rev"], rtol=2e-2, atol=1e-3)
     gradient = jax.grad(cross_features.data_variant_loss)(
@@ -98,31 +72,6 @@ def test_no_gradient_flows_through_cross_features():
         features(0, 4, 6), jnp.asarray(LABELS), features(2, 3, 6), jnp.ones(3), mask
     )
     assert (through == 0).all()
-
-
-def test_exchange_against_a_loop():
-    """Linear "models" on a chain of three: everything worked out agent by agent."""
-    table = np.array([[1, -1], [0, 2], [1, -1]])
-    network = Network(topology.from_neighbors("chain", table)).round(0)
-    models, images = features(0, 3, 5, 4), features(1, 3, 6, 5)
-    labels = jax.random.randint(jax.random.key(2), (3, 6), 0, 3, jnp.int32)
-    mask = jnp.arange(6)[None] < jnp.array([6, 4, 5])[:, None]
-    cross = cross_features.exchange(
-        network, lambda m, x: x @ m, models, Batch(images, labels, mask), num_classes=3
-    )
-    for i in range(3):
-        sums, counts = np.zeros((3, 4)), np.zeros(3)
-        for d, j in enumerate(table[i]):
-            if j < 0:
-                assert (cross.neighbors[i, d] == 0).all()
-                continue
-            np.testing.assert_allclose(cross.neighbors[i, d], images[i] @ models[j], rtol=1e-4)
-            for b in range(6):  # what neighbour j made of my model on its data
-                if mask[j, b]:
-                    sums[labels[j, b]] += images[j, b] @ models[i]
-                    counts[labels[j, b]] += 1
-        np.testing.assert_allclose(cross.sums[i], sums, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(cross.counts[i], counts)
 
 
 def test_class_means_of_an_unseen_class_are_never_used():

@@ -62,6 +62,17 @@ def test_every_moment_resumes_to_the_bit(tmp_path):
     check_resume(experiment, tmp_path, *range(1, 12))
 
 
+def test_prototypes_that_wait_for_the_next_exchange_resume_to_the_bit(tmp_path):
+    """Also between exchanges, which are in every second step."""
+    experiment = Experiment("dsgd", feature_losses=(("prototype", 0.5),), local_steps=2)
+    check_resume(experiment, tmp_path, 1, 2, 7)
+    plain = Experiment("dsgd", local_steps=2)
+    end, _ = plain.run(plain.start())
+    other, _ = experiment.run(experiment.start())
+    changed = jax.tree.map(lambda x, y: bool((x != y).any()), end.params, other.params)
+    assert any(jax.tree.leaves(changed))
+
+
 @pytest.mark.slow
 def test_a_network_with_faults_resumes_to_the_bit(tmp_path):
     faults = Faults(drop=0.3, drop_burst=3, offline=0.2, offline_length=2, straggle=0.3, delay=2)

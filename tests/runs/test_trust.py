@@ -23,12 +23,12 @@ CONFIG = digits.DEFAULTS.replace(
 )
 
 
-def without_seconds(directory: directory.RunDirectory) -> list[dict]:
-    return [{k: v for k, v in row.items() if "second" not in k} for row in directory.read_metrics()]
+def without_seconds(run: directory.RunDirectory) -> list[dict]:
+    return [{k: v for k, v in row.items() if "second" not in k} for row in run.read_metrics()]
 
 
-def arrays(directory: directory.RunDirectory) -> dict:
-    saved = Checkpoints(directory.checkpoints)
+def arrays(run: directory.RunDirectory) -> dict:
+    saved = Checkpoints(run.checkpoints)
     return saved.arrays(saved.steps()[-1])
 
 
@@ -150,11 +150,11 @@ def test_resuming_on_other_devices_agrees_to_rounding(tmp_path):
 
 
 def test_a_directory_in_use_is_refused(tmp_path, capsys):
-    own = directory.RunDirectory(tmp_path / "run")
-    with own.lock(), pytest.raises(ValueError, match="another run is at work"):  # noqa: SIM117
+    run = directory.RunDirectory(tmp_path / "run")
+    with run.lock(), pytest.raises(ValueError, match="another run is at work"):  # noqa: SIM117
         with directory.RunDirectory(tmp_path / "run").lock():
             pass
-    with directory.lock():
+    with run.lock():
         pass
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):  # noqa: SIM117

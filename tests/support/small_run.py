@@ -77,12 +77,19 @@ class Experiment:
         lambdas=(0, 0),
         augmentation="none",
         faults=None,
+        feature_losses=(),
+        local_steps=1,
     ):
         lr = 0.05
         self.algorithm = algorithms.make(name)
         topology = graphs.make(graph, AGENTS, stochastic=algorithms.lookup(name).stochastic)
-        network = Network(topology, compressor=compression.make(compressor), faults=faults)
-        objective = training.Objective(CLASSES, *lambdas)
+        network = Network(
+            topology,
+            local_steps=local_steps,
+            compressor=compression.make(compressor),
+            faults=faults,
+        )
+        objective = training.Objective(CLASSES, *lambdas, feature_losses=feature_losses)
         rate = lambda t: lr / (1 + t.astype(jnp.float32))
         step = training.make_step(MODEL, self.algorithm, network, objective, rate)
         self.feed = InMemory(DATA, PARTITION, batch_size=4, seed=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ccl_jax import models, training
+from ccl_jax import models, trees
 from ccl_jax.data.datasets import Dataset
 from ccl_jax.training.evaluation import Evaluation, Evaluator, consensus, consensus_distance
 from tests.support.tiny import CLASSES, IMAGE, TinyModel, spread
@@ -35,7 +35,7 @@ def dataset(test=23, seed=0):
 
 def agents_params():
     params, _ = models.init(MODEL, jax.random.key(0), IMAGE)
-    return spread(training.stack(params, AGENTS), scale=1.0)
+    return spread(trees.stack(params, AGENTS), scale=1.0)
 
 
 def plain(params, data):
@@ -76,7 +76,7 @@ def test_one_compilation_for_all_agents_and_evaluations():
 
     evaluate = Evaluator(Counting(), dataset(), batch_size=5)
     params, _ = models.init(Counting(), jax.random.key(0), IMAGE)
-    stacked, compilations = training.stack(params, AGENTS), 0
+    stacked, compilations = trees.stack(params, AGENTS), 0
     evaluate(stacked, {})
     evaluate(jax.tree.map(lambda x: 2 * x, stacked), {})
     assert compilations == 1
@@ -97,7 +97,7 @@ def test_batch_statistics_are_used_and_averaged():
     )
     model = models.make("digits-cnn", CLASSES, norm="batch")
     params, state = models.init(model, jax.random.key(0), image)
-    params, state = training.stack((params, state), 2)
+    params, state = trees.stack((params, state), 2)
     state = spread(jax.tree.map(jnp.ones_like, state), scale=0.3)
     result = Evaluator(model, data, batch_size=4)(params, state)
 
@@ -117,7 +117,7 @@ def test_consensus_distance_by_hand():
     # Means 2 and (0, 1); squared distances of the two agents: 1 + 9 + 1 each.
     params = {"a": jnp.array([[1.0], [3.0]]), "b": jnp.array([[3.0, 0.0], [-3.0, 2.0]])}
     np.testing.assert_allclose(consensus_distance(params), np.sqrt(11.0), rtol=1e-6)
-    assert float(consensus_distance(training.stack({"a": jnp.arange(3.0)}, 4))) == 0.0
+    assert float(consensus_distance(trees.stack({"a": jnp.arange(3.0)}, 4))) == 0.0
     np.testing.assert_allclose(consensus(params)["b"], [0.0, 1.0])
 
 

@@ -64,7 +64,9 @@ class Experiment:
             return data_step(*args)
 
         self.data_step = counted
-        self.state = training.init_state(MODEL, algorithm, network, IMAGE, jax.random.key(0))
+        self.state = training.init_state(
+            MODEL, algorithm, network, objective, IMAGE, jax.random.key(0)
+        )
         self.params = jax.tree.map(np.asarray, self.state.params)
 
     def change_metrics(self, change):
@@ -117,18 +119,17 @@ def test_class_losses_are_means_over_agents_that_have_samples(dataset, split):
     for indices in batches.epoch_indices(split, BATCH, 1, SEED):
         state, metrics = step(state, again.feed.constants, jnp.asarray(indices))
         busy = (indices >= 0).any(axis=1)
-        model_variant += list(np.asarray(metrics.model_variant)[busy])
-        data_variant += list(np.asarray(metrics.data_variant)[busy])
+        model_variant += list(np.asarray(metrics.losses["model_variant"])[busy])
+        data_variant += list(np.asarray(metrics.losses["data_variant"])[busy])
     assert len(model_variant) == 3 + 2 + 2
     assert run.rows[0]["model_variant_loss"] == pytest.approx(np.mean(model_variant), rel=1e-5)
     assert run.rows[0]["data_variant_loss"] == pytest.approx(np.mean(data_variant), rel=1e-5)
 
 
-def test_losses_that_are_not_computed_are_not_numbers(dataset, split):
+def test_losses_that_are_not_computed_are_not_reported(dataset, split):
     run = Experiment(dataset, split)
     run.fit()
-    assert np.isnan(run.rows[0]["model_variant_loss"])
-    assert np.isnan(run.rows[0]["data_variant_loss"])
+    assert not {"model_variant_loss", "data_variant_loss"} & set(run.rows[0])
 
 
 def test_rows_steps_bytes_and_evaluations(dataset, split):
@@ -267,7 +268,7 @@ def test_a_model_variant_loss_that_ran_away_is_named_as_the_cause(dataset, split
     run = Experiment(dataset, split, objective=training.Objective(CLASSES, lambda_m=0.1))
     run.change_metrics(
         lambda done, metrics: metrics._replace(
-            model_variant=metrics.cross_entropy * jnp.where(done == 1, 11.0, 0.1),
+            losses={"model_variant": metrics.cross_entropy * jnp.where(done == 1, 11.0, 0.1)},
             cross_entropy=jnp.where(done == 2, jnp.inf, metrics.cross_entropy),
         )
     )

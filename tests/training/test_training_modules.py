@@ -34,7 +34,9 @@ def build(model=None, name="qg-dsgdm-n", **options):
     objective = Objective(CLASSES, 0.1, 0.1)
     model = model or OwnNetwork()
     step = training.make_step(model, algorithm, network, objective, lambda t: 0.1, **options)
-    state = training.init_state(model, algorithm, network, IMAGE, jax.random.key(0))
+    state = training.init_state(
+        model, algorithm, network, objective, IMAGE, jax.random.key(0), **options
+    )
     stats = spread(state.model_state, scale=0.1, seed=3)
     return jax.jit(step), state._replace(params=spread(state.params), model_state=stats)
 
