@@ -1,3 +1,32 @@
-"""ccl_jax: decentralized deep learning on heterogeneous data, in JAX."""
+"""ccl_jax: decentralized deep learning on heterogeneous data, in JAX.
+
+    import ccl_jax
+
+    config = ccl_jax.Config(dataset="digits", model="digits-cnn", agents=8, lambda_m=0.1, lambda_d=0.1)
+    summary = ccl_jax.train(config)
+
+The rooms, from the bottom up: `graphs`, `network`, `losses`, `algorithms`, `models`, `data`, `devices`,
+`training`, `runs`.
+"""
+
+from ccl_jax import algorithms, data, devices, graphs, losses, models, network, runs, training
+from ccl_jax.runs import Config, Run, execute, prepare, train
+
+__all__ = [
+    "Config",
+    "Run",
+    "algorithms",
+    "data",
+    "devices",
+    "execute",
+    "graphs",
+    "losses",
+    "models",
+    "network",
+    "prepare",
+    "runs",
+    "train",
+    "training",
+]
 
 __version__ = "0.1.0"

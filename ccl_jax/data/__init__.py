@@ -1,0 +1,1 @@
+"""Data: datasets, who holds what of them, batches, augmentation."""

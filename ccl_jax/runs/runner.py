@@ -162,6 +162,11 @@ def main(config: Config, given: frozenset[str] = frozenset()) -> None:
     hosts.tell(f"run directory: {run.directory.path}")
 
 
+def train(config: Config) -> dict[str, Any]:
+    """One run from its settings to its summary; `prepare` and `execute` in one."""
+    return execute(prepare(config))
+
+
 def execute(run: Run) -> dict[str, Any]:
     """Trains, writes the run directory and returns the summary.
 
