@@ -16,7 +16,10 @@ import pytest
 import tiny_main
 from tqdm import tqdm
 
+from ccl_jax import environment
+
 HERE = Path(__file__).parent
+environment.jax_settings()  # Asked for once, before any process is forked.
 
 
 @functools.cache
