@@ -144,10 +144,11 @@ def lacking(error: Exception) -> str | None:
         jax.devices()
     # Which exception it is depends on the device, and on whether Python checks assertions.
     except Exception as error:
-        said = " ".join(str(error).split()) or "no such device is here"
+        found = " ".join(str(error).split()) if isinstance(error, RuntimeError) else ""
+        found = found or "no such device is here"
         asked = os.environ.get("JAX_PLATFORMS")
         return (
-            f"JAX cannot start with JAX_PLATFORMS={asked}: {said}; set JAX_PLATFORMS=cpu for the "
+            f"JAX cannot start with JAX_PLATFORMS={asked}: {found}; set JAX_PLATFORMS=cpu for the "
             "processor, or unset it for the best device that JAX finds"
         )
     return None

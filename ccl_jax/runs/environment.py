@@ -96,8 +96,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for made in (before, now)
     )
     before, now = (made | (made.pop("jax_settings", None) or {}) for made in (before, now))
+    # No flags at all are the default ones.
+    show = lambda made, name: "default" if made.get(name, "") == "" else made[name]
     return [
-        f"{name} {before.get(name, 'default')} -> {now.get(name, 'default')}"
+        f"{name} {show(before, name)} -> {show(now, name)}"
         for name in sorted(before | now)
         if before.get(name) != now.get(name)
     ]

@@ -20,8 +20,8 @@ def local(text: str) -> str:
     """
     if remote := _REMOTE.search(text):
         raise ValueError(
-            f"{text!r} is no path on this machine; files are read and written through the file "
-            f"system only, so mount what is at {remote.group()} and give the path, without a scheme"
+            f"{text!r} is no path on this machine; {remote.group()} cannot be read or written: give "
+            "the path of a file system that is mounted here"
         )
     return _HOME.sub(_home, text)
 

@@ -254,12 +254,13 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
                 def compiling(
                     programs: str, step: int = start.step, bar: tqdm = bar
                 ) -> Iterator[None]:
-                    with _nothing_to_save(stop, step):
-                        if bar.disable:
+                    if bar.disable:
+                        with _nothing_to_save(stop, step):
                             yield
-                            return
-                        with terminal.waiting(f"compiling {programs} of {described(config)}"):
-                            yield
+                        return
+                    said = terminal.waiting(f"compiling {programs} of {described(config)}")
+                    with said, _nothing_to_save(stop, step, before="\n"):
+                        yield
                     bar.unpause()  # Its speed is that of the steps.
 
                 try:
@@ -313,13 +314,18 @@ def _train(run: Run, stop: Callable[[], int]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _nothing_to_save(stop: Callable[[], int], step: int = 0) -> Iterator[None]:
+def _nothing_to_save(stop: Callable[[], int], step: int = 0, before: str = "") -> Iterator[None]:
     """Before the first step, a signal ends the process even while something compiles.
+
+    Args:
+      stop: As for `_train`.
+      step: Steps that are saved.
+      before: Ends the line that stderr is in.
 
     Raises:
       Stopped: A signal has come already.
     """
-    with leaving(lambda number: str(Stopped(number, step))):
+    with leaving(lambda number: f"{before}error: {Stopped(number, step)}\n"):
         (signal,) = hosts.largest(stop())
         if signal:
             raise Stopped(signal, step)

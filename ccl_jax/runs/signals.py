@@ -88,7 +88,7 @@ def leaving(last_words: Callable[[int], str]) -> Iterator[None]:
     Of no effect but in `may_leave` and `stop_signals`: a library does not end its caller's process.
 
     Args:
-      last_words: Given the number of the signal, a line for stderr.
+      last_words: Given the number of the signal, what to write to stderr.
     """
     global _last_words
     _last_words = last_words
@@ -104,5 +104,5 @@ def _listen(pipe: int) -> None:
         if last_words is not None and number in STOP:
             # Not through sys.stderr, which the main thread may hold.
             with contextlib.suppress(OSError):
-                os.write(2, f"error: {last_words(number)}\n".encode(errors="backslashreplace"))
+                os.write(2, last_words(number).encode(errors="backslashreplace"))
             os._exit(128 + number)

@@ -8,7 +8,7 @@
     rows       name -> list over the evaluated epochs
     cost       floating-point operations and exchanges of a round, for `wall_clock`
     samples_by_agent_and_class
-    made_with  versions, device, processor, commit and date
+    made_with  versions, device, processor, settings of JAX, commit and date
 
 A results directory has runs/ID/ (working files of runs, not kept for good) and STUDY-DATA/runs.jsonl
 (the records of a study). A run that is in any of them is not run again.

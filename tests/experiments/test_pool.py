@@ -9,10 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ccl_jax.runs.checkpoints import Stopped
-from ccl_jax.runs.signals import stop_signals
+from ccl_jax.runs.signals import leaving, stop_signals
 from experiments.study import catalogue, pool
 from tests.experiments.test_study import SMALL
 from tests.support import tiny_main  # noqa: F401 (registers the model "mlp")
@@ -96,11 +97,35 @@ def stop_itself(config, results):
     raise Stopped(signal.SIGTERM, step=0)
 
 
+def compiling(config, results):
+    """As XLA at work: a signal's handler returns, and it goes on."""
+    with leaving(lambda number: ""):
+        (results / f"begun-{config.seed}").touch()
+        time.sleep(1000)
+
+
+def stop_while_compiling(config, results):
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    compiling(config, results)
+
+
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_workers_that_were_stopped_alone_end_the_study(make_jobs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stopped", [stop_itself, stop_while_compiling])
+def test_workers_that_were_stopped_alone_end_the_study(stopped, make_jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "_START", "fork")
     with pytest.raises(OSError, match="all workers were stopped by a signal"):
-        list(pool.run_all(make_jobs(), tmp_path, 2, stop_itself))
+        list(pool.run_all(make_jobs(), tmp_path, 2, stopped))
+
+
+def no_memory(config, results):
+    np.zeros(2**60, np.uint8)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_memory_that_a_worker_cannot_have_is_one_line(make_jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_START", "fork")
+    with pytest.raises(ValueError, match=r"seed 0: not enough memory \(.*take fewer agents"):
+        list(pool.run_all(make_jobs([0]), tmp_path, 2, no_memory))
 
 
 def until_stopped(config, results):
@@ -111,11 +136,13 @@ def until_stopped(config, results):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_signal_reaches_all_workers(make_jobs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [until_stopped, compiling])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_reaches_all_workers(number, make, make_jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "_START", "fork")
     began = time.monotonic()
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
     with pytest.raises(pool.Interrupted, match="the same command goes on") as stopped:
-        list(pool.run_all(make_jobs(), tmp_path, 2, until_stopped))
-    assert stopped.value.signal == signal.SIGTERM and time.monotonic() - began < 20
+        list(pool.run_all(make_jobs(), tmp_path, 2, make))
+    assert stopped.value.signal == number and time.monotonic() - began < 20
     assert not multiprocessing.active_children()

@@ -374,6 +374,24 @@ def test_the_picture_has_every_method_but_the_reference(found, study, tmp_path):
     assert reference == 0 and min(others) > 60
 
 
+def test_names_are_text_in_figures_and_one_that_fails_is_left_out(tmp_path, capsys):
+    name = "$x_1$ of $y"
+    path = tmp_path / "mine.toml"
+    path.write_text(STUDY.replace("plain", name).replace("alpha 1", "$5 or $6"))
+    study = catalogue.load(str(path))
+    found = outcome.Outcome(study, [(job, made_up(job)) for job in study.jobs()])
+    texts = "".join(figures.dots(found))
+    assert f">{name}</text>" in texts and ">$5 or $6</text>" in texts
+    assert figures.picture(found).startswith(b"\x89PNG")
+
+    def fail(axes) -> None:
+        raise RuntimeError("no such font")
+
+    assert figures.panel(fail, "of mine") == ""
+    said = "warning: the figure of mine could not be drawn: no such font\n"
+    assert capsys.readouterr().err == said
+
+
 def test_heat_map_shows_differences_with_a_star_where_seen(found):
     first, second = figures.heatmap(found, "lambda_d", "lambda_m", difference=True)
     texts = re.findall(r">([^<>]*\d[^<>]*)</text>", first)

@@ -119,6 +119,10 @@ REFUSED = [
     (["--model=lenet5"], "images of 8 x 8 x 1", "take a model"),
     # Files.
     (["--flagfile=nowhere.flags"], "nowhere.flags", ""),
+    (["--flagfile=~/nowhere.flags"], "/nowhere.flags", ""),
+    (["--compile_cache=gs://bucket/x"], "'gs://bucket/x'", "a file system that is mounted here"),
+    (["--topology=file:s3://b/g.txt"], "'file:s3://b/g.txt'", "no path on this machine"),
+    (["--domain=folder:hf://b/x"], "'folder:hf://b/x'", "no path on this machine"),
 ]
 
 
@@ -208,15 +212,18 @@ def test_damaged_data_files_are_named_with_what_was_expected(here, capsys):
     assert "21 agents cannot share 20 samples" in line
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(here, capsys):
-    flags = (*QUICK, "--agents=4", "--batch_size=64", "--lr=1e30", f"--workdir={here}/run")
+@pytest.mark.parametrize(
+    "flag, advice", [("--lr=1e30", "lower lr"), ("--lambda_m=1e30", "lower lambda_m")]
+)
+def test_a_loss_that_is_not_finite_stops_the_run(flag, advice, here, capsys):
+    flags = (*QUICK, "--agents=4", "--batch_size=64", flag, f"--workdir={here}/run")
     code = run(digits, *flags, "--epochs=5", "--eval_every=5")
     out, err = capsys.readouterr()
     assert (code, out) == (1, "")
     (line,) = err.splitlines()
     assert "no longer finite at step" in line
     assert "agent" in line
-    assert "lower lr" in line
+    assert advice in line
     rows = [json.loads(row) for row in (here / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["diverged"] in line
     assert f"step {rows[-1]['step']}," in line

@@ -1,5 +1,8 @@
 """Figures: what is drawn, read back from the picture or from matplotlib's own objects."""
 
+from xml.etree import ElementTree
+
+import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
@@ -73,6 +76,40 @@ def test_bubbles_have_the_area_of_the_samples(tmp_path, drawn):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     assert "20" in axes.get_title()
     assert matplotlib.image.imread(path).std() > 0
+
+
+NAMES = {
+    "price_$5_to_$x_": "price_$5_to_$x_",
+    "$\\alpha$": "$\\alpha$",
+    "a\\$b$": "a\\$b$",
+    "caf\udce9": "caf\N{REPLACEMENT CHARACTER}",  # Bytes that are no UTF-8.
+    "two\nlines\x07": "two lines\N{REPLACEMENT CHARACTER}",
+    "x" * 100 + "yz": "x" * 23 + "\N{HORIZONTAL ELLIPSIS}" + "x" * 22 + "yz",
+    "_hidden": "_hidden",
+}
+
+
+def written(path):
+    """The texts of an SVG in which text is text."""
+    texts = (element.text for element in ElementTree.parse(path).iter() if element.text)
+    return {text.strip().strip("\u200b") for text in texts}
+
+
+def test_names_are_text_and_no_mathematics(tmp_path):
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        for title in NAMES:
+            plots.class_bubbles(np.ones((2, 7), int), tmp_path / "p.svg", title, list(NAMES))
+            assert set(NAMES.values()) <= written(tmp_path / "p.svg")
+        curves = {name: [row(1, *[0.5] * 4)] for name in NAMES}
+        plots.accuracy_curves(curves, tmp_path / "a.svg", "of $5 and $6")
+    assert {*NAMES.values(), "of $5 and $6"} <= written(tmp_path / "a.svg")
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path, capsys):
+    with plots.attempt("it.png"):
+        plots.accuracy_curves({"a": [row(1, *[0.5] * 4)]}, tmp_path / "nowhere" / "it.png")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the figure it.png could not be drawn: [Errno 2]")
 
 
 @pytest.mark.parametrize("agents, classes", [(1, 1), (100, 10), (3, 1000)])

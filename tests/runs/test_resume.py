@@ -185,6 +185,11 @@ class Main:
         assert self._process.exitcode == code, said
         return said
 
+    def wait_for_words(self, words: str) -> None:
+        while not self._stderr.exists() or words not in self._stderr.read_text():
+            assert self.alive(), self._stderr.read_text()
+            time.sleep(0.02)
+
     def wait_for_step(self, step: int) -> None:
         while newest(self.workdir) < step:
             assert self.alive(), self._stderr.read_text()
@@ -245,6 +250,17 @@ def test_sigterm_saves_and_a_second_run_is_refused_meanwhile(launch, whole, tmp_
     assert not (workdir / "summary.json").exists()
     launch(workdir, "--resume").finish(0)
     check_equal(workdir, whole)
+
+
+def test_a_signal_ends_a_run_that_compiles(launch, tmp_path):
+    """The compilation would take a minute, and handlers of Python's run after it only."""
+    run = launch(workdir := tmp_path / "run", "--model=slow", "--progress")
+    run.wait_for_words("compiling the training step of qg-dsgdm-n: slow, 3 agents ... ")
+    run.send(signal.SIGUSR1)
+    said = run.finish(128 + signal.SIGUSR1)
+    # It has not ended, or there would be its time.
+    assert said.endswith(" ... \nerror: stopped by signal 10 after step 0; --resume goes on\n")
+    assert (workdir / "config.json").exists() and newest(workdir) == 0
 
 
 @pytest.mark.slow

@@ -1,15 +1,20 @@
 """What a result can be trusted for: same seed, same bits; its makers on record; no stray files."""
 
+import datetime
+import errno
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from ccl_jax.runs import cautions, directory, runner
 from ccl_jax.runs.checkpoints import Checkpoints
@@ -160,6 +165,93 @@ def test_a_directory_in_use_is_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="cannot be written"):  # noqa: SIM117
         with directory.RunDirectory(tmp_path / "file" / "run").lock():
             pass
+
+
+@pytest.mark.parametrize("answer", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_no_busy_directory(answer, tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with directory.RunDirectory(tmp_path / "run").lock():
+        assert (tmp_path / "run").is_dir()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run cannot be locked" in line and os.strerror(answer) in line
+    answer = errno.EACCES  # What NFS answers where another process holds the lock.
+    with pytest.raises(ValueError, match="another run is at work"):  # noqa: SIM117
+        with directory.RunDirectory(tmp_path / "run").lock():
+            pass
+
+
+@pytest.fixture
+def at_noon(tmp_path, monkeypatch):
+    """Runs begin in one second, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    noon = datetime.datetime(2030, 1, 1, 12)
+    clock = types.SimpleNamespace(datetime=types.SimpleNamespace(now=lambda: noon))
+    monkeypatch.setattr(runner, "datetime", clock)
+
+
+def test_runs_of_one_second_have_directories_of_their_own(at_noon):
+    runs = [runner.prepare(CONFIG.replace(seed=seed, epochs=1)) for seed in (4, 5, 6)]
+    assert not Path("runs").exists()  # preparing writes nothing
+    for run in runs:
+        runner.execute(run)
+    found = [json.loads((run.directory.path / "config.json").read_text()) for run in runs]
+    assert [config["seed"] for config in found] == [4, 5, 6]
+    names = [f"digits-20300101-120000{end}" for end in ("", "-2", "-3")]
+    assert [run.directory.path for run in runs] == [Path("runs", name) for name in names]
+    assert sorted(os.listdir("runs")) == sorted(names)
+
+
+def test_so_have_comparisons(at_noon, monkeypatch, capsys):
+    prepare = runner.prepare
+
+    def slowly(config, dataset):
+        (Path("runs") / "digits-20300101-120000").mkdir(parents=True, exist_ok=True)  # another's
+        return prepare(config, dataset)
+
+    monkeypatch.setattr(runner, "prepare", slowly)
+    assert cli.run_main(digits.main, CONFIG.replace(epochs=1), "", ["digits"]) == 0
+    ours = Path("runs") / "digits-20300101-120000-2"
+    assert f"run directory: {ours}" in capsys.readouterr().out
+    assert not os.listdir("runs/digits-20300101-120000")
+    for name in ("dsgdm-n", "qg-dsgdm-n", "ccl"):
+        assert json.loads((ours / name / "config.json").read_text())["workdir"] == str(ours / name)
+        assert (ours / name / "summary.json").exists()
+    assert (ours / "comparison.json").exists()
+
+
+def test_figures_that_cannot_be_drawn_lose_nothing(tmp_path, monkeypatch, capsys):
+    order = []
+
+    def fail(*_, **__):
+        order.append((tmp_path / "run" / "summary.json").exists())
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    flags = [f"--workdir={tmp_path / 'run'}", "--algorithm=dsgd", "--epochs=1"]
+    assert cli.run_main(digits.main, CONFIG, "", ["digits", *flags]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(" could not be drawn: ")[1] for line in err.splitlines()] == [
+        "no such font"
+    ] * 2
+    assert order == [False, True]  # who holds what, at the start, and the curves
+    assert "run directory" in out
+
+
+def test_resuming_under_other_settings_of_jax_is_said(finished, tmp_path, capsys):
+    shutil.copytree(finished[1].directory.path, run := tmp_path / "run")
+    (run / "summary.json").unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["made_with"]["jax_settings"]["jax_enable_x64"] = True
+    config["made_with"] |= {"xla_flags": "--xla_a", "instruction_set": "x86_64 SSE4_2"}
+    (run / "config.json").write_text(json.dumps(config))
+    code, said = resume(run, capsys)
+    (line,) = (line for line in said.splitlines() if line.startswith("warning: "))
+    assert code == 0
+    assert "jax_enable_x64 True -> " in line and "xla_flags --xla_a -> " in line
+    assert "instruction_set x86_64 SSE4_2 -> " in line
 
 
 @pytest.mark.slow

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
+from ccl_jax.runs import environment
 from tests.support import tiny_main
 
 ROOT = Path(__file__).parents[2]
+environment.jax_settings()  # Asked for once, before any process is forked.
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from ccl_jax import models
@@ -20,6 +21,20 @@ class Mlp(nn.Module):
         return features, nn.Dense(self.num_classes)(features)
 
 
+class Slow(nn.Module):
+    """Compiles for a minute: XLA unrolls every one of its many sorts."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images):
+        features = nn.tanh(nn.Dense(6)(images.reshape(images.shape[0], -1)))
+        for k in range(400):
+            features = jnp.sort(jnp.sin(features * k), axis=-1)
+        return features, nn.Dense(self.num_classes)(features)
+
+
+models.MODELS["slow"] = lambda num_classes, dtype: Slow(num_classes)
 models.MODELS["mlp"] = lambda num_classes, dtype: Mlp(num_classes)
 
 DEFAULTS = digits.DEFAULTS.replace(

@@ -276,7 +276,18 @@ def test_a_model_variant_loss_that_ran_away_is_named_as_the_cause(dataset, split
         run.fit()
 
 
+@pytest.mark.parametrize(
+    "name, loss", [("lambda_m", "model-variant"), ("lambda_d", "data-variant")]
+)
+def test_a_loss_that_outweighs_the_others_is_named_as_the_cause(dataset, split, name, loss):
+    run = Experiment(dataset, split, objective=training.Objective(CLASSES, **{name: 1e30}))
+    # A ring of equal models has no difference to be weighted in the first step.
+    weights = {"lambda_m": 0.0, "lambda_d": 0.0} | {name: 1e30}
+    with pytest.raises(loop.Diverged, match=rf"{name} 1e\+30 is too large.*{loss}.*lower {name}$"):
+        run.fit(epochs=3, loss_weights=weights)
+
+
 def test_too_high_a_rate_really_diverges_and_says_so(dataset, split):
     run = Experiment(dataset, split, lr=1e38)
     with pytest.raises(loop.Diverged, match=r"learning rate is too high"):
-        run.fit(epochs=10)
+        run.fit(epochs=10, loss_weights={"lambda_m": 0.0, "lambda_d": 0.0})

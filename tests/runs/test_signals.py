@@ -1,0 +1,76 @@
+"""Signals ask a run to stop, and end what has nothing to save, whatever it is doing."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from ccl_jax.runs.signals import STOP, leaving, may_leave, stop_signals
+
+
+def test_all_that_schedulers_send_are_caught():
+    assert {s.name for s in STOP} == {
+        "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU",
+    }  # fmt: skip
+    for number in STOP:
+        before = signal.getsignal(number)
+        with stop_signals() as stop:
+            assert stop() == 0
+            os.kill(os.getpid(), number)
+            assert stop() == number
+            # A second SIGTERM or SIGINT acts as usual; the others come again by themselves.
+            assert (signal.getsignal(number) == before) == (number in (15, 2))
+        assert signal.getsignal(number) == before
+
+
+def test_what_is_ignored_stays_so():
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (1, 2)}
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)  # As under nohup.
+            assert stop() == 0
+            os.kill(os.getpid(), signal.SIGINT)  # As for what a shell starts in the background.
+            assert stop() == signal.SIGINT
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def work(connection, error, inside: bool) -> None:
+    """Says when it is at work, which no handler of a signal ends: they return, and it goes on."""
+    os.dup2(error, 2)
+    with may_leave(), stop_signals() as stop:
+        with leaving(lambda number: f"left by {number}\n"):
+            if inside:
+                connection.send("at work")
+                time.sleep(1000)
+        connection.send("at work")
+        while not stop():
+            time.sleep(0.01)
+        os._exit(7)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("number", STOP, ids=lambda number: number.name)
+def test_it_ends_at_once_only_with_nothing_to_save(number, inside, tmp_path):
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    with (tmp_path / "err").open("w+") as error:
+        process = context.Process(target=work, args=(theirs, error.fileno(), inside))
+        process.start()
+        assert ours.recv() == "at work"
+        os.kill(process.pid, number)
+        process.join()
+        error.seek(0)
+        assert process.exitcode == (128 + number if inside else 7)
+        assert error.read() == (f"left by {int(number)}\n" if inside else "")
+
+
+def test_a_library_does_not_end_its_callers_process():
+    with stop_signals() as stop, leaving(lambda number: "gone"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        assert stop() == signal.SIGTERM
