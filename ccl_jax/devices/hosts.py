@@ -102,6 +102,12 @@ def tell(text: str) -> None:
         print(text)
 
 
+def note(text: str) -> None:
+    """Prints a line on stderr, in the first process."""
+    if is_first():
+        print(text, file=sys.stderr)
+
+
 def gather(value: np.ndarray) -> np.ndarray:
     """What each process has, given to all, which must all call it.
 

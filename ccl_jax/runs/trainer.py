@@ -1,0 +1,323 @@
+"""Trains a run that is ready: from its start or its last checkpoint to its summary."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from ccl_jax import training
+from ccl_jax.data import batches, datasets, partition
+from ccl_jax.data.feeds import Feed
+from ccl_jax.devices import hosts
+from ccl_jax.runs import cautions, inputs, plots, tensorboard, terminal
+from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
+from ccl_jax.runs.config import Config
+from ccl_jax.runs.signals import leaving
+from ccl_jax.runs.summary import summarize
+from ccl_jax.training import loop
+from ccl_jax.training.evaluation import Evaluation, Evaluator
+from ccl_jax.training.progress import Progress, Row
+
+if TYPE_CHECKING:
+    from ccl_jax.runs.runner import Run
+
+# Steps in one program where dispatching one takes longer than a small model's step.
+CHUNK_STEPS = 50
+
+# How often --on_divergence=rollback goes back, each time with a tenth of the learning rate.
+ROLLBACKS = 3
+
+
+class Trained(NamedTuple):
+    """What training leaves.
+
+    Attributes:
+      rows: The rows of metrics of all epochs.
+      timing: Where the time went.
+      parameters: Number of parameters of one agent's model.
+    """
+
+    rows: list[Row]
+    timing: loop.Timing
+    parameters: int
+
+
+def train(run: "Run", stop: Callable[[], int]) -> dict[str, Any]:
+    """Trains, and writes all files of the run directory but the first ones.
+
+    Args:
+      run: Its directory is locked, and holds its config.
+      stop: The signal that asks for an end; 0 if none has come.
+
+    Returns:
+      The summary.
+    """
+    config = run.config
+    for note in (*run.data.notes, *cautions.of(config)):
+        hosts.note(f"note: {note}")
+    counts = partition.class_counts(
+        run.partition, run.dataset.train_labels, run.dataset.num_classes
+    )
+    run.directory.write_json("partition.json", run.data.report)
+    title = f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}"
+    draw = lambda file: plots.class_bubbles(counts, file, title, run.dataset.class_names)
+    _draw(run, "partition.png", draw)
+    with Checkpoints(run.directory.checkpoints, config.keep) as saved, _board(run) as board:
+        rows, timing, parameters = _train_on(run, saved, stop, board)
+    summary = summarize(
+        config,
+        run.network.topology,
+        counts,
+        rows[-1],
+        timing,
+        parameters=parameters,
+        best_checkpoint=saved.best(),
+        objective=dataclasses.asdict(run.objective),
+    )
+    # Results are on disk before figures are drawn.
+    run.directory.write_json("summary.json", summary)
+    _draw(run, "accuracy.png", lambda file: plots.accuracy_curves({config.label: rows}, file))
+    return summary
+
+
+def _train_on(
+    run: "Run", saved: Checkpoints, stop: Callable[[], int], board: Callable[[Row], None]
+) -> Trained:
+    """From the newest checkpoint to the end; goes back to one where the settings say so."""
+    feed = inputs.make_feed(run.data, run.config, run.plan.agents_here(run.config.agents))
+    rollbacks = None
+    while True:
+        with _nothing_to_save(stop):
+            state, start = _begin(run, saved)
+        if rollbacks is not None:
+            start = start._replace(rollbacks=rollbacks)
+        run.directory.replace_metrics(start.rows)
+        try:
+            with Reporter(run, feed, start, stop, board) as reporter:
+                return _fit(run, state, start, feed, saved, stop, reporter)
+        except loop.Diverged as error:
+            rollbacks = _roll_back(run, saved, start, error)
+
+
+def _fit(
+    run: "Run",
+    state: training.TrainState,
+    start: Progress,
+    feed: Feed,
+    saved: Checkpoints,
+    stop: Callable[[], int],
+    reporter: "Reporter",
+) -> Trained:
+    config = run.config
+    evaluator = Evaluator(
+        run.model, run.dataset, workers=config.workers, max_unreadable=config.max_unreadable
+    )
+
+    def evaluate(state: training.TrainState) -> Evaluation:
+        state = run.plan.fetch(state._replace(key=()))
+        return evaluator(run.algorithm.models(state.params, state.algorithm), state.model_state)
+
+    parameters = sum(x[0].size for x in jax.tree.leaves(state.params))
+    _, timing = loop.fit(
+        state,
+        make_data_step(run, feed, start.rollbacks),
+        feed,
+        epochs=config.epochs,
+        evaluate=evaluate,
+        eval_every=config.eval_every,
+        plan=run.plan,
+        start=start,
+        skip_divergence=config.on_divergence == "skip",
+        chunk_steps=chunk_steps(run),
+        loss_weights=run.objective.weights,
+        compiling=reporter.compiling,
+        on_epoch=reporter.epoch,
+        on_step=reporter.step,
+        on_progress=Autosave(
+            saved, config.epochs, config.checkpoint_every, config.checkpoint_minutes, stop
+        ),
+    )
+    return Trained(reporter.rows, timing, parameters)
+
+
+class Reporter:
+    """What a run shows on the terminal and writes into its metrics while it trains.
+
+    Args:
+      run: The run.
+      feed: Where its batches come from.
+      start: Where it starts.
+      stop: As for `train`.
+      board: Is given every row, too.
+
+    Attributes:
+      rows: The rows of metrics of all epochs so far.
+    """
+
+    def __init__(
+        self,
+        run: "Run",
+        feed: Feed,
+        start: Progress,
+        stop: Callable[[], int],
+        board: Callable[[Row], None],
+    ) -> None:
+        self.rows = list(start.rows)
+        self._run, self._feed, self._start = run, feed, start
+        self._stop, self._board = stop, board
+        self._bar = progress_bar(run, start.step)
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    @contextlib.contextmanager
+    def compiling(self, programs: str) -> Iterator[None]:
+        """Says that something compiles, and for how long; a signal ends the process meanwhile."""
+        if self._bar.disable:
+            with _nothing_to_save(self._stop, self._start.step):
+                yield
+            return
+        said = terminal.waiting(f"compiling {programs} of {described(self._run.config)}")
+        with said, _nothing_to_save(self._stop, self._start.step, before="\n"):
+            yield
+        self._bar.unpause()  # Its speed is that of the steps.
+
+    def step(self, step: int) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def epoch(self, row: Row) -> None:
+        """An epoch has ended, perhaps early; `row` is its row of metrics."""
+        row |= inputs.throughput(self._run.data, self._feed, row)
+        self.rows.append(row)
+        self._run.directory.log(row)
+        self._board(row)
+        shown = {"loss": f"{row['cross_entropy']:.3f}"}
+        if "local_accuracy_mean" in row:
+            shown["local"] = f"{100 * row['local_accuracy_mean']:.1f}%"
+            shown["consensus"] = f"{100 * row['consensus_accuracy']:.1f}%"
+        self._bar.set_postfix(shown)
+
+
+def _roll_back(run: "Run", saved: Checkpoints, start: Progress, error: loop.Diverged) -> int:
+    """How often the run has then gone back to a checkpoint.
+
+    Raises:
+      Diverged: The settings do not ask for it, or it has been often enough.
+    """
+    rollbacks = start.rollbacks + 1
+    if run.config.on_divergence != "rollback" or rollbacks > ROLLBACKS:
+        raise error
+    with hosts.together():
+        saved.wait()
+        again = start.rollbacks and saved.steps()[-1:] == [start.step]
+    if again:
+        # It diverged from this checkpoint with less learning rate, too: take the one before.
+        saved.drop(start.step)
+    hosts.note(
+        f"{error}; going back to the last checkpoint (of steps {saved.steps()}) or the start, with "
+        f"{10**rollbacks} times less learning rate"
+    )
+    return rollbacks
+
+
+def _begin(run: "Run", saved: Checkpoints) -> tuple[training.TrainState, Progress]:
+    """The newest checkpoint that is whole, or the start where there is none yet."""
+    with hosts.together():
+        saved.wait()  # Then all processes see the same ones.
+    state = training.init_state(
+        run.model,
+        run.algorithm,
+        run.network,
+        run.objective,
+        run.dataset.image_shape,
+        jax.random.key(run.config.seed),
+        gossip_batch_stats=run.config.gossip_batch_stats,
+    )
+    if saved.steps():
+        state, progress = saved.restore(state)
+        hosts.note(f"{run.directory.path} goes on after step {progress.step}")
+        return state, progress
+    if run.config.resume:
+        hosts.note(f"{run.directory.path} has no checkpoint yet; it starts from the beginning")
+    return state, Progress()
+
+
+def make_data_step(run: "Run", feed: Feed, rollbacks: int = 0) -> loop.Step:
+    """The whole step of a run, with a tenth of the learning rate for every rollback."""
+    schedule = run.schedule
+    if rollbacks:
+        schedule = lambda step: run.schedule(step) * 0.1**rollbacks
+    step = training.make_step(
+        run.model,
+        run.algorithm,
+        run.network,
+        run.objective,
+        schedule,
+        gossip_batch_stats=run.config.gossip_batch_stats,
+    )
+    return loop.make_data_step(run.plan.wrap(step), feed, run.dataset, run.augmentation)
+
+
+def chunk_steps(run: "Run") -> int:
+    """Steps in one program: as asked for, or what suits the device and the data."""
+    alone = jax.default_backend() == "cpu" or isinstance(run.dataset, datasets.StreamedDataset)
+    return run.config.chunk_steps or (1 if alone else CHUNK_STEPS)
+
+
+@contextlib.contextmanager
+def _nothing_to_save(stop: Callable[[], int], step: int = 0, before: str = "") -> Iterator[None]:
+    """Before the first step, a signal ends the process even while something compiles.
+
+    Args:
+      stop: As for `train`.
+      step: Steps that are saved.
+      before: Ends the line that stderr is in.
+
+    Raises:
+      Stopped: A signal has come already.
+    """
+    with leaving(lambda number: f"{before}error: {Stopped(number, step)}\n"):
+        (signal,) = hosts.largest(stop())
+        if signal:
+            raise Stopped(signal, step)
+        yield
+
+
+def _draw(run: "Run", name: str, draw: Callable[[Path], None]) -> None:
+    """Draws a figure of a run, if figures are wanted; one that fails is a warning."""
+    if hosts.is_first() and run.config.figures:
+        with plots.attempt(file := run.directory.figures / name):
+            draw(file)
+
+
+def _board(run: "Run") -> contextlib.AbstractContextManager[Callable[[Row], None]]:
+    """Where rows go for TensorBoard."""
+    if hosts.is_first() and run.config.tensorboard:
+        return tensorboard.scalars(run.directory.path / "tensorboard")
+    return contextlib.nullcontext(lambda row: None)
+
+
+def described(config: Config) -> str:
+    """What a run trains, as `CCL + qg-dsgdm-n: digits-cnn, 8 agents`."""
+    return f"{config.label}: {config.model}, {config.agents} agents"
+
+
+def progress_bar(run: "Run", done: int) -> tqdm:
+    """A bar over the steps of a run, on stderr; `done` of them are done."""
+    steps = batches.steps_per_epoch(run.partition, run.config.batch_size) * run.config.epochs
+    return tqdm(
+        total=steps,
+        initial=done,
+        delay=1e-6,  # Not before the first step: until then it is said what is compiled.
+        desc=run.config.label,
+        unit="step",
+        disable=not (run.config.progress and hosts.is_first()),
+    )
