@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ccl_jax import blocks, mixing
 from ccl_jax.blocks import Block
@@ -83,8 +82,7 @@ class Network:
         self.gossip_steps = gossip_steps
         self.compressor = compressor
         self.schedule = blocks.make_schedule(topology, devices)
-        weights = np.asarray(topology.weights, jnp.result_type(float))
-        self._tables = (weights, topology.incoming, topology.outgoing)
+        self._tables = (topology.weights, topology.incoming, topology.outgoing)
         self.sparse = mixing.sparse_is_cheaper(topology.degree, topology.agents)
 
     def whole(self) -> "Network":
@@ -131,7 +129,7 @@ class Network:
             lambda table: jnp.asarray(table)[r, block.ids], self._tables
         )
         if self.local_steps > 1:
-            own = block.ids[:, None] == jnp.arange(self.topology.agents)[None]
+            own = block.ids[:, None] == jnp.arange(self.topology.agents, dtype=jnp.int32)[None]
             weights = jnp.where(active, weights, own.astype(weights.dtype))
             incoming = incoming._replace(mask=incoming.mask & active)
             outgoing = outgoing._replace(mask=outgoing.mask & active)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax.algorithms import base
+from ccl_jax.mixing import sum_type
 from ccl_jax.network import where
 
 
@@ -77,7 +78,7 @@ def quasi_global_adam(
 
     def update(grads, eval_params, state, network, lr):
         u = base.axpy(weight_decay, eval_params, grads)
-        t = (state.step + 1).astype(jnp.float32)
+        t = (state.step + 1).astype(sum_type(eval_params))
         first = moment(b1, state.first, u)
         v = moment(b2, state.second, square(u))
 
