@@ -8,8 +8,9 @@ from importlib import metadata
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("CCL_TEST_PLATFORM", "cpu")
 os.environ["MPLBACKEND"] = "agg"
-# Most of the time goes into compiling programs that run for a few steps: compile them quickly. Set to
-# 0 to test what users run; test_parity.py has a process that always does.
+# Most of the time goes into compiling programs that run for a few steps: compile them quickly. To test
+# what users run, `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`; test_parity.py has a process that always
+# does. `XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 pytest` (or AVX, AVX2) compiles for a smaller processor.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # XLA's code for fusions without MLIR, which JAX 0.11 no longer has, takes a third of the time.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
@@ -47,6 +48,13 @@ def float64():
     """In double precision, for limits, rates and identities: what is left of an error is the code's."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(params=["float32", "float64"])
+def eps(request):
+    """In single and in double precision: what rounding adds to 1. An identity holds to some of it."""
+    with jax.enable_x64(request.param == "float64"):
+        yield float(jax.numpy.finfo(request.param).eps)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ccl_jax.algorithms import base, cross_gradients, dsgd
+from ccl_jax import trees
 from ccl_jax.network import compression
 
 _REFERENCE = "Esfandiari et al., ICML 2021, arXiv:2103.02051"
@@ -72,9 +73,14 @@ def cga(
     def merge(own, cross, talk):
         size = compression.SIGN.message_bytes(cross, 2) if compress else None
         received = talk.reply("cross-gradients", cross, message_bytes=size)
-        flat = lambda x, lead: x.reshape(*x.shape[:lead], -1).astype(jnp.float32)
-        r0 = [talk.own_weights[:, None] * flat(g, 1) for g in jax.tree.leaves(own)]
-        rows = [talk.neighbor_weights[:, :, None] * flat(g, 2) for g in jax.tree.leaves(received)]
+        wide = trees.sum_type(own)
+        weights = [w.astype(wide) for w in (talk.own_weights, talk.neighbor_weights)]
+
+        def weigh(w, gradient):
+            return w[..., None] * gradient.reshape(*w.shape, -1).astype(wide)
+
+        r0 = [weigh(weights[0], g) for g in jax.tree.leaves(own)]
+        rows = [weigh(weights[1], g) for g in jax.tree.leaves(received)]
         merged = [
             g.reshape(leaf.shape).astype(leaf.dtype)
             for g, leaf in zip(directions(r0, rows, margin), jax.tree.leaves(own), strict=True)
@@ -96,16 +102,17 @@ def directions(r0: list[jax.Array], rows: list[jax.Array], margin: float) -> lis
       margin: Lower bound of v.
 
     Returns:
-      `[agents, size]` float32 of each tensor.
+      `[agents, size]` of each tensor, in the type of its r0.
     """
     with jax.enable_x64(True):
+        kinds = [x.dtype for x in r0]
         r0, rows = ([x.astype(jnp.float64) for x in xs] for xs in (r0, rows))
         # All tensors of all agents are one batch of small programmes.
         gram = jnp.stack([jnp.einsum("adx,aex->ade", r, r) for r in rows])
         linear = jnp.stack([jnp.einsum("adx,ax->ad", r, x) for r, x in zip(rows, r0, strict=True)])
         v = jax.vmap(jax.vmap(lambda k, b: solve(k, b, margin)))(gram, linear)
         found = [x + jnp.einsum("ad,adx->ax", u, r) for x, u, r in zip(r0, v, rows, strict=True)]
-        return [g.astype(jnp.float32) for g in found]
+        return [g.astype(kind) for g, kind in zip(found, kinds, strict=True)]
 
 
 def solve(gram: jax.Array, linear: jax.Array, margin: float) -> jax.Array:

@@ -87,7 +87,7 @@ def quasi_global_adam(
 
     def update(grads, eval_params, state, talk, lr):
         u = trees.axpy(weight_decay, eval_params, grads)
-        t = (state.step + 1).astype(jnp.float32)
+        t = (state.step + 1).astype(trees.sum_type(eval_params))
         first = moment(b1, state.first, u)
         v = moment(b2, state.second, square(u))
 

@@ -14,10 +14,10 @@ SENDS[0, 2:] = 1
 PUSH = SENDS / SENDS.sum(axis=0)
 
 
-def test_frozen_models_reach_the_plain_mean():
+def test_frozen_models_reach_the_plain_mean(eps):
     network = Network(topology.from_matrix("push", PUSH, stochastic="column"))
     algorithm = algorithms.make("sgp")
-    x = first = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32)
+    x = first = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), float)
     state = algorithm.init(x, network.round(0))
 
     @jax.jit
@@ -27,13 +27,13 @@ def test_frozen_models_reach_the_plain_mean():
         new = algorithms.advance(algorithm, x, state, talk, 0.0, own)
         return new.aux, new.params, new.state
 
-    for t in range(60):
+    for t in range(150):
         z, x, state = push(x, state, jnp.int32(t))
-    np.testing.assert_allclose(z, np.tile(first.mean(axis=0), (5, 1)), atol=1e-4)
-    np.testing.assert_allclose(state.weight.sum(), 5, rtol=1e-4)
+    np.testing.assert_allclose(z, np.tile(first.mean(axis=0), (5, 1)), rtol=0, atol=80 * eps)
+    np.testing.assert_allclose(state.weight.sum(), 5, rtol=80 * eps)
     assert np.ptp(state.weight) > 0.5  # so that x itself is biased
-    np.testing.assert_allclose(x.sum(axis=0), first.sum(axis=0), atol=1e-3)
-    np.testing.assert_allclose(algorithm.models(x, state), z, atol=1e-5)
+    np.testing.assert_allclose(x.sum(axis=0), first.sum(axis=0), rtol=0, atol=160 * eps)
+    np.testing.assert_allclose(algorithm.models(x, state), z, rtol=0, atol=80 * eps)
 
 
 def test_one_step_by_hand():

@@ -52,25 +52,25 @@ def moving_average(beta, nesterov, factor):
 
 @pytest.mark.parametrize("gamma", [1.0, 0.7])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_displacement_follows_the_recursion(nesterov, gamma):
+def test_displacement_follows_the_recursion(nesterov, gamma, eps):
     algorithm = algorithms.make(
         f"qg-dsgdm{SUFFIX[nesterov]}", momentum=0.8, weight_decay=DECAY, gossip_rate=gamma
     )
     expected = displacement(0.8, nesterov, gamma)
-    np.testing.assert_allclose(PROBLEM.run(algorithm, RATES), expected, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(PROBLEM.run(algorithm, RATES), expected, rtol=0, atol=160 * eps)
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.4])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_moving_average_follows_the_recursion(nesterov, factor):
+def test_moving_average_follows_the_recursion(nesterov, factor, eps):
     algorithm = algorithms.make(
         f"qg-dsgdm{SUFFIX[nesterov]}-ema", momentum=0.8, weight_decay=DECAY, ema_factor=factor
     )
     expected = moving_average(0.8, nesterov, factor)
-    np.testing.assert_allclose(PROBLEM.run(algorithm, RATES), expected, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(PROBLEM.run(algorithm, RATES), expected, rtol=0, atol=160 * eps)
 
 
-def test_displacement_without_nesterov_is_heavy_ball_on_the_total_displacement():
+def test_displacement_without_nesterov_is_heavy_ball_on_the_total_displacement(eps):
     """m = beta (xt_prev - xt) / eta + g: the momentum is where the mixed model went."""
     beta, eta, n = 0.8, 0.1, PROBLEM.agents
     weights = ring_weights(n)
@@ -82,14 +82,14 @@ def test_displacement_without_nesterov_is_heavy_ball_on_the_total_displacement()
         x = mixed - eta * (beta * (previous - mixed) / eta + g)
         previous = mixed
     ours = PROBLEM.run(algorithms.make("qg-dsgdm", momentum=beta, weight_decay=0.0), [eta] * 5)
-    np.testing.assert_allclose(ours[-1], x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours[-1], x, rtol=0, atol=80 * eps)
 
 
-def test_the_moving_average_factor_is_a_tenth_whatever_the_momentum():
+def test_the_moving_average_factor_is_a_tenth_whatever_the_momentum(eps):
     method = algorithms.lookup("qg-dsgdm-n-ema")
     assert method.hyperparameters["ema_factor"] == 0.1
     ours = PROBLEM.run(algorithms.make(method.name, momentum=0.8, weight_decay=DECAY), RATES)
-    np.testing.assert_allclose(ours, moving_average(0.8, True, 0.1), rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(ours, moving_average(0.8, True, 0.1), rtol=0, atol=160 * eps)
 
 
 @pytest.mark.parametrize("name", ["qg-dsgdm-n", "qg-dsgdm-n-ema"])
@@ -101,9 +101,9 @@ def test_a_warm_up_that_starts_at_rate_zero_stays_finite(name):
 
 
 @pytest.mark.parametrize("name", ["dsgdm-n", "qg-dsgdm-n", "qg-dsgdm-n-ema"])
-def test_agents_with_one_loss_reach_its_minimum(name):
+def test_agents_with_one_loss_reach_its_minimum(name, float64):
     alike = Quadratics(agents=4, size=3, seed=2)
     alike.curvature[:] = alike.curvature[0]
     alike.minimum[:] = alike.minimum[0]
-    end = alike.run(algorithms.make(name, weight_decay=0.0), [0.1] * 400)[-1]
-    np.testing.assert_allclose(end, alike.minimum, rtol=1e-3, atol=1e-3)
+    end = alike.run(algorithms.make(name, weight_decay=0.0), [0.1] * 800)[-1]
+    np.testing.assert_allclose(end, alike.minimum, rtol=0, atol=1e-9)

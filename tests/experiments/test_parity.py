@@ -27,6 +27,9 @@ def run_as_users_do(path):
     """The same of a process that compiles as outside of tests."""
     for_tests = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR")
     environment = {name: text for name, text in os.environ.items() if name not in for_tests}
+    # The instruction set to compile for stays.
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    environment["XLA_FLAGS"] = " ".join(flag for flag in flags if "max_isa" in flag)
     command = [sys.executable, "-m", "experiments.parity", f"--trace={path}"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout, done.stderr
