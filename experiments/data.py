@@ -217,6 +217,7 @@ def _read(config: Config, source: _Source, first: bool) -> Dataset | StreamedDat
 def _notes(source: _Source, dataset: Dataset | StreamedDataset) -> list[str]:
     """What a user should know of the files of a set."""
     notes = [note] if (note := datasets.size_note(dataset)) else []
+    notes += dataset.notes
     own = source.name in ("folder", "folder-full") and source.place is not None
     if own and folders.is_undivided(Path(source.place)):
         notes += [

@@ -27,6 +27,7 @@ class Dataset:
       std: Standard deviation of each channel, in the same units, above 0.
       scale: Pixel value that counts as 1.
       class_names: What each class shows.
+      notes: What a user should know of its files, one line each.
 
     Raises:
       ValueError: Arrays of another type or shape, labels out of range, or constants that do not fit
@@ -43,6 +44,7 @@ class Dataset:
     std: tuple[float, ...]
     scale: float
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -139,6 +141,7 @@ class StreamedDataset:
       std: As in `Dataset`.
       scale: As in `Dataset`.
       class_names: What each class shows.
+      notes: What a user should know of its files, one line each.
 
     Raises:
       ValueError: Labels out of range, or constants that do not fit each other.
@@ -154,6 +157,7 @@ class StreamedDataset:
     std: tuple[float, ...]
     scale: float
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split, store in (("train", self.train), ("test", self.test)):
