@@ -250,10 +250,18 @@ def load_npz(request: Request) -> Dataset:
             f"npz: {place or 'no data_dir is given,'} has {len(files)} .npz files: give the path of "
             "one as data_dir."
         )
-    *arrays, names = npz.read(files[0])
+    *arrays, names, unused = npz.read(files[0])
     constants = ((0.5,) * arrays[0].shape[3], (0.5,) * arrays[0].shape[3], 255.0)
+    notes = []
+    if unused:
+        notes += [f"{files[0]}: not used: the arrays {', '.join(unused)}."]
+    if (brightest := arrays[0].max()) <= 1:
+        notes += [
+            f"{files[0]}: the brightest training pixel is {brightest} of 255: pixels of 0 to 1 must be "
+            "multiplied by 255 before they are rounded."
+        ]
     try:
-        dataset = Dataset("npz", *arrays, len(names), *constants, names)
+        dataset = Dataset("npz", *arrays, len(names), *constants, names, tuple(notes))
     except ValueError as error:
         raise ValueError(f"{files[0]}: {error}") from error
     return with_own_constants(dataset)
