@@ -29,6 +29,7 @@ from absl import flags
 from ccl_jax import graphs, models, parallel
 from ccl_jax.metrics import made_with, plain
 from experiments import cli, workload
+from experiments.flag_values import FlagValues
 from experiments.runner import MOST_CPU_DEVICES
 from experiments.workload import METHODS, Program, Workload
 
@@ -40,7 +41,7 @@ Log = Callable[..., None]
 
 def define_flags() -> flags.FlagValues:
     """The flags of this main, in a set of their own."""
-    values = flags.FlagValues()
+    values = FlagValues()
     here = {"flag_values": values}
     count = here | {"lower_bound": 1}
     flags.DEFINE_string("model", "lenet5", "one of " + ", ".join(models.MODELS), **here)

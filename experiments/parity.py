@@ -29,6 +29,7 @@ from ccl_jax.models import convert
 from ccl_jax.network import Network
 from ccl_jax.training import TrainState
 from experiments import cli, parity_algorithms, recordings
+from experiments.flag_values import FlagValues
 from experiments.recordings import NUMBER
 
 LOSS_TOLERANCE = 2e-5  # absolute, over the three losses
@@ -61,7 +62,7 @@ _NORMS = {"groupnorm": "group", "batchnorm": "batch", "bn": "batch", "gn": "grou
 
 def main(argv: list[str] | None = None) -> int:
     """Replays the file given by --trace; returns the exit code."""
-    values = flags.FlagValues()
+    values = FlagValues()
     flags.DEFINE_string("trace", None, "recorded run, an .npz file", flag_values=values)
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     passed = True

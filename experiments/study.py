@@ -18,6 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, pool, records, studies
+from experiments.flag_values import FlagValues
 from experiments.records import Record
 from experiments.studies import Job, Study
 from experiments.tuning import chosen_rates
@@ -124,7 +125,7 @@ def duration(seconds: float) -> str:
 
 def define() -> flags.FlagValues:
     """The flags that study and report share."""
-    values = flags.FlagValues()
+    values = FlagValues()
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     flags.DEFINE_string("study", None, "its name, or a .toml file", flag_values=values)
     flags.DEFINE_string("data", "digits", "on which of its datasets", flag_values=values)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from ccl_jax import graphs, graphs_static, plots
 from ccl_jax.topology import Topology
 from experiments import cli
+from experiments.flag_values import FlagValues
 
 AGENTS = 16
 FORMATS = (".png", ".pdf", ".svg")
@@ -32,7 +33,7 @@ NODE, EDGE = plots.COLORS[0], plots.COLORS[-1]
 
 def define_flags() -> flags.FlagValues:
     """The flags of this main, in a set of their own."""
-    values = flags.FlagValues()
+    values = FlagValues()
     here = {"flag_values": values}
     flags.DEFINE_integer(
         "agents",

@@ -364,6 +364,18 @@ def test_tuning_takes_the_best_rate_on_held_out_data(write):
     assert tuning.table_of_tuning(plan, lost)[1][0][-1] == "0.03 (edge of the grid)"
 
 
+@pytest.mark.parametrize("first", ["", "\n", "# which study\n", "// which study\n"])
+def test_a_flag_file_with_a_byte_order_mark(tmp_path, capsys, first):
+    (tmp_path / "some.flags").write_text(f"{first}--study=rounds\n--list\n", "utf-8-sig")
+    (tmp_path / "other.flags").write_text(f"--flagfile={tmp_path}/some.flags\n", "utf-8")
+    for name in ("some", "other"):
+        assert study.main(["study", f"--flagfile={tmp_path}/{name}.flags"]) == 0
+        assert capsys.readouterr().out.startswith("rounds on digits: ")
+    (tmp_path / "other.flags").write_text(f"--flagfile={tmp_path}/some.flags\n", "utf-8-sig")
+    assert study.main(["study", f"--flagfile={tmp_path}/other.flags"]) == 2
+    assert "some.flags follows a byte-order mark; put an empty" in capsys.readouterr().err
+
+
 def test_a_file_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(SMALL, encoding="utf-8-sig")
