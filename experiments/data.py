@@ -71,6 +71,9 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
         )
     batches.steps_per_epoch(held, config.batch_size)  # Checks the batch size.
     true_labels = dataset.train_labels
+    counts = partition.class_counts(held, true_labels, dataset.num_classes).sum(axis=0)
+    if lost := _named(dataset, (counts == 0) & np.isin(range(len(counts)), true_labels)):
+        notes += [f"no agent holds an image of {lost}: take more agents or a less uneven split."]
     if rates.any():
         noisy = heterogeneity.label_noise(
             true_labels, held, rates, dataset.num_classes, config.seed
@@ -230,12 +233,11 @@ def _notes(source: _Source, dataset: Dataset | StreamedDataset) -> list[str]:
     """What a user should know of the files of a set."""
     notes = [note] if (note := datasets.size_note(dataset)) else []
     notes += dataset.notes
-    seen = np.bincount(dataset.train_labels, minlength=dataset.num_classes) > 0
-    if empty := [name for name, yes in zip(dataset.class_names, seen, strict=True) if not yes]:
-        shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
+    counts = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
+    if empty := _named(dataset, counts == 0):
         notes += [
-            f"{source}: {len(empty)} of {len(seen)} classes have no training image ({shown}); "
-            "--renumber_labels leaves out those that have no test image either."
+            f"{source}: there is no training image of {empty}; --renumber_labels leaves out classes "
+            "that have no test image either."
         ]
     own = source.name in ("folder", "folder-full") and source.place is not None
     if own and folders.is_undivided(Path(source.place)):
@@ -244,3 +246,10 @@ def _notes(source: _Source, dataset: Dataset | StreamedDataset) -> list[str]:
             f"class, drawn with seed {folders.TEST_SEED} in every run, are for testing."
         ]
     return notes
+
+
+def _named(dataset: Dataset | StreamedDataset, chosen: np.ndarray) -> str:
+    """Which classes are chosen, `[classes]` bool, with their number; "" for none."""
+    names = [name for name, yes in zip(dataset.class_names, chosen, strict=True) if yes]
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return f"{len(names)} of {len(chosen)} classes ({shown})" if names else ""

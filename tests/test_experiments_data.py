@@ -311,8 +311,8 @@ def test_labels_that_leave_classes_out(tmp_path):
     found = data.load(alone)
     assert found.dataset.num_classes == 6
     assert found.notes == (
-        f"npz:{tmp_path}/set.npz: 1 of 6 classes have no training image (0); --renumber_labels leaves "
-        "out those that have no test image either.",
+        f"npz:{tmp_path}/set.npz: there is no training image of 1 of 6 classes (0); --renumber_labels "
+        "leaves out classes that have no test image either.",
     )
     renumbered = data.load(alone.replace(renumber_labels=True))
     assert renumbered.dataset.num_classes == 5 and renumbered.notes == ()
@@ -324,6 +324,16 @@ def test_labels_that_leave_classes_out(tmp_path):
     with pytest.raises(ValueError, match="only one has 0"):
         data.load(config)
     assert data.load(config.replace(renumber_labels=True)).dataset.num_classes == 5
+
+
+def test_classes_that_no_agent_holds_are_named(tmp_path):
+    config = number_sets(tmp_path, range(3)).replace(domain=(), partition="classes")
+    found = data.load(config.replace(agents=1, classes_per_agent=2))
+    (lost,) = {0, 1, 2} - set(found.dataset.train_labels[found.partition.indices[0]])
+    assert found.notes == (
+        f"no agent holds an image of 1 of 3 classes ({lost}): take more agents or a less uneven split.",
+    )
+    assert data.load(config.replace(agents=2, classes_per_agent=2)).notes == ()
 
 
 def test_every_kind_of_heterogeneity_at_once(tmp_path):

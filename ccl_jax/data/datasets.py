@@ -174,7 +174,7 @@ def load_fmnist(request: Request) -> Dataset:
     places = (place, place / "fashion-mnist", place / "FashionMNIST" / "raw") if place else ()
     found = prepared(request)
     if found is not None:
-        *stores, _ = found
+        *stores, names = found
         train, test = (
             (pixels[..., :1], labels) for pixels, labels in (in_memory(s) for s in stores)
         )
@@ -192,9 +192,10 @@ def load_fmnist(request: Request) -> Dataset:
                 cifar.check_md5(path, md5)
         train = read_images_and_labels(*files[:2], (28, 28), 10)
         test = read_images_and_labels(*files[2:], (28, 28), 10)
+        names = _FMNIST_CLASSES
     # The constants of the published experiments (arXiv 2310.15890, authors' code).
     constants = ((0.5,), (0.5,), 255.0)
-    return Dataset("fmnist", *train, *test, 10, *constants, _FMNIST_CLASSES)
+    return Dataset("fmnist", *train, *test, 10, *constants, names)
 
 
 def load_cifar10(request: Request) -> Dataset:
