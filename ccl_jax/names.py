@@ -1,7 +1,8 @@
-"""Looking up a name in a table of builders, with a useful answer when it is not there."""
+"""Looking up names in tables of builders, and lists in which none may be there twice."""
 
 import difflib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,3 +25,18 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     raise ValueError(
         f"unknown {kind} {name!r}: did you mean {nearest!r}? Known: {', '.join(table)}."
     )
+
+
+def check_distinct(kind: str, values: Iterable[Hashable]) -> None:
+    """Makes sure that nothing is given twice, where it would count twice.
+
+    Args:
+      kind: What is listed, e.g. "seeds"; used in the error.
+      values: What is given.
+
+    Raises:
+      ValueError: A value is there twice; the error gives it.
+    """
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise ValueError(f"{kind}: {value} is given {count} times; give it once")

@@ -23,6 +23,7 @@ from ccl_jax.algorithms.base import Method
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import Network, Traffic
 from experiments import cli, settings
+from experiments.flag_values import FlagValues
 
 # Small graphs to measure on; a method is measured on the first that it accepts. A ring of 5 has no
 # eigenvalue of -1/3, so that D2 runs on it.
@@ -112,7 +113,7 @@ def details(method: Method) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table, or one method with --algorithm; returns the exit code."""
-    values = flags.FlagValues()
+    values = FlagValues()
     flags.DEFINE_string("algorithm", None, "show this method in detail", flag_values=values)
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
 

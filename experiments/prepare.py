@@ -16,6 +16,7 @@ from absl import flags
 from ccl_jax.data import tfds_sets
 from ccl_jax.names import look_up
 from experiments import cli
+from experiments.flag_values import FlagValues
 
 
 def prepare(dataset: str, data_dir: str) -> str:
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Reads the flags; returns the exit code."""
 
     def body() -> None:
-        values = flags.FlagValues()
+        values = FlagValues()
         flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
         flags.DEFINE_string("dataset", None, "what to prepare", flag_values=values)
         flags.DEFINE_string("data_dir", None, "where to", flag_values=values)

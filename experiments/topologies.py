@@ -23,6 +23,7 @@ from ccl_jax.graphs import static
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.runs import plots
 from experiments import cli
+from experiments.flag_values import FlagValues
 
 AGENTS = 16
 FORMATS = (".png", ".pdf", ".svg")
@@ -34,7 +35,7 @@ NODE, EDGE = plots.COLORS[0], plots.COLORS[-1]
 
 def define_flags() -> flags.FlagValues:
     """The flags of this main, in a set of their own."""
-    values = flags.FlagValues()
+    values = FlagValues()
     here = {"flag_values": values}
     flags.DEFINE_integer(
         "agents",

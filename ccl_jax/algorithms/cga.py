@@ -16,8 +16,8 @@ taken at the unmixed x; the port by Aketi takes the own one at the mixed point.
 import jax
 import jax.numpy as jnp
 
-from ccl_jax.algorithms import base, cross_gradients, dsgd
 from ccl_jax import trees
+from ccl_jax.algorithms import base, cross_gradients, dsgd
 from ccl_jax.network import compression
 
 _REFERENCE = "Esfandiari et al., ICML 2021, arXiv:2103.02051"

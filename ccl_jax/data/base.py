@@ -27,6 +27,7 @@ class Dataset:
       std: Standard deviation of each channel, in the same units, above 0.
       scale: Pixel value that counts as 1.
       class_names: What each class shows.
+      notes: What a user should know of its files, one line each.
 
     Raises:
       ValueError: Arrays of another type or shape, labels out of range, or constants that do not fit
@@ -43,15 +44,12 @@ class Dataset:
     std: tuple[float, ...]
     scale: float
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
-            if images.dtype != np.uint8 or images.ndim != 4:
-                raise ValueError(
-                    f"{self.name}: {split} images are {images.dtype} {images.shape}, expected "
-                    "uint8 [n, H, W, C]."
-                )
+            check_images(f"{self.name}: {split} images are", images)
             _check_labels(self.name, split, labels, len(images), self.num_classes)
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise ValueError(
@@ -68,6 +66,31 @@ class Dataset:
     def with_train_labels(self, labels: np.ndarray) -> "Dataset":
         """The same images with other labels `[n]` int32."""
         return dataclasses.replace(self, train_labels=labels)
+
+
+def check_images(subject: str, images: np.ndarray) -> None:
+    """Makes sure that images are pixels in the order of rows, columns, channels.
+
+    Args:
+      subject: What the error begins with, as "toy: train images are".
+      images: Should be `[n, H, W, C]` uint8, none of them 0.
+
+    Raises:
+      ValueError: They are of another type or shape, have no pixels, or their channels come first.
+    """
+    found = f"{subject} {images.dtype} {images.shape}"
+    if images.dtype != np.uint8 or images.ndim != 4:
+        remedy = ": bring them to 0 to 255 and round them" if images.dtype.kind == "f" else ""
+        raise ValueError(f"{found}, expected uint8 [n, H, W, C] with pixels of 0 to 255{remedy}.")
+    if 0 in images.shape:
+        raise ValueError(f"{found}, which has no pixels: expected [n, H, W, C], none of them 0.")
+    _, height, width, channels = images.shape
+    # No picture of more than red, green, blue and alpha has less rows than columns and channels.
+    if channels > 4 and height < min(width, channels):
+        raise ValueError(
+            f"{found}, which looks like [n, C, H, W], with {height} channels first: expected "
+            "[n, H, W, C]; transpose(0, 2, 3, 1) brings it there."
+        )
 
 
 class ImageStore(Protocol):
@@ -139,6 +162,7 @@ class StreamedDataset:
       std: As in `Dataset`.
       scale: As in `Dataset`.
       class_names: What each class shows.
+      notes: What a user should know of its files, one line each.
 
     Raises:
       ValueError: Labels out of range, or constants that do not fit each other.
@@ -154,6 +178,7 @@ class StreamedDataset:
     std: tuple[float, ...]
     scale: float
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split, store in (("train", self.train), ("test", self.test)):
@@ -217,11 +242,34 @@ def hold_out(
     return dataclasses.replace(dataset, **parts)
 
 
+def renumber(dataset: Dataset | StreamedDataset) -> Dataset | StreamedDataset:
+    """Leaves out classes that no image shows, as class 0 of labels that count from 1.
+
+    Args:
+      dataset: The whole set.
+
+    Returns:
+      The same images; the classes that are left keep their order and their names.
+    """
+    occurring = np.union1d(dataset.train_labels, dataset.test_labels)
+    number = lambda labels: np.searchsorted(occurring, labels).astype(np.int32)
+    train, test = number(dataset.train_labels), number(dataset.test_labels)
+    if isinstance(dataset, StreamedDataset):
+        parts = {
+            "train": Relabelled(dataset.train, train),
+            "test": Relabelled(dataset.test, test),
+        }
+    else:
+        parts = {"train_labels": train, "test_labels": test}
+    names = tuple(dataset.class_names[k] for k in occurring)
+    return dataclasses.replace(dataset, num_classes=len(names), class_names=names, **parts)
+
+
 def _check_labels(name: str, split: str, labels: np.ndarray, number: int, classes: int) -> None:
     if labels.dtype != np.int32 or labels.shape != (number,) or labels.size == 0:
         raise ValueError(
             f"{name}: {split} labels are {labels.dtype} {labels.shape}, expected int32 "
-            f"[{number}], at least one."
+            f"[{number}], one an image and at least one."
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(

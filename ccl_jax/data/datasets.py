@@ -174,7 +174,7 @@ def load_fmnist(request: Request) -> Dataset:
     places = (place, place / "fashion-mnist", place / "FashionMNIST" / "raw") if place else ()
     found = prepared(request)
     if found is not None:
-        *stores, _ = found
+        *stores, names = found
         train, test = (
             (pixels[..., :1], labels) for pixels, labels in (in_memory(s) for s in stores)
         )
@@ -192,9 +192,10 @@ def load_fmnist(request: Request) -> Dataset:
                 cifar.check_md5(path, md5)
         train = read_images_and_labels(*files[:2], (28, 28), 10)
         test = read_images_and_labels(*files[2:], (28, 28), 10)
+        names = _FMNIST_CLASSES
     # The constants of the published experiments (arXiv 2310.15890, authors' code).
     constants = ((0.5,), (0.5,), 255.0)
-    return Dataset("fmnist", *train, *test, 10, *constants, _FMNIST_CLASSES)
+    return Dataset("fmnist", *train, *test, 10, *constants, names)
 
 
 def load_cifar10(request: Request) -> Dataset:
@@ -250,10 +251,18 @@ def load_npz(request: Request) -> Dataset:
             f"npz: {place or 'no data_dir is given,'} has {len(files)} .npz files: give the path of "
             "one as data_dir."
         )
-    *arrays, names = npz.read(files[0])
+    *arrays, names, unused = npz.read(files[0])
     constants = ((0.5,) * arrays[0].shape[3], (0.5,) * arrays[0].shape[3], 255.0)
+    notes = []
+    if unused:
+        notes += [f"{files[0]}: not used: the arrays {', '.join(unused)}."]
+    if (brightest := arrays[0].max()) <= 1:
+        notes += [
+            f"{files[0]}: the brightest training pixel is {brightest} of 255: pixels of 0 to 1 must be "
+            "multiplied by 255 before they are rounded."
+        ]
     try:
-        dataset = Dataset("npz", *arrays, len(names), *constants, names)
+        dataset = Dataset("npz", *arrays, len(names), *constants, names, tuple(notes))
     except ValueError as error:
         raise ValueError(f"{files[0]}: {error}") from error
     return with_own_constants(dataset)

@@ -1,21 +1,25 @@
 """Folders of images: train/<class>/ and val/<class>/, as of ImageNet, Imagenette or a user's own.
 
 Classes are the names of the sub-folders in alphabetical order, images every file in them whose name
-ends as an image's does, in alphabetical order too. Images are only listed here, not opened.
+ends as an image's that Pillow reads, in alphabetical order too. Images are only listed here, not opened.
+What else lies there is not used, and `unused_note` says so.
 
 A folder may also hold its classes only, undivided: then a part of every class is held out for testing.
 A folder of domains has a folder of either kind for each domain, with the same classes in all.
 """
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Collection, Iterable
 
 import numpy as np
+from PIL import Image
 
 from ccl_jax.randomness import Stream, generator
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
-"""How the name of an image ends, in capitals or not."""
+NO_PICTURES = frozenset(["BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"])
+"""Formats whose endings Pillow knows, but which it cannot draw, or not by itself."""
 
 TEST_FOLDERS = ("val", "validation", "test")
 """Where test images may lie; the first that exists counts."""
@@ -34,10 +38,12 @@ class FolderImages:
     Attributes:
       paths: Files.
       labels: `[n]` int32, the class of each.
+      unused: What else lies there: links to nothing, folders, hidden files and others.
     """
 
     paths: tuple[pathlib.Path, ...]
     labels: np.ndarray
+    unused: tuple[pathlib.Path, ...] = ()
 
     def read(self, index: int) -> bytes:
         """The file's content."""
@@ -46,6 +52,13 @@ class FolderImages:
     def name(self, index: int) -> str:
         """The file's path."""
         return str(self.paths[index])
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """How the name of an image ends, in lower case: as of a format that Pillow reads."""
+    known = Image.registered_extensions()
+    return frozenset(ending for ending, name in known.items() if name not in NO_PICTURES)
 
 
 def is_divided(root: pathlib.Path) -> bool:
@@ -88,7 +101,13 @@ def list_images(root: pathlib.Path) -> tuple[FolderImages, FolderImages, tuple[s
             f"{root}: class {odd[0]!r} is in only one of train/ and {test.name}/: both need the "
             "same classes."
         )
-    return _list_split(root / "train", classes), _list_split(test, classes), classes
+    train = root / "train"
+    unused = (*_beside(root, ("train", test.name)), *_all_beside(train, classes))
+    return (
+        _list_split(train, classes, unused),
+        _list_split(test, classes, _all_beside(test, classes)),
+        classes,
+    )
 
 
 def divide(root: pathlib.Path) -> tuple[FolderImages, FolderImages, tuple[str, ...]]:
@@ -106,7 +125,7 @@ def divide(root: pathlib.Path) -> tuple[FolderImages, FolderImages, tuple[str, .
       ValueError: A class has less than two images; the message names its folder.
     """
     classes = _subfolders(root)
-    whole = _list_split(root, classes)
+    whole = _list_split(root, classes, _beside(root, classes))
     is_test = np.zeros(len(whole.labels), bool)
     for label, name in enumerate(classes):
         members = np.flatnonzero(whole.labels == label)
@@ -117,7 +136,40 @@ def divide(root: pathlib.Path) -> tuple[FolderImages, FolderImages, tuple[str, .
             )
         order = generator(Stream.HOLD_OUT, TEST_SEED, label).permutation(members)
         is_test[order[: max(1, round(TEST_PART * len(members)))]] = True
-    return _pick(whole, ~is_test), _pick(whole, is_test), classes
+    train, test = _pick(whole, ~is_test), _pick(whole, is_test)
+    return train, dataclasses.replace(test, unused=()), classes
+
+
+def unused_note(root: pathlib.Path, unused: Iterable[pathlib.Path]) -> str:
+    """What to tell a user of what lies in a folder and is not used.
+
+    Args:
+      root: The folder.
+      unused: What is not used, below it; `FolderImages.unused`.
+
+    Returns:
+      One line with numbers, reasons and the first names; "" where everything is used.
+    """
+    kinds: dict[str, list[str]] = {}
+    for path in unused:
+        kinds.setdefault(_why_unused(path), []).append(str(path.relative_to(root)))
+    parts = [
+        f"{why}, {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for why, names in kinds.items()
+    ]
+    return f"{root}: not used: {'; '.join(parts)}." if parts else ""
+
+
+def _why_unused(path: pathlib.Path) -> str:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_dir():
+        return "folders that are not looked into"
+    if not path.exists():
+        return "links that lead nowhere"
+    if path.suffix.lower() in suffixes():
+        return "images that are in no class's folder"
+    return "files whose names do not end as an image's"
 
 
 def domains(root: pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -163,24 +215,40 @@ def _subfolders(folder: pathlib.Path) -> tuple[str, ...]:
 
 
 def _is_image(path: pathlib.Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in suffixes() and not path.name.startswith(".") and path.is_file()
 
 
-def _list_split(folder: pathlib.Path, classes: tuple[str, ...]) -> FolderImages:
-    paths, labels = [], []
+def _beside(folder: pathlib.Path, used: Collection[str]) -> tuple[pathlib.Path, ...]:
+    """What lies beside the folders that are used, but for texts and what is hidden, which may."""
+    there = (path for path in _all_beside(folder, used) if path.name[0] != ".")
+    return tuple(path for path in there if _is_image(path) or not path.is_file())
+
+
+def _all_beside(folder: pathlib.Path, used: Collection[str]) -> tuple[pathlib.Path, ...]:
+    return tuple(path for path in sorted(folder.iterdir()) if path.name not in used)
+
+
+def _list_split(
+    folder: pathlib.Path, classes: tuple[str, ...], unused: tuple[pathlib.Path, ...]
+) -> FolderImages:
+    """Images of all classes; `unused` is what is known to be so already."""
+    paths, labels, others = [], [], list(unused)
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).iterdir() if _is_image(path))
+        found, rest = [], []
+        for path in sorted((folder / name).iterdir()):
+            (found if _is_image(path) else rest).append(path)
         if not found:
             raise ValueError(
-                f"{folder / name}: has no images ({', '.join(SUFFIXES)}): add some, or remove the "
-                "class."
+                f"{folder / name}: has no images, which are files with an ending that Pillow reads "
+                f"(.jpg, .png, .webp ...): add some, or remove the class. {unused_note(folder, rest)}"
             )
         paths += found
         labels += [label] * len(found)
-    return FolderImages(tuple(paths), np.array(labels, np.int32))
+        others += rest
+    return FolderImages(tuple(paths), np.array(labels, np.int32), tuple(others))
 
 
 def _pick(images: FolderImages, chosen: np.ndarray) -> FolderImages:
     """Those for which `chosen [n]` is True."""
     paths = tuple(path for path, yes in zip(images.paths, chosen, strict=True) if yes)
-    return FolderImages(paths, images.labels[chosen])
+    return FolderImages(paths, images.labels[chosen], images.unused)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ccl_jax.data import images
 from ccl_jax.data.base import Dataset
-from ccl_jax.data.partition import Partition
+from ccl_jax.data.partition import Partition, check_alpha
 from ccl_jax.randomness import Stream, generator
 
 
@@ -26,7 +26,7 @@ def quantity_skew(partition: Partition, alpha: float, seed: int, min_samples: in
 
     Args:
       partition: The split to thin out.
-      alpha: Concentration, above 0; small makes sizes differ much.
+      alpha: Concentration, above 0 and at most 1e9; small makes sizes differ much.
       seed: 0 to 2**32 - 1.
       min_samples: What every agent keeps at least (or all, if it holds fewer), from 1 on.
 
@@ -36,8 +36,7 @@ def quantity_skew(partition: Partition, alpha: float, seed: int, min_samples: in
     Raises:
       ValueError: An argument out of range, or an alpha so small that the draws underflow.
     """
-    if not 0 < alpha < np.inf:
-        raise ValueError(f"quantity_alpha must be above 0, got {alpha}: small is heterogeneous.")
+    check_alpha(alpha, "quantity_alpha")
     if min_samples < 1:
         raise ValueError(f"min_samples must be 1 or more, got {min_samples}.")
     rng = generator(Stream.HETEROGENEITY, seed, 0)
@@ -110,42 +109,32 @@ def noise_rates(text: str, agents: int) -> np.ndarray:
 
 
 def join(datasets: Sequence[Dataset]) -> tuple[Dataset, np.ndarray]:
-    """Puts datasets together: class k of one is class k of all.
+    """Puts datasets together: classes of one name are one class, numbered as the first set has it.
 
     Images of the others are brought to the first one's size (by `images.square`, so the middle of
     what is not square), its number of channels and its scale; they are normalised as the first is.
     The test set has the test images of all.
 
     Args:
-      datasets: At least one, all with the same number of classes.
+      datasets: At least one, all with classes of the same names, in any order.
 
     Returns:
       The whole, and for each training sample `[n]` the number of the dataset it comes from.
 
     Raises:
-      ValueError: The numbers of classes differ, or the classes of two sets of one kind, or the first
-        one's images are not square.
+      ValueError: The names of classes differ, or two have one name, or the first one's images are not
+        square.
     """
     first = datasets[0]
-    for other in datasets[1:]:
-        if other.num_classes != first.num_classes:
-            raise ValueError(
-                f"domains need the same classes: {first.name} has {first.num_classes}, "
-                f"{other.name} has {other.num_classes}."
-            )
-        if other.name == first.name and other.class_names != first.class_names:
-            raise ValueError(
-                f"domains need the same classes: {', '.join(first.class_names[:3])} ... and "
-                f"{', '.join(other.class_names[:3])} ... differ; rename the class folders."
-            )
+    numbers = [_numbers_of_classes(first, other) for other in datasets]
     train = [_like(first, other, other.train_images) for other in datasets]
     test = [_like(first, other, other.test_images) for other in datasets]
     whole = Dataset(
         " + ".join(dataset.name for dataset in datasets),
         np.concatenate(train),
-        np.concatenate([dataset.train_labels for dataset in datasets]),
+        np.concatenate([n[d.train_labels] for n, d in zip(numbers, datasets, strict=True)]),
         np.concatenate(test),
-        np.concatenate([dataset.test_labels for dataset in datasets]),
+        np.concatenate([n[d.test_labels] for n, d in zip(numbers, datasets, strict=True)]),
         first.num_classes,
         first.mean,
         first.std,
@@ -183,6 +172,25 @@ def by_domain(
         for agent, held in zip(own, part.indices, strict=True):
             indices[agent] = members[held].astype(np.int32)
     return Partition(f"{part.name} by domain", tuple(indices))
+
+
+def _numbers_of_classes(first: Dataset, other: Dataset) -> np.ndarray:
+    """`[classes]` int32: which class of the first set each class of the other is, by its name."""
+    names = {name: number for number, name in enumerate(first.class_names)}
+    if len(names) < first.num_classes or sorted(names) != sorted(other.class_names):
+        odd = sorted(set(first.class_names) ^ set(other.class_names))
+        wrong = f"only one has {_listed(odd)}" if odd else "a name is there twice"
+        raise ValueError(
+            f"domains need the same classes by name: {first.name} has {_listed(first.class_names)} and "
+            f"{other.name} has {_listed(other.class_names)}, {wrong}: rename the class folders, or give "
+            "class_names in the .npz."
+        )
+    return np.array([names[name] for name in other.class_names], np.int32)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """As many names as fit into a line."""
+    return ", ".join(names[:12]) + (f" ... ({len(names)} in all)" if len(names) > 12 else "")
 
 
 def _like(first: Dataset, other: Dataset, pixels: np.ndarray) -> np.ndarray:

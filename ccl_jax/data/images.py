@@ -1,10 +1,11 @@
 """Encoded images (JPEG, PNG ...) to pixels, on the host, with Pillow."""
 
+import contextlib
 import io
 import struct
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 class UnreadableImage(ValueError):
@@ -12,10 +13,11 @@ class UnreadableImage(ValueError):
 
 
 def decode(content: bytes, side: int | None = None) -> np.ndarray:
-    """Decodes an image to RGB, and with a side to a square.
+    """Decodes an image to RGB, upright as its EXIF says, and with a side to a square.
 
     The square is torchvision's Resize(side) and CenterCrop(side): the shorter side is brought to
-    `side` (bilinear, antialiased), and of the longer the middle is kept.
+    `side` (bilinear, antialiased), and of the longer the middle is kept. Of several frames the first
+    is taken.
 
     Args:
       content: The encoded image.
@@ -33,15 +35,26 @@ def decode(content: bytes, side: int | None = None) -> np.ndarray:
                 raise UnreadableImage(
                     f"has pixels of mode {image.mode}, which do not fit into 8 bits; convert it"
                 )
+            image.load()  # First, so that no error of its pixels is taken for one of its EXIF.
+            _turn_upright(image)
             image = image.convert("RGB")
     except UnreadableImage:
         raise
-    # What Pillow's readers raise on damaged input, beyond its own OSErrors.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError) as error:
+    except _DAMAGE as error:
         raise UnreadableImage(f"cannot be decoded ({error})") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"is too large ({error})") from error
     return np.asarray(image if side is None else square(image, side))
+
+
+# What Pillow's readers raise on damaged input, beyond its own OSErrors.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError)
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Turns an image, in place, as its EXIF orientation says; EXIF that cannot be read says nothing."""
+    with contextlib.suppress(*_DAMAGE, KeyError, TypeError, ZeroDivisionError):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 # Pillow's modes whose values are of 0 to 255; it would cut others off there without a word.
@@ -69,7 +82,21 @@ def square(image: Image.Image, side: int) -> Image.Image:
     if (width, height) == (side, side):
         return image
     short = min(width, height)
+    if max(width, height) > _THIN * short:
+        image = _middle(image, _THIN * short)
+        width, height = image.size
     resized = (side, side * height // short) if width == short else (side * width // short, side)
     image = image.resize(resized, Image.Resampling.BILINEAR)
     left, top = round((resized[0] - side) / 2), round((resized[1] - side) / 2)
     return image.crop((left, top, left + side, top + side))
+
+
+# No photograph is longer than so many times its shorter side. Of what is, the ends are cut off before
+# it is scaled, as one of 1 x 6000 pixels would take gigabytes and give a few rows of its middle.
+_THIN = 16
+
+
+def _middle(image: Image.Image, longest: int) -> Image.Image:
+    """The middle `longest` pixels (or one more, to be the middle) of a longer side."""
+    cut = [max(0, size - longest) // 2 for size in image.size]
+    return image.crop((*cut, image.width - cut[0], image.height - cut[1]))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ccl_jax.data.base import check_images
+
 _NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 _KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")
 
@@ -22,6 +24,7 @@ class Arrays(NamedTuple):
     test_images: `[m, H, W, C]` uint8.
     test_labels: `[m]` int32.
     class_names: One a class, up to the highest label.
+    unused: Names of the other arrays in the file.
     """
 
     train_images: np.ndarray
@@ -29,13 +32,15 @@ class Arrays(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    unused: tuple[str, ...]
 
 
 def read(path: pathlib.Path) -> Arrays:
     """Reads a file.
 
     Args:
-      path: The .npz: images uint8 `[n, H, W]` or `[n, H, W, C]`, labels integers `[n]` or `[n, 1]`.
+      path: The .npz: images uint8 `[n, H, W]` or `[n, H, W, C]`, labels integers `[n]` or `[n, 1]`,
+        class_names texts, or bytes in UTF-8, `[classes]`.
 
     Raises:
       ValueError: The file cannot be read, an array is missing, or has another type or shape. The
@@ -51,7 +56,8 @@ def read(path: pathlib.Path) -> Arrays:
             if missing:
                 raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(file.files)}")
             arrays = [file[name] for name in names]
-            given = [str(name) for name in file["class_names"]] if "class_names" in file else None
+            given = _texts(file["class_names"]) if "class_names" in file else None
+            unused = tuple(name for name in file.files if name not in (*names, "class_names"))
     # RuntimeError: encrypted; NotImplementedError: a way of packing that zipfile does not know.
     except (
         OSError,
@@ -68,22 +74,28 @@ def read(path: pathlib.Path) -> Arrays:
     train_images, test_images = (_images(path, names[k], arrays[k]) for k in (0, 2))
     train_labels, test_labels = (_labels(path, names[k], arrays[k]) for k in (1, 3))
     classes = 1 + int(max(train_labels.max(), test_labels.max()))
-    class_names = tuple(given or map(str, range(classes)))
-    return Arrays(train_images, train_labels, test_images, test_labels, class_names)
+    class_names = tuple(map(str, range(classes)) if given is None else given)
+    return Arrays(train_images, train_labels, test_images, test_labels, class_names, unused)
+
+
+def _texts(names: np.ndarray) -> list[str]:
+    if names.ndim != 1 or names.dtype.kind not in "SUiu":
+        raise ValueError(f"class_names is {names.dtype} {names.shape}, expected texts [classes]")
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
 
 
 def _images(path: pathlib.Path, name: str, images: np.ndarray) -> np.ndarray:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise ValueError(
-            f"{path}: {name} is {images.dtype} {images.shape}, expected uint8 [n, H, W] or "
-            "[n, H, W, C] with pixels of 0 to 255."
-        )
-    return images if images.ndim == 4 else images[..., None]
+    images = images[..., None] if images.ndim == 3 else images
+    check_images(f"{path}: {name} is", images)
+    return images
 
 
 def _labels(path: pathlib.Path, name: str, labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.size != len(labels):
-        raise ValueError(f"{path}: {name} is {labels.dtype} {labels.shape}, expected integers [n].")
+        raise ValueError(
+            f"{path}: {name} is {labels.dtype} {labels.shape}, expected integers [n], the number of "
+            "each image's class."
+        )
     if labels.size == 0 or labels.min() < 0 or labels.max() > _MAX_LABEL:
         raise ValueError(f"{path}: {name} must hold classes from 0 to {_MAX_LABEL}, at least one.")
     return labels.reshape(-1).astype(np.int32)

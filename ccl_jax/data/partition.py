@@ -86,7 +86,7 @@ def dirichlet_authors(labels: np.ndarray, agents: int, alpha: float, seed: int) 
       ValueError: An argument out of range, or no deal gives every agent enough (alpha too small).
     """
     labels = _check(labels, agents)
-    _check_alpha(alpha)
+    check_alpha(alpha)
     check_seed(seed)
     return _partition("dirichlet", published_dirichlet.deal(labels, agents, alpha, seed))
 
@@ -115,7 +115,7 @@ def dirichlet(
       ValueError: An argument out of range.
     """
     labels = _check(labels, agents)
-    _check_alpha(alpha)
+    check_alpha(alpha)
     if not 1 <= min_samples <= len(labels) // agents:
         raise ValueError(
             f"min_samples must be 1 to {len(labels) // agents} ({len(labels)} samples / {agents} "
@@ -360,10 +360,11 @@ def _check(labels: np.ndarray, agents: int) -> np.ndarray:
     return labels
 
 
-def _check_alpha(alpha: float) -> None:
+def check_alpha(alpha: float, name: str = "alpha") -> None:
+    """Raises ValueError, with the name of the setting, unless a concentration can be drawn from."""
     if not 0 < alpha <= _MAX_ALPHA:
         raise ValueError(
-            f"alpha must be above 0 and at most {_MAX_ALPHA:g}, got {alpha}: small (0.1) is "
+            f"{name} must be above 0 and at most {_MAX_ALPHA:g}, got {alpha}: small (0.1) is "
             "heterogeneous, large (100) nearly IID."
         )
 

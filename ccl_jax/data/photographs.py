@@ -1,5 +1,6 @@
 """Sets of image files: Imagenette, ImageNet and a user's own; in memory, or as a stream."""
 
+import itertools
 from collections.abc import Sequence
 
 from ccl_jax.data import folders
@@ -82,8 +83,8 @@ def _own_folder(request: Request) -> Images:
     if place is not None and folders.is_undivided(place):
         return folders.divide(place)
     remedy = (
-        "give a folder with train/<class>/ and val/<class>/, or with <class>/ only (a folder of domains "
-        "is given as --domain=folder:PATH)"
+        "give a folder with train/<class>/ and val/<class>/, or with <class>/ only, in which lie images "
+        "that Pillow reads, as .jpg or .png (a folder of domains is given as --domain=folder:PATH)"
     )
     return _image_files(request, (), remedy)
 
@@ -104,7 +105,15 @@ def _hold(request: Request, train: ImageStore, test: ImageStore, names: Sequence
     side = request.image_size or 32
     arrays = (*in_memory(train, side), *in_memory(test, side))
     constants = (IMAGENET_MEAN, IMAGENET_STD, 255.0)
-    return Dataset(request.name, *arrays, len(names), *constants, tuple(names))
+    notes = _notes(request, train, test)
+    return Dataset(request.name, *arrays, len(names), *constants, tuple(names), notes)
+
+
+def _notes(request: Request, *stores: ImageStore) -> tuple[str, ...]:
+    """What lies among the files and is not used."""
+    lists = [store.unused for store in stores if isinstance(store, folders.FolderImages)]
+    note = folders.unused_note(request.data_dir, itertools.chain(*lists))
+    return (note,) if note else ()
 
 
 def _stream(
@@ -123,4 +132,5 @@ def _stream(
         IMAGENET_STD,
         255.0,
         tuple(names),
+        _notes(request, train, test),
     )

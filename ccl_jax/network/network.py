@@ -120,7 +120,7 @@ class Network:
             lambda table: jnp.asarray(table)[r, block.ids], self._tables
         )
         if self.local_steps > 1:
-            own = block.ids[:, None] == jnp.arange(self.topology.agents)[None]
+            own = block.ids[:, None] == jnp.arange(self.topology.agents, dtype=jnp.int32)[None]
             weights = jnp.where(active, weights, own.astype(weights.dtype))
             incoming = incoming._replace(mask=incoming.mask & active)
             outgoing = outgoing._replace(mask=outgoing.mask & active)

@@ -86,7 +86,7 @@ class Config:
     domain: tuple[str, ...] = setting(
         (),
         DATA,
-        "another dataset, NAME or NAME:PATH, with the same number of classes, put beside the first; "
+        "another dataset, NAME or NAME:PATH, with classes of the same names, put beside the first; "
         "each agent then holds samples of one; may be repeated. folder:PATH may hold many domains, "
         "PATH/<domain>/<class>/ or PATH/<domain>/train/<class>/ and val/<class>/; where there is no "
         "train/, a fifth of each class, always the same, is for testing. With --dataset=folder and "
@@ -98,6 +98,9 @@ class Config:
         "part of the training data, as 0.2, that is held out and evaluated on in place of the test "
         "set: for choosing settings",
         ranges.BELOW_1,
+    )
+    renumber_labels: bool = setting(
+        False, DATA, "leave out classes that no image shows, as 0 of labels that count from 1"
     )
     image_size: int | None = setting(
         None,
@@ -397,6 +400,8 @@ class Config:
             name, value = name_and_value(text)
             if name in flags:
                 raise ValueError(f"hparam {text!r}: {name} has a flag of its own; write --{text}")
+            if name in given:
+                raise ValueError(f"hparam {text!r}: {name} is given twice; give it once")
             given[name] = value
         return given
 

@@ -1,15 +1,17 @@
 """From a Config to its data: the dataset, who holds what of it, and how batches are fed."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ccl_jax.data import batches, datasets, feature_shift, folders, heterogeneity, partition
-from ccl_jax.data.base import Dataset, StreamedDataset, hold_out
+from ccl_jax.data.base import Dataset, StreamedDataset, hold_out, renumber
 from ccl_jax.data.feeds import Feed, InMemory, OnHost
 from ccl_jax.data.streaming import Streaming
+from ccl_jax.names import check_distinct
 from ccl_jax.runs.config import Config
 
 
@@ -45,10 +47,13 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
       ValueError: Something in the settings or the files does not fit.
     """
     shifts = tuple(feature_shift.parse(text) for text in config.feature_shift)
+    check_distinct("feature_shift", [f"{shift.kind}:{shift.strength:g}" for shift in shifts])
     rates = heterogeneity.noise_rates(config.label_noise, config.agents)
     sources = _sources(config)
     dataset = dataset or _read(config, sources[0], first=True)
     sets = [dataset, *(_read(config, source, first=False) for source in sources[1:])]
+    if config.renumber_labels:
+        sets = [renumber(each) for each in sets]
     notes = [note for pair in zip(sources, sets, strict=True) for note in _notes(*pair)]
     if config.validation > 0:
         sets = [hold_out(each, config.validation, config.seed) for each in sets]
@@ -66,6 +71,9 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
         )
     batches.steps_per_epoch(held, config.batch_size)  # Checks the batch size.
     true_labels = dataset.train_labels
+    counts = partition.class_counts(held, true_labels, dataset.num_classes).sum(axis=0)
+    if lost := _named(dataset, (counts == 0) & np.isin(range(len(counts)), true_labels)):
+        notes += [f"no agent holds an image of {lost}: take more agents or a less uneven split."]
     if rates.any():
         noisy = heterogeneity.label_noise(
             true_labels, held, rates, dataset.num_classes, config.seed
@@ -184,18 +192,25 @@ class _Source(NamedTuple):
     def __str__(self) -> str:
         return ":".join(filter(None, self))
 
+    @property
+    def resolved(self) -> str:
+        """Equal for equal sets, however the place is written."""
+        return self.name if self.place is None else f"{self.name}:{Path(self.place).resolve()}"
+
 
 def _sources(config: Config) -> list[_Source]:
     """The first set and those beside it; without a folder of images of its own, those alone."""
-    others = [source for text in config.domain for source in _domains(text)]
-    if others and config.dataset == "folder" and config.data_dir is None:
-        return others
-    return [_Source(config.dataset, config.data_dir), *others]
+    sources = [source for text in config.domain for source in _domains(text)]
+    if not sources or config.dataset != "folder" or config.data_dir is not None:
+        sources = [_Source(config.dataset, config.data_dir), *sources]
+    check_distinct("domain", [source.resolved for source in sources])
+    return sources
 
 
 def _domains(text: str) -> list[_Source]:
     """NAME or NAME:PATH, and of a folder of domains each one."""
     name, _, path = text.partition(":")
+    path = os.path.expanduser(path)
     inside = folders.domains(Path(path)) if name == "folder" and path else ()
     return [_Source(name, str(place)) for place in inside] or [_Source(name, path or None)]
 
@@ -217,6 +232,13 @@ def _read(config: Config, source: _Source, first: bool) -> Dataset | StreamedDat
 def _notes(source: _Source, dataset: Dataset | StreamedDataset) -> list[str]:
     """What a user should know of the files of a set."""
     notes = [note] if (note := datasets.size_note(dataset)) else []
+    notes += dataset.notes
+    counts = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
+    if empty := _named(dataset, counts == 0):
+        notes += [
+            f"{source}: there is no training image of {empty}; --renumber_labels leaves out classes "
+            "that have no test image either."
+        ]
     own = source.name in ("folder", "folder-full") and source.place is not None
     if own and folders.is_undivided(Path(source.place)):
         notes += [
@@ -224,3 +246,10 @@ def _notes(source: _Source, dataset: Dataset | StreamedDataset) -> list[str]:
             f"class, drawn with seed {folders.TEST_SEED} in every run, are for testing."
         ]
     return notes
+
+
+def _named(dataset: Dataset | StreamedDataset, chosen: np.ndarray) -> str:
+    """Which classes are chosen, `[classes]` bool, with their number; "" for none."""
+    names = [name for name, yes in zip(dataset.class_names, chosen, strict=True) if yes]
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return f"{len(names)} of {len(chosen)} classes ({shown})" if names else ""

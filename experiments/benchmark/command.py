@@ -33,6 +33,7 @@ from ccl_jax.runs.runner import MOST_CPU_DEVICES
 from experiments import cli
 from experiments.benchmark import workload
 from experiments.benchmark.workload import METHODS, Program, Workload
+from experiments.flag_values import FlagValues
 
 DTYPES = ("float32", "bfloat16")
 FIRST_SCALE = 8
@@ -42,7 +43,7 @@ Log = Callable[..., None]
 
 def define_flags() -> flags.FlagValues:
     """The flags of this main, in a set of their own."""
-    values = flags.FlagValues()
+    values = FlagValues()
     here = {"flag_values": values}
     count = here | {"lower_bound": 1}
     flags.DEFINE_string("model", "lenet5", "one of " + ", ".join(models.MODELS), **here)

@@ -28,6 +28,7 @@ from ccl_jax.network import Network
 from ccl_jax.runs.directory import plain
 from ccl_jax.training.evaluation import consensus_distance
 from experiments import cli
+from experiments.flag_values import FlagValues
 from experiments.parity import quadratics, traces
 from experiments.parity.traces import NUMBER
 
@@ -61,7 +62,7 @@ _NORMS = {"groupnorm": "group", "batchnorm": "batch", "bn": "batch", "gn": "grou
 
 def main(argv: list[str] | None = None) -> int:
     """Replays the file given by --trace; returns the exit code."""
-    values = flags.FlagValues()
+    values = FlagValues()
     flags.DEFINE_string("trace", None, "recorded run, an .npz file", flag_values=values)
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     passed = True

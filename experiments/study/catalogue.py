@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccl_jax.names import look_up
+from ccl_jax.names import check_distinct, look_up
 from ccl_jax.runs.config import Config
 from experiments.study.plan import (
     METRICS,
@@ -112,8 +112,8 @@ def load(
         known = {each: folder / f"{each}.toml" for each in names(folder)}
         path = look_up("study", name, known)
     try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"study {name}: {error}") from error
     try:
         return _study(path.stem, data, table, tuple(seeds), changes)
@@ -171,10 +171,12 @@ def _study(
         whole.get("target"),
         tuple(whole.get("seeds", ())),
     )
-    if not study.seeds or not all(isinstance(seed, int) for seed in study.seeds):
-        raise ValueError(f"seeds are {list(study.seeds)}; they must be whole numbers, at least one")
-    if not study.metrics:
-        raise ValueError("metrics are []; name at least one")
+    _check_seeds("seeds", study.seeds)
+    if not study.metrics or not all(isinstance(name, str) for name in study.metrics):
+        raise ValueError(f"metrics are {list(study.metrics)}; they must be texts, at least one")
+    check_distinct("metrics", study.metrics)
+    for where, labels in (("methods", methods), *((f"axes.{axis}", axes[axis]) for axis in axes)):
+        _check_different(where, labels)
     if study.tune is not None and study.metrics[0] not in METRICS:
         raise ValueError(f"tune needs {' or '.join(METRICS)} as the first of metrics")
     for job in (*study.tuning_jobs(), *study.jobs(_any_rates(study))):
@@ -229,7 +231,25 @@ def _tune(table: dict[str, Any], axes: Mapping[str, Any]) -> Tune:
     grid, seeds = table.get("lr"), table.get("seeds")
     if not grid or not seeds or "validation" not in table:
         raise ValueError("tune needs lr = [...], validation = 0.2 and seeds = [...]")
-    return Tune(tuple(map(float, grid)), float(table["validation"]), tuple(seeds), each)
+    _check_seeds("tune.seeds", seeds)
+    rates = tuple(_value(lr, float, "tune.lr") for lr in grid)
+    for name, values in (("tune.lr", rates), ("tune.each", each)):
+        check_distinct(name, values)
+    return Tune(rates, float(table["validation"]), tuple(seeds), each)
+
+
+def _check_different(where: str, labels: Mapping[str, Settings]) -> None:
+    """Two labels with the same settings would be the same runs, counted twice."""
+    for one, other in itertools.combinations(labels, 2):
+        if labels[one] == labels[other]:
+            raise ValueError(f"{where}: {one!r} and {other!r} have the same settings; drop one")
+
+
+def _check_seeds(name: str, seeds: Sequence[Any]) -> None:
+    """One run is one sample: a seed that is there twice would count twice."""
+    if not seeds or not all(type(seed) is int for seed in seeds):
+        raise ValueError(f"{name} are {list(seeds)}; they must be whole numbers, at least one")
+    check_distinct(name, seeds)
 
 
 def _figure(table: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from experiments.flag_values import FlagValues
 from experiments.study import catalogue, pool, records
 from experiments.study.catalogue import Job, Study
 from experiments.study.records import Record
@@ -130,7 +131,7 @@ def duration(seconds: float) -> str:
 
 def define() -> flags.FlagValues:
     """The flags that study and report share."""
-    values = flags.FlagValues()
+    values = FlagValues()
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     flags.DEFINE_string("study", None, "its name, or a .toml file", flag_values=values)
     flags.DEFINE_string("data", "digits", "on which of its datasets", flag_values=values)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from ccl_jax.data import dataset as dataset_module
 from ccl_jax.data import datasets
 
 FILES = (
@@ -163,6 +164,14 @@ def test_unknown_name_gives_the_nearest():
     ("change", "message"),
     [
         ({"train_images": np.zeros((4, 8, 8, 1), np.float32)}, "train images are float32"),
+        ({"train_images": np.zeros((4, 8, 8), np.uint8)}, r"uint8 \(4, 8, 8\), expected .*C\]"),
+        ({"train_images": np.zeros((4, 0, 8, 1), np.uint8)}, "train images .* has no pixels"),
+        ({"test_images": np.zeros((2, 8, 8, 0), np.uint8)}, "test images .* has no pixels"),
+        (
+            {"train_images": np.zeros((4, 3, 32, 32), np.uint8)},
+            r"train images are uint8 \(4, 3, 32, 32\), .* with 3 channels first: .*transpose",
+        ),
+        ({"test_images": np.zeros((2, 13, 64, 48), np.uint8)}, "with 13 channels first"),
         ({"test_images": np.zeros((2, 8, 9, 1), np.uint8)}, "one shape"),
         ({"train_labels": np.zeros(3, np.int32)}, r"train labels are int32 \(3,\)"),
         ({"train_labels": np.zeros(4, np.int64)}, "train labels are int64"),
@@ -191,6 +200,35 @@ def test_dataset_checks_itself(change, message):
     )
     with pytest.raises(ValueError, match="toy: .*" + message):
         dataclasses.replace(right, **change)
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 13), (9, 9, 200), (3, 5, 3), (1, 8, 1), (32, 32, 32)])
+def test_images_of_few_rows_or_many_channels(shape):
+    """Satellites see in more than three colours, and small cut-outs have more colours than rows."""
+    dataset_module.check_images("images are", np.zeros((2, *shape), np.uint8))
+
+
+def with_labels(train, test, classes, names):
+    whole = blank("toy", len(train), len(test))
+    train, test = np.array(train, np.int32), np.array(test, np.int32)
+    labels = {"train_labels": train, "test_labels": test}
+    return dataclasses.replace(whole, num_classes=classes, class_names=names, **labels)
+
+
+def test_renumbering_leaves_out_classes_that_no_image_shows():
+    gaps = with_labels([5, 1, 3, 3], [4, 1], 7, tuple("abcdefg"))
+    dense = dataset_module.renumber(gaps)
+    assert dense.train_labels.tolist() == [3, 0, 1, 1] and dense.test_labels.tolist() == [2, 0]
+    assert dense.num_classes == 4 and dense.class_names == ("b", "d", "e", "f")
+    assert dense.train_labels.dtype == np.int32
+    stores = [dataset_module.Relabelled(None, y) for y in (gaps.train_labels, gaps.test_labels)]
+    constants = ((0.5,) * 3, (0.5,) * 3, 255.0, gaps.class_names)
+    streamed = dataset_module.StreamedDataset("toy", *stores, (8, 8, 3), 8, 7, *constants)
+    streamed = dataset_module.renumber(streamed)
+    assert streamed.train_labels.tolist() == [3, 0, 1, 1] and streamed.num_classes == 4
+    assert streamed.test_labels.tolist() == [2, 0] and streamed.class_names == dense.class_names
+    again = dataset_module.renumber(dense)
+    assert again.train_labels.tolist() == [3, 0, 1, 1] and again.class_names == dense.class_names
 
 
 def blank(name, train, test):

@@ -1,5 +1,7 @@
 """Quantity skew, label noise and domains: what they keep, what they change, and their errors."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -68,6 +70,11 @@ def test_quantity_skew_errors():
             heterogeneity.quantity_skew(split, alpha, 0, 1)
     with pytest.raises(ValueError, match="min_samples must be 1"):
         heterogeneity.quantity_skew(split, 1.0, 0, 0)
+    with pytest.raises(
+        ValueError, match=r"quantity_alpha must be .* at most 1e\+09, got 1\.7e\+308"
+    ):
+        heterogeneity.quantity_skew(split, 1.7e308, 0, 1)
+    assert np.ptp(heterogeneity.quantity_skew(split, 1e9, 0, 1).sizes) <= 1
 
 
 def test_label_noise_has_the_asked_rate_and_never_the_true_class():
@@ -114,10 +121,54 @@ def test_join_brings_all_to_the_first_ones_shape():
     colours.train_images[:] = [30, 60, 90]
     whole, _ = heterogeneity.join([toy("grey", (8, 8, 1)), colours])
     np.testing.assert_array_equal(whole.train_images[40:], 60)
-    with pytest.raises(ValueError, match="first has 2, other has 3"):
-        heterogeneity.join([first, toy("other", (8, 8, 3), classes=3)])
     with pytest.raises(ValueError, match="must be square"):
         heterogeneity.join([grey, first])
+
+
+def named(name, classes, **options):
+    """A set whose images show the place of their class's name in the alphabet."""
+    made = toy(name, (8, 8, 1), classes=len(classes), **options)
+    for images, labels in (
+        (made.train_images, made.train_labels),
+        (made.test_images, made.test_labels),
+    ):
+        images[:] = np.array([ord(c[-1]) for c in classes], np.uint8)[labels][:, None, None, None]
+    return dataclasses.replace(made, class_names=tuple(classes))
+
+
+def test_classes_are_joined_by_their_names():
+    sets = [named("first", ["ant", "bed", "cow"]), named("second", ["cow", "ant", "bed"], count=30)]
+    whole, _ = heterogeneity.join(sets)
+    assert whole.class_names == ("ant", "bed", "cow") and whole.train_labels.dtype == np.int32
+    shown = np.array([ord("t"), ord("d"), ord("w")])
+    np.testing.assert_array_equal(whole.train_images[:, 0, 0, 0], shown[whole.train_labels])
+    np.testing.assert_array_equal(whole.test_images[:, 0, 0, 0], shown[whole.test_labels])
+    # 0, 1, 2, 0 ... of the second are a cow, an ant and a bed.
+    assert whole.train_labels[40:44].tolist() == [2, 0, 1, 2]
+    assert whole.test_labels.tolist() == [0, 1, 2, 0, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (
+            ["ant", "bed"],
+            "first has ant, bed, cow and other has ant, bed, only one has cow: rename",
+        ),
+        (["ant", "bed", "elk"], "only one has cow, elk: "),
+        (["ant", "bed", "cow", "elk"], "only one has elk: "),
+        (["ant", "bed", "bed"], "only one has cow: "),
+        (["ant", "bed", "cow", "cow"], "a name is there twice: "),
+    ],
+)
+def test_classes_of_other_names_are_not_joined(classes, message):
+    first, other = named("first", ["ant", "bed", "cow"]), named("other", classes)
+    with pytest.raises(ValueError, match=message):
+        heterogeneity.join([first, other])
+    with pytest.raises(
+        ValueError, match="domains need the same classes by name: other has ant, bed"
+    ):
+        heterogeneity.join([other, first])
 
 
 def test_agents_hold_one_domain_each():

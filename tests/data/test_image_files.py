@@ -1,6 +1,10 @@
 """Folders of images and .npz files: exact pixels, and clear errors."""
 
+import io
+import itertools
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -33,6 +37,72 @@ def test_square_is_the_middle_of_the_longer_side(tmp_path):
     # A flat image stays flat; a grey one becomes RGB; twice the size halves every step.
     Image.fromarray(np.full((9, 7), 77, np.uint8)).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(images.decode((tmp_path / "grey.png").read_bytes(), 4), 77)
+
+
+def stored(image, format="png", **options):
+    """The bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff"])
+def test_photographs_are_turned_upright(format):
+    lying = np.zeros((16, 32, 3), np.uint8)
+    lying[:8, :16] = 255  # white at the top left
+    exif = Image.Exif()
+    # What each orientation of the EXIF standard does to that corner: where it comes to lie.
+    corners = {1: "left top", 2: "right top", 3: "right bottom", 4: "left bottom"}
+    corners |= {5: "left top", 6: "right top", 7: "right bottom", 8: "left bottom"}
+    for orientation, corner in corners.items():
+        exif[0x0112] = orientation
+        upright = images.decode(stored(Image.fromarray(lying), format, exif=exif))
+        assert upright.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))
+        height, width, _ = upright.shape
+        rows = slice(0, height // 4) if "top" in corner else slice(-height // 4, None)
+        columns = slice(0, width // 4) if "left" in corner else slice(-width // 4, None)
+        bright = upright > 127
+        assert bright[rows, columns].all() and bright.mean() == pytest.approx(1 / 4, abs=0.05)
+
+
+def test_damaged_exif_is_no_damaged_image():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = stored(Image.new("RGB", (8, 4), "white"), exif=exif)
+    place = content.index(b"eXIf") + 4
+    spoilt = bytearray(content)
+    spoilt[place : place + 2] = b"??"  # in place of the byte order
+    spoilt[place + 26 : place + 30] = struct.pack(">I", zlib.crc32(spoilt[place - 4 : place + 26]))
+    assert len(spoilt) == len(content)
+    assert images.decode(bytes(spoilt)).shape == (4, 8, 3)
+    # But an image that ends in the middle of its pixels is damaged, whatever its EXIF.
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for options in ({}, {"exif": exif}):
+        whole = stored(Image.fromarray(noise), **options)
+        with pytest.raises(images.UnreadableImage, match="cannot be decoded"):
+            images.decode(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize("size", [(200, 4), (4, 201), (99, 3), (5, 400)])
+def test_of_a_thin_image_the_middle_is_scaled(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    short = min(size)
+    # As torchvision does it: scale as a whole, by 2, and cut out the middle.
+    whole = image.resize((2 * image.width, 2 * image.height), Image.Resampling.BILINEAR)
+    left, top = whole.width // 2 - short, whole.height // 2 - short
+    middle = whole.crop((left, top, left + 2 * short, top + 2 * short))
+    np.testing.assert_array_equal(images.square(image, 2 * short), middle)
+
+
+def test_a_thin_image_is_not_scaled_as_a_whole(monkeypatch):
+    sizes = []
+    resize = Image.Image.resize
+    watched = lambda image, size, *rest: sizes.append(size) or resize(image, size, *rest)
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    assert images.decode(stored(Image.new("RGB", (1, 6000))), 256).shape == (256, 256, 3)
+    assert images.decode(stored(Image.new("RGB", (6000, 1))), 256).shape == (256, 256, 3)
+    assert sizes == [(256, 16 * 256), (16 * 256, 256)]
 
 
 def test_folder_streamed(tmp_path, write_folder):
@@ -75,6 +145,67 @@ def test_sixteen_bits_are_not_cut_to_eight(tmp_path, write_folder):
     deep = Image.fromarray(np.full((8, 8), 1000, np.uint16))
     deep.save(tmp_path / "val" / "bee" / "1.png")
     with pytest.raises(ValueError, match=r"1\.png: has pixels of mode I.* do not fit into 8 bits"):
+        datasets.load("folder", tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".pgm", ".PGM", ".gif", ".jp2", ".jfif", ".tga"])
+def test_images_end_as_pillow_has_it(tmp_path, ending):
+    for split, name in itertools.product(("train", "val"), ("s1", "s2")):
+        (tmp_path / split / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 7).save(tmp_path / split / name / f"1{ending}")
+    dataset = datasets.load("folder", tmp_path, image_size=8)
+    assert dataset.notes == () and (dataset.train_images == 7).all()
+
+
+@pytest.mark.parametrize("ending", [".txt", ".pdf", ".eps", ".h5", ".heic", ""])
+def test_what_pillow_cannot_draw_is_no_image(tmp_path, write_folder, ending):
+    write_folder(tmp_path)
+    (tmp_path / "val" / "bee" / f"x{ending}").write_bytes(b"")
+    (note,) = datasets.load("folder", tmp_path).notes
+    assert f"files whose names do not end as an image's, 1 (val/bee/x{ending})" in note
+
+
+def test_what_is_not_used_is_counted_and_named(tmp_path, write_folder):
+    write_folder(tmp_path / "set")
+    root = tmp_path / "set"
+    assert datasets.load("folder", root).notes == ()
+    image = (root / "train" / "ant" / "0.png").read_bytes()
+    for k in range(4):
+        (root / "train" / "ant" / f"x{k}.png").symlink_to("/nowhere/x.png")
+    (root / "train" / "ant" / "more").mkdir()
+    (root / "train" / "ant" / "more" / "1.png").write_bytes(image)
+    (root / "train" / "bee" / ".0.png").write_bytes(image)
+    (root / "train" / ".checkpoints").mkdir()
+    (root / "train" / "loose.png").write_bytes(image)
+    (root / "val" / "bee" / "a.heic").write_bytes(b"")
+    (root / "test" / "ant").mkdir(parents=True)  # beside val, which is taken
+    (root / "readme.txt").write_text("not noted, nor is what is hidden here")
+    (root / ".cache").mkdir()
+    dataset = datasets.load("folder", root)
+    assert dataset.notes == (
+        f"{root}: not used: folders that are not looked into, 2 (test, train/ant/more); hidden, 2 "
+        "(train/.checkpoints, train/bee/.0.png); images that are in no class's folder, 1 "
+        "(train/loose.png); links that lead nowhere, 4 (train/ant/x0.png, train/ant/x1.png, "
+        "train/ant/x2.png, ...); files whose names do not end as an image's, 1 (val/bee/a.heic).",
+    )
+    assert len(dataset.train_labels) == 6 and len(dataset.test_labels) == 4
+    assert datasets.load("folder-full", root).notes == dataset.notes
+
+
+def test_what_is_not_used_of_an_undivided_folder(tmp_path):
+    write_classes(tmp_path, {"ant": 5, "bee": 5})
+    (tmp_path / "cat").symlink_to("/nowhere/cat")
+    (tmp_path / "readme.txt").write_text("not noted")
+    (tmp_path / "bee" / "gone.png").symlink_to("/nowhere/x.png")
+    assert datasets.load("folder", tmp_path).notes == (
+        f"{tmp_path}: not used: links that lead nowhere, 2 (cat, bee/gone.png).",
+    )
+    shutil.rmtree(tmp_path / "ant")
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "a.heic").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"ant: has no images.* end as an image's, 1 \(ant/a\.heic\)"
+    ):
         datasets.load("folder", tmp_path)
 
 

@@ -175,6 +175,40 @@ def test_an_identity_is_what_is_computed_and_nothing_else():
             "tune.each names 'a'",
         ),
         ("seeds = [0, 1]", "seeds = [0, 1", "mine"),
+        # What counts twice if it is given twice.
+        ("seeds = [0, 1]", "seeds = [0, 1, 0]", "seeds: 0 is given 2 times"),
+        ("seeds = [0, 1]", "seeds = [1, true]", "seeds are [1, True]; they must be whole numbers"),
+        (
+            "seeds = [0, 1]",
+            'seeds = [0]\nmetrics = ["local_accuracy_min", "local_accuracy_min"]',
+            "metrics: local_accuracy_min is given 2 times",
+        ),
+        ("seeds = [0, 1]", "seeds = [0]\nmetrics = [[]]", "metrics are [[]]; they must be texts"),
+        (
+            "seeds = [0, 1]",
+            "seeds = [0]\n[tune]\nlr = [1]\nvalidation = 0.1\nseeds = [8, 8]",
+            "tune.seeds: 8 is given 2 times",
+        ),
+        (
+            "seeds = [0, 1]",
+            'seeds = [0]\n[tune]\nlr = [1]\nvalidation = 0.1\nseeds = ["8"]',
+            "tune.seeds are ['8']; they must be whole numbers",
+        ),
+        (
+            "seeds = [0, 1]",
+            "seeds = [0]\n[tune]\nlr = [0.1, 1, 1e-1]\nvalidation = 0.1\nseeds = [8]",
+            "tune.lr: 0.1 is given 2 times",
+        ),
+        (
+            "seeds = [0, 1]",
+            'seeds = [0]\n[axes.alpha]\n"0.1" = { alpha = 0.1 }\n"0.10" = { alpha = 0.10 }',
+            "axes.alpha: '0.1' and '0.10' have the same settings",
+        ),
+        (
+            '"plain" = { algorithm = "dsgdm-n" }',
+            '"plain" = { algorithm = "dsgdm-n" }\n"again" = { algorithm = "dsgdm-n" }',
+            "methods: 'plain' and 'again' have the same settings",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_in_one_line(write, capsys, tmp_path, old, new, message):
@@ -193,6 +227,7 @@ def test_what_is_wrong_in_a_file_is_said_in_one_line(write, capsys, tmp_path, ol
         (["--study=first_tree"], "did you mean 'first_three'"),
         (["--study=agents", "--data=mnist"], "unknown dataset of this study 'mnist'"),
         (["--study=agents", "--seeds=a"], "write them as 0,1,2"),
+        (["--study=first_three", "--seeds=0,1,0"], "seeds: 0 is given 2 times; give it once"),
         (["agents"], "'agents' is not a flag"),
         (["--workers=0"], "workers"),
     ],
@@ -309,7 +344,8 @@ def test_tuning_takes_the_best_rate_on_held_out_data(write):
         SMALL
         + "[tune]\nlr = [0.03, 0.1, 10.0]\nvalidation = 0.25\nseeds = [8, 9]\neach = ['graph']\n"
     )
-    text += '[axes.graph]\n"r" = {}\n"s" = { topology = "full" }\n[axes.more]\n"1" = {}\n"2" = {}\n'
+    text += '[axes.graph]\n"r" = {}\n"s" = { topology = "full" }\n'
+    text += '[axes.more]\n"1" = {}\n"2" = { alpha = 2.0 }\n'
     plan = catalogue.load(write(text))
     jobs = plan.tuning_jobs()
     # The same budget for all: 2 methods x 2 graphs x 3 rates x 2 seeds; `more` stays at its first.
@@ -327,6 +363,27 @@ def test_tuning_takes_the_best_rate_on_held_out_data(write):
     lost = {name: record | {"status": "diverged"} for name, record in known.items()}
     assert set(tuning.chosen_rates(plan, lost).values()) == {0.03}
     assert tuning.table_of_tuning(plan, lost)[1][0][-1] == "0.03 (edge of the grid)"
+
+
+@pytest.mark.parametrize("first", ["", "\n", "# which study\n", "// which study\n"])
+def test_a_flag_file_with_a_byte_order_mark(tmp_path, capsys, first):
+    (tmp_path / "some.flags").write_text(f"{first}--study=rounds\n--list\n", "utf-8-sig")
+    (tmp_path / "other.flags").write_text(f"--flagfile={tmp_path}/some.flags\n", "utf-8")
+    for name in ("some", "other"):
+        assert command.main(["study", f"--flagfile={tmp_path}/{name}.flags"]) == 0
+        assert capsys.readouterr().out.startswith("rounds on digits: ")
+    (tmp_path / "other.flags").write_text(f"--flagfile={tmp_path}/some.flags\n", "utf-8-sig")
+    assert command.main(["study", f"--flagfile={tmp_path}/other.flags"]) == 2
+    assert "some.flags follows a byte-order mark; put an empty" in capsys.readouterr().err
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(SMALL, encoding="utf-8-sig")
+    assert catalogue.load(str(path)).seeds == (0, 1)
+    path.write_text(SMALL, encoding="utf-16")
+    with pytest.raises(ValueError, match=r"study .*mine\.toml: .* can't decode"):
+        catalogue.load(str(path))
 
 
 def test_a_damaged_record_file_is_said(write, tmp_path, capsys):

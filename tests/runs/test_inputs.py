@@ -226,7 +226,7 @@ def test_a_folder_of_domains(domains, tmp_path, capsys):
     )
 
 
-def test_agents_see_their_own_domain_only(domains):
+def test_agents_see_their_own_domain_only(domains, tmp_path):
     config = imagenette.DEFAULTS.replace(
         dataset="folder",
         domain=(f"folder:{domains}",),
@@ -247,17 +247,84 @@ def test_agents_see_their_own_domain_only(domains):
     other = inputs.load(config.replace(seed=4))
     np.testing.assert_array_equal(found.dataset.test_images, other.dataset.test_images)
     # Beside another set, or a folder of one's own, the domains are more.
-    more = inputs.load(config.replace(data_dir=str(domains / "sketch")))
+    own = shutil.copytree(domains / "sketch", tmp_path / "own")
+    more = inputs.load(config.replace(data_dir=str(own)))
     assert more.report["domain_by_agent"] == [0, 1, 2, 0, 1]
-    assert more.report["domains"][0] == f"folder:{domains}/sketch"
+    assert more.report["domains"][0] == f"folder:{own}"
     for wrong, message in (
         ({"domain": (f"folder-full:{domains}/photo",)}, "folder-full:.* is streamed; only sets"),
         ({"dataset": "folder-full", "data_dir": str(domains / "photo")}, "is streamed; only sets"),
         ({"agents": 1}, "2 domains need at least 2 agents"),
+        # One domain twice would count twice.
+        ({"data_dir": f"{domains}/photo/../sketch"}, "domain: folder:.*sketch is given 2 times"),
+        ({"domain": (f"folder:{domains}", f"folder:{domains}/photo")}, "photo is given 2 times"),
         ({"domain": (), "data_dir": str(domains)}, "a folder of domains is given as --domain"),
     ):
         with pytest.raises(ValueError, match=message):
             inputs.load(config.replace(**wrong))
+
+
+def number_sets(root, numbers):
+    """An .npz and class folders: images of class k have the shade 20 k, both of the same classes."""
+    for k in numbers:
+        (root / "folder" / str(k)).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (20 * k,) * 3).save(root / "folder" / str(k) / f"{i}.png")
+    labels = np.tile(numbers, 6)
+    images = np.broadcast_to((20 * labels)[:, None, None, None], (len(labels), 8, 8, 3))
+    arrays = {"train_images": images.astype(np.uint8), "train_labels": labels}
+    arrays |= {"test_images": images.astype(np.uint8), "test_labels": labels}
+    np.savez(root / "set.npz", **arrays)
+    return digits.DEFAULTS.replace(
+        dataset="npz",
+        data_dir=str(root / "set.npz"),
+        domain=(f"folder:{root / 'folder'}",),
+        agents=2,
+        batch_size=2,
+        partition="iid",
+    )
+
+
+def test_classes_of_domains_are_joined_by_name(tmp_path):
+    # 10 comes before 2 among folders, and after it among numbers.
+    dataset = inputs.load(number_sets(tmp_path, range(12))).dataset
+    assert dataset.class_names == tuple(map(str, range(12)))
+    for images, labels in (
+        (dataset.train_images, dataset.train_labels),
+        (dataset.test_images, dataset.test_labels),
+    ):
+        np.testing.assert_array_equal(images[:, 0, 0, 0], 20 * labels)
+
+
+def test_labels_that_leave_classes_out(tmp_path):
+    config = number_sets(tmp_path, range(1, 6))
+    alone = config.replace(domain=())
+    found = inputs.load(alone)
+    assert found.dataset.num_classes == 6
+    assert found.notes == (
+        f"npz:{tmp_path}/set.npz: there is no training image of 1 of 6 classes (0); --renumber_labels "
+        "leaves out classes that have no test image either.",
+    )
+    renumbered = inputs.load(alone.replace(renumber_labels=True))
+    assert renumbered.dataset.num_classes == 5 and renumbered.notes == ()
+    assert renumbered.report["classes"] == ("1", "2", "3", "4", "5")
+    np.testing.assert_array_equal(
+        renumbered.dataset.train_images[:, 0, 0, 0], 20 * (renumbered.dataset.train_labels + 1)
+    )
+    # The folder has the classes 1 to 5, which only then are those of the .npz.
+    with pytest.raises(ValueError, match="only one has 0"):
+        inputs.load(config)
+    assert inputs.load(config.replace(renumber_labels=True)).dataset.num_classes == 5
+
+
+def test_classes_that_no_agent_holds_are_named(tmp_path):
+    config = number_sets(tmp_path, range(3)).replace(domain=(), partition="classes")
+    found = inputs.load(config.replace(agents=1, classes_per_agent=2))
+    (lost,) = {0, 1, 2} - set(found.dataset.train_labels[found.partition.indices[0]])
+    assert found.notes == (
+        f"no agent holds an image of 1 of 3 classes ({lost}): take more agents or a less uneven split.",
+    )
+    assert inputs.load(config.replace(agents=2, classes_per_agent=2)).notes == ()
 
 
 def test_every_kind_of_heterogeneity_at_once(tmp_path):
@@ -308,6 +375,16 @@ def test_every_kind_of_heterogeneity_at_once(tmp_path):
         (("--verify_checksums",), "digits: verify_checksums is for"),
         (("--image_size=8",), "digits: image_size is for"),
         (("--domain=fmnist:/nowhere",), "/nowhere: data_dir does not exist"),
+        (("--domain=digits",), "domain: digits is given 2 times; give it once"),
+        (
+            ("--feature_shift=blur:1", "--feature_shift=blur:1.0"),
+            "feature_shift: blur:1 is given 2",
+        ),
+        (("--quantity_alpha=1.7e308",), "quantity_alpha must be above 0 and at most 1e+09"),
+        (
+            ("--algorithm=dsgdm", "--hparam=ema_factor=0.1", "--hparam=ema_factor=0.2"),
+            "ema_factor is given twice",
+        ),
         (("--batch_size=500",), "larger than the shard of agent"),
         (("--dataset=cifar10",), "no data_dir is given"),
     ],
