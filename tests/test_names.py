@@ -24,7 +24,7 @@ def test_names_the_nearest_and_all_in_one_line(wrong, nearest):
 
 
 def test_no_name_is_answered_too():
-    with pytest.raises(ValueError, match="unknown graph '': did you mean .* Known: ring, torus,"):
+    with pytest.raises(ValueError, match=r"unknown graph '': did you mean .* Known: ring, torus,"):
         look_up("graph", "", TABLE)
 
 

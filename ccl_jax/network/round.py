@@ -123,8 +123,11 @@ class Round:
         average is sent again, under the same name, and mixed again.
 
         Raises:
-          ValueError: Several gossip steps of something that was not sent but derived.
+          ValueError: Several gossip steps of something that was not sent but derived, or a pair of
+            messages that went through different channels.
         """
+        if message.channel is None:
+            raise ValueError("what is mixed went through two channels; mix each by itself")
         mixed = self._average(self._tables, message.own, message.known, message.channel)
         more = self._network.gossip_steps - 1
         if more == 0:

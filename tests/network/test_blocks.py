@@ -89,6 +89,8 @@ def test_devices_have_the_rows_that_the_schedule_says(graph, agents, devices):
     sharded = jax.shard_map(collect, mesh=mesh, in_specs=split, out_specs=split)
     ids, rows, members, valid, own, mean = jax.jit(sharded)(x)
     np.testing.assert_array_equal(ids, np.arange(agents))
-    np.testing.assert_array_equal(np.asarray(rows)[valid], np.asarray(x)[np.asarray(members)[valid]])
+    np.testing.assert_array_equal(
+        np.asarray(rows)[valid], np.asarray(x)[np.asarray(members)[valid]]
+    )
     np.testing.assert_array_equal(own, x)
     np.testing.assert_allclose(mean, np.tile(x.mean(axis=0), (devices, 1)), rtol=1e-6)

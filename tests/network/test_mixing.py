@@ -53,7 +53,7 @@ def test_the_cheaper_one_is_taken_by_itself():
 
 def test_another_way_of_mixing_is_refused():
     with pytest.raises(
-        ValueError, match="unknown mixing 'spares': did you mean 'sparse'.*auto, dense, sparse"
+        ValueError, match=r"unknown mixing 'spares': did you mean 'sparse'.*auto, dense, sparse"
     ):
         Network(ODD, mixing="spares")
 
