@@ -247,7 +247,7 @@ class Round:
     def measuring(self) -> "Round":
         """The same round for measurements: nothing that is said in it is sent, counted or remembered."""
         other = copy.copy(self)
-        other._measuring, other._new = True, {}
+        other._measuring = True
         return other
 
     def memory(self) -> Memory:

@@ -37,12 +37,13 @@ def test_exact_is_what_was_sent():
 
 
 def test_who_lags_is_known_by_what_it_had():
-    values = [[[10.0 * t], [10.0 * t + 1]] for t in range(5)]
-    moments = [moment(first=True)] + [moment(late=(True, False))] * 4
+    values = [[[10.0 * t + 5], [10.0 * t + 6]] for t in range(5)]
+    late = (True, False)
+    moments = [moment(first=True, late=late)] + [moment(late=late)] * 4
     known, _ = sent(Lagging(2), moments, values)
     # Before the start everyone had what it has at the start.
-    np.testing.assert_array_equal([x[0, 0] for x in known], [0, 0, 0, 10, 20])
-    np.testing.assert_array_equal([x[1, 0] for x in known], [1, 11, 21, 31, 41])
+    np.testing.assert_array_equal([x[0, 0] for x in known], [5, 5, 5, 15, 25])
+    np.testing.assert_array_equal([x[1, 0] for x in known], [6, 16, 26, 36, 46])
 
 
 def test_where_nothing_is_sent_nobody_lags_further():
@@ -67,14 +68,14 @@ def test_agents_average_their_own_values_as_they_are():
 
 def test_compressed_differences_add_up_to_what_is_known():
     one = lambda a, b: [[a, b], [0.0, 0.0]]
-    values = [one(1.0, 1.0), one(4.0, 0.0), one(4.0, 0.0), one(9.0, 9.0), one(4.0, 0.0)]
+    values = [one(1.0, 3.0), one(4.0, 2.0), one(4.0, 2.0), one(9.0, 3.0), one(5.0, 2.0)]
     moments = [moment(first=True), moment(), moment(), moment(active=False), moment()]
     known, (memory, _) = sent(Compressed(SIGN), moments, values)
-    np.testing.assert_array_equal(known[0][0], [1, 1])  # all start alike
-    np.testing.assert_array_equal(known[1][0], [3, -1])  # 3 and -1 are sent as 2 and -2
-    np.testing.assert_array_equal(known[2][0], [4, 0])  # 1 and 1
-    np.testing.assert_array_equal(known[4][0], [4, 0])  # of what was not sent nothing is known
-    np.testing.assert_array_equal(memory, one(4, 0))
+    np.testing.assert_array_equal(known[0][0], [1, 3])  # all start alike
+    np.testing.assert_array_equal(known[1][0], [3, 1])  # 3 and -1 are sent as 2 and -2
+    np.testing.assert_array_equal(known[2][0], [4, 2])  # 1 and 1
+    np.testing.assert_array_equal(known[4][0], [4.5, 2])  # 1 and 0; nothing came in between
+    np.testing.assert_array_equal(memory, one(4.5, 2))
     assert Compressed(SIGN).message_bytes(jnp.zeros((2, 9))) == 2 + 4
 
 
