@@ -19,13 +19,13 @@ class Message:
     Attributes:
       own: What the senders have, leaves `[agents, ...]`.
       known: What receivers know of it, likewise; the same where the channel is exact.
-      channel: What it went through.
+      channel: What it went through; None for a pair of messages that went through different ones.
       name: What it was sent as; None for what is derived from a message.
     """
 
     own: PyTree
     known: PyTree
-    channel: Channel = dataclasses.field(metadata={"static": True})
+    channel: Channel | None = dataclasses.field(metadata={"static": True})
     name: str | None = dataclasses.field(metadata={"static": True})
 
     def map(self, fn: Callable[[PyTree], PyTree]) -> "Message":
@@ -39,4 +39,5 @@ class Message:
     def join(self, other: "Message") -> "Message":
         """The pair of two messages."""
         own, known = (self.own, other.own), (self.known, other.known)
-        return dataclasses.replace(self, own=own, known=known, name=None)
+        channel = self.channel if self.channel == other.channel else None
+        return Message(own, known, channel, name=None)

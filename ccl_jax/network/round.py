@@ -123,8 +123,11 @@ class Round:
         average is sent again, under the same name, and mixed again.
 
         Raises:
-          ValueError: Several gossip steps of something that was not sent but derived.
+          ValueError: Several gossip steps of something that was not sent but derived, or a pair of
+            messages that went through different channels.
         """
+        if message.channel is None:
+            raise ValueError("what is mixed went through two channels; mix each by itself")
         mixed = self._average(self._tables, message.own, message.known, message.channel)
         more = self._network.gossip_steps - 1
         if more == 0:
@@ -244,7 +247,7 @@ class Round:
     def measuring(self) -> "Round":
         """The same round for measurements: nothing that is said in it is sent, counted or remembered."""
         other = copy.copy(self)
-        other._measuring, other._new = True, {}
+        other._measuring = True
         return other
 
     def memory(self) -> Memory:

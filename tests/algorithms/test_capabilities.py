@@ -3,8 +3,8 @@
 import pytest
 
 from ccl_jax import algorithms, graphs
-from ccl_jax.algorithms import capabilities
-from ccl_jax.network import Network, compression
+from ccl_jax.algorithms import base, capabilities, dsgd
+from ccl_jax.network import Faults, Network, compression
 
 REFUSED = {
     "local_steps": {"all-reduce", "d2", "exact-diffusion", "gut", "qg-gutm"},
@@ -35,3 +35,77 @@ def test_nothing_is_refused_on_a_plain_network():
 def test_compression_needs_neighbours_that_stay():
     with pytest.raises(ValueError, match="neighbours change; leave out compression"):
         Network(graphs.make("random-matching", 4), compressor=compression.make("int8"))
+
+
+# Methods of others.
+
+SETTINGS = VALUES | {"faults": Faults(drop=0.1)}
+CALLED = {"compressor": "compression"}
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Enters a method into a registry of its own; returns its entry."""
+    monkeypatch.setattr(base, "REGISTRY", {})
+
+    def enter(**declared):
+        how = {"summary": "a method of somebody else", "reference": "none", **declared}
+        base.register("stranger", **how)(dsgd.dsgd)
+        return base.lookup("stranger")
+
+    return enter
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_who_declares_nothing_is_refused_with_what_needs_a_declaration(setting, register):
+    network = Network(graphs.make("ring", 5), **{setting: SETTINGS[setting]})
+    with pytest.raises(ValueError) as error:
+        capabilities.check(register(), network)
+    assert str(error.value) == (
+        f"stranger declares nothing about {CALLED.get(setting, setting)}: leave it out, or give "
+        "`capabilities=` where the method is registered"
+    )
+
+
+def test_all_that_needs_a_declaration_is_named_at_once(register):
+    every = SETTINGS | {"faults": Faults(straggle=0.1)}
+    network = Network(graphs.make("ring", 5), **every)
+    with pytest.raises(ValueError, match="local_steps, gossip_steps, compression, faults: leave"):
+        capabilities.check(register(), network)
+    capabilities.check(register(capabilities=base.GOSSIP), network)
+
+
+def test_who_declares_nothing_runs_on_a_plain_network(register):
+    capabilities.check(register(), Network(graphs.make("ring", 5)))
+
+
+@pytest.mark.parametrize(
+    "declared, settings, why",
+    [
+        ({"rarely": False}, {"local_steps": 2}, "needs an exchange in every step"),
+        ({"how": "relay"}, {"gossip_steps": 2}, "does not gossip; leave it out"),
+        ({"how": "average"}, {"compressor": compression.SIGN}, "does not gossip; leave it out"),
+        ({"uncompressed": "sends dates"}, {"compressor": compression.SIGN}, "sends dates, or lea"),
+        ({"lossless": "counts"}, {"faults": Faults(drop=0.1)}, "counts; or take another method"),
+        ({"keeps_sums": True}, {"faults": Faults(straggle=0.1)}, "sums .* leave out straggle"),
+    ],
+)
+def test_what_is_declared_is_what_is_refused(declared, settings, why, register):
+    method = register(capabilities=base.Capabilities(**declared))
+    with pytest.raises(ValueError, match=f"stranger.*{why}") as error:
+        capabilities.check(method, Network(graphs.make("ring", 5), **settings))
+    assert "\n" not in str(error.value)
+    # The other settings stand.
+    for name, value in SETTINGS.items():
+        if name not in settings and (name == "faults" or "how" not in declared):
+            capabilities.check(method, Network(graphs.make("ring", 5), **{name: value}))
+
+
+def test_a_reason_may_depend_on_the_hyper_parameters(register):
+    reason = lambda hyper: "is nervous" if hyper["momentum"] > 0.5 else ""
+    method = register(capabilities=base.Capabilities(lossless=reason))
+    network = Network(graphs.make("ring", 5), faults=Faults(drop=0.1))
+    capabilities.check(method, network, momentum=0.1)
+    for hyper in ({}, {"momentum": 0.8}):  # 0.9 by default
+        with pytest.raises(ValueError, match="stranger is nervous; or take another method"):
+            capabilities.check(method, network, **hyper)

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccl_jax import algorithms
+from ccl_jax import algorithms, graphs, training
 from ccl_jax.graphs import topology
 from ccl_jax.network import Network
+from ccl_jax.network.compression import SIGN
+from tests.support.tiny import CLASSES, IMAGE, TinyModel, batch
 
 # Everyone sends to the next agent and agent 0 hears more than it says: columns sum to 1, rows do not.
 SENDS = np.eye(5) + np.roll(np.eye(5), 1, axis=0)
@@ -49,3 +51,28 @@ def test_one_step_by_hand():
     x, _ = algorithm.update(jnp.array([[1.0], [2.0]]), z, state, network.round(0), 0.5)
     # The decay acts on the numerators 4 and 2: 4 - 0.5 (1 + 0.4) and 2 - 0.5 (2 + 0.2).
     np.testing.assert_allclose(x[:, 0], [3.3, 0.9], rtol=1e-6)
+
+
+def test_on_a_ring_it_is_dsgd_in_what_neighbours_know_too():
+    """Weights stay 1, so that models are what was sent, compressed: cross-features see the same."""
+    objective = training.Objective(CLASSES, lambda_m=1.0)
+    ends, losses = [], []
+    for name in ("sgp", "dsgdm-n"):
+        stochastic = algorithms.lookup(name).stochastic
+        network = Network(graphs.make("ring", 4, stochastic=stochastic), compressor=SIGN)
+        algorithm = algorithms.make(name)
+        state = training.init_state(
+            TinyModel(), algorithm, network, objective, IMAGE, jax.random.key(0)
+        )
+        step = jax.jit(
+            training.make_step(TinyModel(), algorithm, network, objective, lambda t: 0.1)
+        )
+        path = []
+        for t in range(8):
+            state, metrics = step(state, batch(4, seed=t))
+            path.append(metrics.losses["model_variant"])
+        ends.append(state.params)
+        losses.append(np.stack(path))
+    np.testing.assert_allclose(*losses, rtol=1e-5, atol=1e-8)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), *ends)
+    assert (losses[0][1:] > 1e-4).all()

@@ -24,7 +24,7 @@ def mix(graph, kind, x, step=0, **settings):
 def test_by_hand(kind):
     # Equal weights, to oneself and to every edge.
     np.testing.assert_allclose(
-        mix(ODD, kind, jnp.array([0.0, 6.0, 12.0, 3.0])), [6.0, 3.0, 12.0, 1.0], rtol=1e-6
+        mix(ODD, kind, jnp.array([3.0, 6.0, 12.0, 0.0])), [7.0, 4.5, 12.0, 2.0], rtol=1e-6
     )
     np.testing.assert_allclose(mix(PUSH, kind, jnp.array([10.0, 20.0])), [17.0, 13.0], rtol=1e-6)
 
