@@ -234,9 +234,7 @@ def test_the_compiled_ring_moves_by_collective_permute_only_what_crosses():
     network = Network(made, devices=4)
     plan = parallel.Plan(4)
     spec = jax.sharding.PartitionSpec(blocks.AXIS)
-    mix = jax.shard_map(
-        lambda x: mixed(network, x), mesh=plan.mesh, in_specs=spec, out_specs=spec
-    )
+    mix = jax.shard_map(lambda x: mixed(network, x), mesh=plan.mesh, in_specs=spec, out_specs=spec)
     text = jax.jit(mix).lower(jnp.zeros((8, 1000))).compile().as_text()
     assert "all-gather" not in text
     # One row of 1,000 numbers in each direction, for blocks of two agents.

@@ -77,9 +77,7 @@ def test_prototypes_are_means_of_what_neighbours_kept():
     np.testing.assert_array_equal(
         means[..., 0], [[[1, 2], [0, 0]], [[2, 0], [-2, 0]], [[1, 2], [0, 0]]]
     )
-    np.testing.assert_array_equal(
-        known, [[[1, 1], [0, 0]], [[1, 0], [1, 0]], [[1, 1], [0, 0]]]
-    )
+    np.testing.assert_array_equal(known, [[[1, 1], [0, 0]], [[1, 0], [1, 0]], [[1, 1], [0, 0]]])
 
 
 def test_what_is_kept_is_the_own_batch_by_class_and_nothing_without_a_need():

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from ccl_jax.training import loop
 from ccl_jax import training
-from experiments import cli, digits, fmnist
 from ccl_jax.runs import runner
+from ccl_jax.training import loop
+from experiments import cli, digits, fmnist
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = ("--algorithm=dsgd", "--noprogress")

@@ -11,20 +11,19 @@ import signal
 import time
 from pathlib import Path
 
-from tests.support import forks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support import tiny_main
-from tests.support.small_run import EPOCHS, FAMILIES, Experiment, same, same_rows, without_seconds
 
 from ccl_jax import algorithms
-from ccl_jax.training import loop
-from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
 from ccl_jax.network.faults import Faults
-from ccl_jax.runs.directory import RunDirectory
 from ccl_jax.runs import runner
+from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
+from ccl_jax.runs.directory import RunDirectory
+from ccl_jax.training import loop
+from tests.support import forks, tiny_main
+from tests.support.small_run import EPOCHS, FAMILIES, Experiment, same, same_rows, without_seconds
 
 
 def check_resume(experiment: Experiment, path: Path, *moments: int) -> None:

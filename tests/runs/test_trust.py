@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support import tiny_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccl_jax.training import loop
-from ccl_jax.runs import directory
+from ccl_jax.runs import cautions, directory, runner
 from ccl_jax.runs.checkpoints import Checkpoints
-from ccl_jax.runs import cautions, runner
-from experiments import cli, digits
 from ccl_jax.runs.config import Config
+from ccl_jax.training import loop
+from experiments import cli, digits
+from tests.support import tiny_main
 
 CONFIG = digits.DEFAULTS.replace(
     model="mlp", agents=2, alpha=1.0, epochs=2, algorithm="dsgd", progress=False, eval_every=2
