@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ccl_jax import algorithms, graphs, models
+from ccl_jax import algorithms, graphs, losses, models
 from experiments.study import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTAL
 @pytest.fixture
 def registries():
     """What an example adds to a table is gone after it."""
-    tables = (algorithms.REGISTRY, models.MODELS, graphs.GRAPHS)
+    tables = (algorithms.REGISTRY, losses.REGISTRY, models.MODELS, graphs.GRAPHS)
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
@@ -45,6 +45,17 @@ def test_the_examples_of_a_page_print_what_it_shows(
     for number, (code, shown) in enumerate(BLOCK.findall((ROOT / f"docs/{name}.md").read_text())):
         exec(compile(code, f"{name}.md, block {number}", "exec"), namespace)
         assert capsys.readouterr().out == shown
+
+
+def test_the_loss_that_is_shown_is_the_one_there_is():
+    """Line by line, but for the docstring and the check of ranks."""
+    page = (ROOT / "docs/extending.md").read_text()
+    shown = re.search(r"^    @base.register\($.*?^(?=\S)", page, re.DOTALL | re.MULTILINE)[0]
+    lines = [line.removeprefix("    ") for line in shown.rstrip().splitlines()]
+    source = (ROOT / "ccl_jax/losses/prototype.py").read_text().splitlines()
+    source = source[source.index("@base.register(") :]
+    left_out = [line for line in source if line not in lines]
+    assert len(left_out) == 2 and [line for line in source if line in lines] == lines
 
 
 def test_all_examples_are_run():

@@ -128,8 +128,8 @@ def collect(
     models: Message | None,
     batch: Batch,
     num_classes: int,
-    kept: dict[str, ClassSums],
-    heard: dict[str, Any],
+    kept: dict[str, ClassSums] | None = None,
+    heard: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Hears what losses need.
 
@@ -141,14 +141,14 @@ def collect(
       models: The models as neighbours know them, before mixing; None where no need takes them.
       batch: Stacked batches of the step, augmented.
       num_classes: C.
-      kept: What agents have kept from the step before; see `start`.
-      heard: What has been heard in this step already.
+      kept: What agents have kept from the step before, if a need asks for it; see `start`.
+      heard: What has been heard in this step already, if anything.
 
     Returns:
       `heard`, and for each need its NamedTuple of this module, stacked and detached.
     """
     chex.assert_rank([batch.labels, batch.mask], 2)
-    heard = dict(heard)
+    heard = dict(heard or {})
     if foreign(needs) and "neighbor_features" not in heard:
         z = talk.cross(features_fn, models, batch.images)
         heard["neighbor_features"] = NeighborFeatures(z, talk.mask)

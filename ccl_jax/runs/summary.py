@@ -53,6 +53,7 @@ def summarize(
         "parameters": parameters,
         **{k: v for k, v in last.items() if k not in ("epoch", "step", "seconds_training")},
         **objective,
+        "feature_losses": dict(objective["feature_losses"]),
         "spectral_gap": topology.spectral_gap,
         "smallest_eigenvalue": topology.smallest_eigenvalue,
         "label_divergence": partition.label_divergence(counts),

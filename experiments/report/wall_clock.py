@@ -10,7 +10,9 @@ import functools
 from typing import NamedTuple
 
 from ccl_jax import algorithms, graphs
+from ccl_jax.losses import needs
 from ccl_jax.runs.config import Config
+from ccl_jax.training import Objective
 from experiments import flops, methods
 
 
@@ -63,10 +65,12 @@ def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) ->
     neighbors = int(topology.mask.sum(axis=-1).max())
     exchanges, crossed = _shape(config.algorithm)
     gradients = 1 + neighbors if crossed else 1
-    uses_ccl = config.lambda_m > 0 or config.lambda_d > 0
-    passes = 3 * gradients + (neighbors if uses_ccl else 0)
+    heard = Objective(
+        num_classes, config.lambda_m, config.lambda_d, feature_losses=config.feature_losses()
+    ).needs
+    passes = 3 * gradients + (neighbors if needs.foreign(heard) else 0)
     per_image = flops.forward_by_xla(config.model, num_classes, image_shape, config.norm)
-    waits = exchanges * config.gossip_steps / config.local_steps + (config.lambda_d > 0)
+    waits = exchanges * config.gossip_steps / config.local_steps + ("class_sums" in heard)
     return Cost(passes * config.batch_size * per_image, waits)
 
 

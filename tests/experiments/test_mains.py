@@ -1,7 +1,6 @@
 """The mains, end to end for an epoch or two: what they print, write and count."""
 
 import json
-import struct
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ from ccl_jax.runs import runner
 from ccl_jax.runs.config import Config
 from experiments import cli, digits, fmnist
 from tests.support import small_files
+from tests.support.events import scalars
 
 # The keys that a summary has at least.
 SUMMARY = {
@@ -48,19 +48,6 @@ def rows(workdir):
 def untimed(values):
     """Without what a clock says."""
     return {k: v for k, v in values.items() if "seconds" not in k and "second" not in k}
-
-
-def scalars(file):
-    """Of a TensorBoard file, name -> [(step, value)]; a record is size, check, event, check."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    content, found = file.read_bytes(), {}
-    while content:
-        (size,) = struct.unpack("<Q", content[:8])
-        event, content = Event.FromString(content[12 : 12 + size]), content[16 + size :]
-        for value in event.summary.value:
-            found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found
 
 
 def is_picture(path):

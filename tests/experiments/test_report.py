@@ -106,6 +106,8 @@ def test_cost_of_a_round():
     assert ccl.flops / plain.flops == pytest.approx(5 / 3)
     assert (plain.exchanges, ccl.exchanges) == (1, 2)
     assert wall_clock.cost(config.replace(lambda_m=0.1), *shape).exchanges == 1
+    # Prototypes go with the models, and take no forward pass.
+    assert wall_clock.cost(config.replace(feature_loss=("prototype:0.1",)), *shape) == plain
     crossed = wall_clock.cost(config.replace(algorithm="ngc"), *shape)
     assert crossed.flops / plain.flops == pytest.approx(3) and crossed.exchanges == 2
 

@@ -11,6 +11,7 @@ import pytest
 from ccl_jax import algorithms, graphs, models
 from ccl_jax.runs import inputs, runner
 from ccl_jax.runs.config import Config
+from experiments import digits
 from experiments.study import catalogue, command, records, tuning
 from tests.support import tiny_main  # noqa: F401 (registers the model "mlp")
 
@@ -266,6 +267,20 @@ def test_keeps_what_tables_and_figures_need(whole):
     assert records.value(plain, "lambda_m") == 0.0 and records.value(ccl, "lambda_m") == 0.1
     assert np.array(plain["samples_by_agent_and_class"]).shape == (3, 10)
     assert not list(results.glob("runs/*/checkpoints")) and not list(results.glob("runs/*/figures"))
+
+
+def test_every_feature_loss_is_kept_by_its_name(tmp_path):
+    config = digits.DEFAULTS.replace(
+        algorithm="dsgd", agents=2, alpha=10.0, batch_size=256, epochs=2, eval_every=1,
+        feature_loss=("prototype:0.1",), progress=False,
+    )  # fmt: skip
+    record = records.run(config, tmp_path)
+    curve = record["rows"]["prototype_loss"]
+    assert len(curve) == 2 and min(curve) > 0
+    assert record["summary"]["prototype_loss"] == curve[-1]
+    assert record["summary"]["prototype_loss_mean"] == pytest.approx(sum(curve) / 2, rel=1e-5)
+    assert record["settings"]["feature_loss"] == ["prototype:0.1"]
+    assert "model_variant_loss" not in record["rows"] | record["summary"]
 
 
 def test_a_run_that_diverges_is_a_result(whole):

@@ -42,8 +42,6 @@ def test_exchange_against_a_loop():
         talk.send("params", models),
         Batch(images, labels, mask),
         3,
-        {},
-        {},
     )
     cross, back = heard["neighbor_features"], heard["class_sums"]
     np.testing.assert_array_equal(cross.mask, table >= 0)
@@ -71,7 +69,7 @@ def test_prototypes_are_means_of_what_neighbours_kept():
         jnp.array([[3.0, 0.0], [1.0, 4.0], [2.0, 0.0]]),
     )
     data = Batch(jnp.zeros((3, 1, 1)), jnp.zeros((3, 1), jnp.int32), jnp.ones((3, 1), bool))
-    heard = collect(("neighbor_prototypes",), talk, None, None, data, 2, {"prototypes": kept}, {})
+    heard = collect(("neighbor_prototypes",), talk, None, None, data, 2, {"prototypes": kept})
     (means, known) = heard["neighbor_prototypes"]
     assert set(heard) == {"neighbor_prototypes"}
     np.testing.assert_array_equal(
@@ -102,7 +100,7 @@ def test_what_is_heard_is_constant():
         here = talk()
         kept = {"prototypes": ClassSums(sums, jnp.ones((3, 3)))}
         sent = here.send("params", models)
-        heard = collect(every, here, lambda m, x: x @ m, sent, data, 3, kept, {})
+        heard = collect(every, here, lambda m, x: x @ m, sent, data, 3, kept)
         return sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(heard))
 
     value, gradients = jax.value_and_grad(total, (0, 1))(features(0, 3, 5, 4), features(2, 3, 3, 4))

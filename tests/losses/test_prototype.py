@@ -168,7 +168,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert not {"model_variant_loss", "data_variant_loss"} & set(rows[0])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["label"] == "prototype + dsgd"
-    assert summary["feature_losses"] == [["prototype", 0.1]]
+    assert summary["feature_losses"] == {"prototype": 0.1}
     assert summary["prototype_loss"] == rows[1]["prototype_loss"]
     # Two neighbours; 64 x 6 + 6 + 6 x 10 + 10 numbers a model, 10 classes of 6 features.
     assert summary["bytes_sent_per_agent"] == summary["steps"] * 2 * 4 * (460 + 70)

@@ -11,7 +11,8 @@ import pytest
 from ccl_jax import algorithms, graphs, training, trees
 from ccl_jax.algorithms import base
 from ccl_jax.graphs import topology
-from ccl_jax.network import Network
+from ccl_jax.network import Network, compression
+from ccl_jax.network.faults import Faults
 from ccl_jax.training import Objective
 from tests.support.tiny import CLASSES, IMAGE, TinyModel, batch, spread
 
@@ -239,16 +240,79 @@ def test_one_compilation_a_run_with_a_changing_rate_and_padding():
     assert traces == 1
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lambda_m": -1.0},
-        {"lambda_d": float("nan")},
-        {"clip_norm": 0.0},
-        {"distance": "l3"},
-        {"lambda_warmup_steps": -1},
-    ],
-)
-def test_objective_refuses(bad):
-    with pytest.raises(ValueError, match=next(iter(bad)).split("_")[0]):
-        Objective(CLASSES, **bad)
+def everything(state):
+    """All of a state but its key and the number of steps, to be compared."""
+    return state._replace(key=(), step=())
+
+
+@pytest.fixture(scope="module")
+def skipping():
+    """A step that may not be taken, the plain one, and a state with memory of every kind."""
+    objective = Objective(CLASSES, 0.1, 0.1, feature_losses=(("prototype", 0.1),))
+    algorithm = algorithms.make("qg-dsgdm-n")
+    network = Network(graphs.make("ring", 4), compressor=compression.SIGN)
+    state = training.init_state(MODEL, algorithm, network, objective, IMAGE, jax.random.key(0))
+    plain = training.make_step(MODEL, algorithm, network, objective, lambda t: LR)
+    state, _ = jax.jit(plain)(state, batch(4))
+    return jax.jit(training.skip_non_finite(plain)), jax.jit(plain), state
+
+
+def test_a_healthy_step_is_taken_as_it_is(skipping):
+    step, plain, state = skipping
+    (new, metrics), (expected, plain_metrics) = step(state, batch(4, 1)), plain(state, batch(4, 1))
+    assert metrics.taken.tolist() == plain_metrics.taken.tolist() == [True] * 4
+    close((everything(new), metrics), (everything(expected), plain_metrics), rtol=1e-6)
+
+
+@pytest.mark.parametrize("spoilt", ["images", "params"])
+def test_a_step_with_a_number_that_is_not_finite_is_not_taken(skipping, spoilt):
+    """Its metrics say so for all agents. What was sent was sent, and the next step goes on."""
+    step, _, state = skipping
+    data = batch(4, seed=1)
+    if spoilt == "images":
+        data = data._replace(images=data.images.at[2, 0, 0, 0, 0].set(jnp.nan))
+    else:
+        state = state._replace(params=jax.tree.map(lambda x: x.at[3].set(jnp.inf), state.params))
+    new, metrics = step(state, data)
+    same(everything(new), everything(state))
+    same(jax.random.key_data(new.key), jax.random.key_data(state.key))
+    assert (int(state.step), int(new.step)) == (1, 2)
+    assert metrics.taken.tolist() == [False] * 4
+    # A sign a number and one scale for each of four leaves, C F + C numbers twice: as in any step.
+    _, healthy = step(state, batch(4))
+    same(metrics.traffic, healthy.traffic)
+
+
+def test_a_step_whose_update_overflows_is_not_taken_either():
+    """Loss and gradient are numbers yet; a rate of 3e38 makes parameters of more than float32 has."""
+    plain, state = build(3, Objective(CLASSES), lr=3e38, weight_decay=20.0)
+    new, metrics = plain(state, batch(3))
+    assert np.isfinite(metrics.cross_entropy).all() and np.isfinite(metrics.gradient_norm).all()
+    assert not all(np.isfinite(x).all() for x in jax.tree.leaves(new.params))
+    new, metrics = jax.jit(training.skip_non_finite(plain))(state, batch(3))
+    same(new.params, state.params)
+    assert not metrics.taken.any()
+
+
+def test_who_is_offline_keeps_everything_and_has_seen_nothing():
+    objective = Objective(CLASSES, 0.1, feature_losses=(("prototype", 0.1),))
+    algorithm, faults = algorithms.make("qg-dsgdm-n"), Faults(offline=0.5, offline_length=2, seed=3)
+    network = Network(graphs.make("ring", 4), faults=faults)
+    state = training.init_state(MODEL, algorithm, network, objective, IMAGE, jax.random.key(0))
+    step = jax.jit(training.make_step(MODEL, algorithm, network, objective, lambda t: LR))
+    seen = set()
+    for t in range(6):
+        new, metrics = step(state, batch(4, seed=t))
+        own = lambda s: (s.params, s.algorithm.momentum, s.losses)
+        for i, online in enumerate(metrics.online.tolist()):
+            before, after = agent(own(state), i), agent(own(new), i)
+            if online:
+                kept = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+                assert any((x != y).any() for x, y in kept)
+            else:
+                same(before, after)
+            assert metrics.samples[i] == 5 * online and (online or metrics.correct[i] == 0)
+            seen.add(online)
+        assert metrics.taken.all()
+        state = new
+    assert seen == {True, False}

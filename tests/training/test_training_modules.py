@@ -28,10 +28,10 @@ class OwnNetwork(nn.Module):
         return features, nn.Dense(CLASSES)(features)
 
 
-def build(model=None, name="qg-dsgdm-n", **options):
+def build(model=None, name="qg-dsgdm-n", objective=None, **options):
     algorithm = algorithms.make(name)
     network = Network(graphs.make("ring", AGENTS, stochastic=algorithms.lookup(name).stochastic))
-    objective = Objective(CLASSES, 0.1, 0.1)
+    objective = objective or Objective(CLASSES, 0.1, 0.1)
     model = model or OwnNetwork()
     step = training.make_step(model, algorithm, network, objective, lambda t: 0.1, **options)
     state = training.init_state(
@@ -76,6 +76,18 @@ def test_gossiped_statistics_are_mixed_before_they_are_updated():
     jax.tree.map(check, state.model_state, alone.model_state, mixed.model_state)
     # Neighbours need the statistics for cross-features anyway: they are sent once, not twice.
     np.testing.assert_array_equal(metrics.traffic.bytes_sent(), plain_metrics.traffic.bytes_sent())
+
+
+def test_measuring_leaves_the_traffic_of_cross_gradients_alone():
+    """They take neighbours' models with their statistics, which are sent for that."""
+    plain, state = build(name="ngc", objective=Objective(CLASSES))
+    measuring, _ = build(name="ngc", objective=Objective(CLASSES, measure=True))
+    (_, expected), (_, found) = plain(state, batch(AGENTS)), measuring(state, batch(AGENTS))
+    sizes = found.traffic.message_bytes[0].tolist()
+    # Parameters, the running mean and variance of six features, and gradients in return.
+    model = 4 * (9 * 6 + 6 + 2 * 6 + 6 * CLASSES + CLASSES)
+    assert sizes == [model, 2 * 6 * 4, model]
+    np.testing.assert_array_equal(found.traffic.bytes_sent(), expected.traffic.bytes_sent())
 
 
 def test_statistics_cannot_be_mixed_by_push_sum():
