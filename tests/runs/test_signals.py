@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -74,3 +75,24 @@ def test_a_library_does_not_end_its_callers_process():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
         assert stop() == signal.SIGTERM
+
+
+def test_handlers_are_given_back_also_after_an_error():
+    before = [signal.getsignal(number) for number in STOP]
+    with pytest.raises(KeyError), stop_signals():
+        assert [signal.getsignal(number) for number in STOP] != before
+        raise KeyError
+    assert [signal.getsignal(number) for number in STOP] == before
+
+
+def test_another_thread_catches_nothing():
+    before, seen = [signal.getsignal(number) for number in STOP], []
+
+    def work():
+        with stop_signals() as stop:
+            seen.append((stop(), [signal.getsignal(number) for number in STOP]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(0, before)]
