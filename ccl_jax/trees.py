@@ -13,7 +13,7 @@ PyTree = Any
 
 def axpy(a: jax.Array | float, x: PyTree, y: PyTree) -> PyTree:
     """a * x + y, leaf by leaf, with a scalar `a`, in the dtype of y."""
-    return jax.tree.map(lambda u, v: jnp.asarray(a, v.dtype) * u + v, x, y)
+    return jax.tree.map(lambda u, v: jnp.asarray(a, v.dtype) * u.astype(v.dtype) + v, x, y)
 
 
 def sum_type(tree: PyTree) -> jnp.dtype:

@@ -36,12 +36,14 @@ class Cost(NamedTuple):
     topology: The graph that it was measured on.
     exchanges: Exchanges a step.
     model_sizes: What an agent sends a step, in model sizes P, over its number of neighbours d.
+    sends_models: Whether neighbours know each other's models by what is sent.
     gradients: Gradients an agent computes in a step (a forward and a backward pass each).
     """
 
     topology: Topology
     exchanges: int
     model_sizes: float
+    sends_models: bool
     gradients: str
 
 
@@ -50,6 +52,12 @@ def measure(method: Method) -> Cost:
     topology = _fitting_graph(method)
     algorithm, network = algorithms.make(method.name), Network(topology)
     params = {"w": jnp.zeros((topology.agents, _SIZE), jnp.float32)}
+
+    received = []
+
+    def gradient(x, models):
+        received.append(models is not None)
+        return x, None
 
     @jax.jit
     def traffic(params) -> Traffic:
@@ -61,7 +69,7 @@ def measure(method: Method) -> Cost:
             state,
             talk,
             jnp.float32(1),
-            lambda x, models: (x, None),
+            gradient,
             lambda models: talk.cross(lambda model, data: model, models, params),
         )
         return talk.traffic()
@@ -71,7 +79,7 @@ def measure(method: Method) -> Cost:
     sizes = sent.bytes_sent() / neighbors / (4 * _SIZE)
     gradients = "1" if algorithm.combine is None else "1 + d"
     used = int((np.asarray(sent.messages).sum(axis=0) > 0).sum())
-    return Cost(topology, used, float(sizes.max()), gradients)
+    return Cost(topology, used, float(sizes.max()), any(received), gradients)
 
 
 def table(methods: Sequence[Method]) -> str:
@@ -80,7 +88,7 @@ def table(methods: Sequence[Method]) -> str:
     for method in methods:
         cost = measure(method)
         shown = (method.name, str(cost.exchanges), _sends(method, cost), cost.gradients)
-        rows.append((*shown, _ccl_adds(method), method.graph, method.reference))
+        rows.append((*shown, _ccl_adds(cost), method.graph, method.reference))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -97,7 +105,7 @@ def details(method: Method) -> str:
         f"  published in   {method.reference}",
         f"  graph          {method.graph}",
         f"  a step         exchanges: {cost.exchanges}; sends: {_sends(method, cost)}; "
-        f"gradients: {cost.gradients}; CCL adds: {_ccl_adds(method)}",
+        f"gradients: {cost.gradients}; CCL adds: {_ccl_adds(cost)}",
         "  hyper-parameters and their defaults",
         *(f"    {name} = {value!r}" for name, value in method.hyperparameters.items()),
         "  settings (experiments/settings.toml)",
@@ -122,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if values["help"].value:
             print(cli.page(__doc__, values))
         elif values["algorithm"].value is not None:
-            print(details(algorithms.lookup(values["algorithm"].value)))
+            print(details(algorithms.get(values["algorithm"].value)))
         else:
             print(table(list(algorithms.REGISTRY.values())))
             print(
@@ -147,15 +155,14 @@ def _fitting_graph(method: Method) -> Topology:
 def _sends(method: Method, cost: Cost) -> str:
     if not cost.exchanges:
         return "nothing"
-    if method.graph.startswith("not used"):  # An all-reduce knows no neighbours.
+    if method.capabilities and method.capabilities.how == "average" and not method.checks:
         return "2 P (N-1)/N"
     return f"{cost.model_sizes:.2f}".rstrip("0").rstrip(".") + " P d"
 
 
-def _ccl_adds(method: Method) -> str:
+def _ccl_adds(cost: Cost) -> str:
     """Forward passes without gradient, and what more is sent."""
-    sends_models = method.capabilities is not None and method.capabilities.how == "gossip"
-    return "d forward, S d" if sends_models else "d forward, (P + S) d"
+    return "d forward, S d" if cost.sends_models else "d forward, (P + S) d"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def _setting(method: str, name: str, entry: dict[str, Any]) -> Setting:
             f"settings.toml: {method}.{name} has status {status!r}; it must be 'published' or "
             "'chosen here', with a source"
         )
-    known = set(algorithms.lookup(method).hyperparameters)
+    known = set(algorithms.get(method).hyperparameters)
     known |= {field.name for field in dataclasses.fields(Config)}
     for value in entry:
         if value not in known:

@@ -228,7 +228,7 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
     Raises:
       ValueError: Unknown name or hyper-parameter, or a value of the wrong kind.
     """
-    method = lookup(name)
+    method = get(name)
     takes_any = any(
         p.kind is p.VAR_KEYWORD for p in inspect.signature(method.build).parameters.values()
     )
@@ -259,7 +259,7 @@ def _check_value(method: str, name: str, value: Any, default: Any) -> None:
         raise ValueError(f"{name} of {method} is {value!r}; it must be {allowed}")
 
 
-def lookup(name: str) -> Method:
+def get(name: str) -> Method:
     """The registry's entry of that name.
 
     Raises:

@@ -86,7 +86,9 @@ def relaysgd(
         heard = (state.sums, state.counts)
         everything = _add_neighbors((params, own), heard)
         all_but_one = jax.tree.map(lambda total, s: total[:, None] - s, everything, heard)
-        heard = trees.where(talk.active, talk.reply("sums and counts", all_but_one), heard)
+        heard = trees.where(
+            talk.active, talk.reply("sums and counts", all_but_one, compress=False), heard
+        )
 
         s, n = _add_neighbors((params, own), heard)
 

@@ -217,10 +217,11 @@ class Plan:
 
     def _pmap(self, step: Step) -> Step:
         def cut(x):
-            return x.reshape(self.devices, -1, *x.shape[1:]) if x.ndim else x
+            agents = x.shape[0] // self.devices if x.ndim else 0
+            return x.reshape(self.devices, agents, *x.shape[1:]) if x.ndim else x
 
         def join(x):
-            return x.reshape(-1, *x.shape[2:])
+            return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
         def sharded(state, batch):
             axes = jax.tree.map(lambda x: 0 if x.ndim else None, (state, batch))

@@ -77,7 +77,7 @@ def register(
     return enter
 
 
-def lookup(name: str) -> FeatureLoss:
+def get(name: str) -> FeatureLoss:
     """The registry's entry of that name.
 
     Raises:

@@ -93,19 +93,21 @@ def foreign(needs: Iterable[str]) -> bool:
     return any(NEEDS[need].foreign for need in needs)
 
 
-def start(needs: Iterable[str], agents: int, num_classes: int, size: int) -> dict[str, ClassSums]:
+def start(
+    needs: Iterable[str], agents: int, num_classes: int, features: jax.ShapeDtypeStruct
+) -> dict[str, ClassSums]:
     """What agents keep from one step to the next for their neighbours, before the first.
 
     Args:
       needs: Keys of `NEEDS`.
       agents: Number of agents.
       num_classes: C.
-      size: F, number of features.
+      features: One agent's features, `[batch, F]`.
     """
     if "neighbor_prototypes" not in needs:
         return {}
-    sums, counts = jnp.zeros((agents, num_classes, size)), jnp.zeros((agents, num_classes))
-    return {"prototypes": ClassSums(sums, counts)}
+    zeros = lambda *shape: jnp.zeros((agents, num_classes, *shape), features.dtype)
+    return {"prototypes": ClassSums(zeros(features.shape[-1]), zeros())}
 
 
 def keep(needs: Iterable[str], own: Own, num_classes: int) -> dict[str, ClassSums]:
@@ -158,8 +160,8 @@ def collect(
         sums, counts = jax.vmap(per_neighbor, in_axes=(0, 0, 0, None))(
             heard["neighbor_features"].features, batch.labels, batch.mask, num_classes
         )
-        sums = talk.reply("class sums", sums, compress=True).sum(axis=1)
-        counts = talk.reply("class counts", counts).sum(axis=1)
+        sums = talk.reply("class sums", sums).sum(axis=1)
+        counts = talk.reply("class counts", counts, compress=False).sum(axis=1)
         heard["class_sums"] = ClassSums(sums, counts)
     if "neighbor_prototypes" in needs:
         sums, counts = talk.gather(talk.send("prototypes", kept["prototypes"], compress=False))

@@ -7,7 +7,7 @@ step alone, and mixes with what is left:
            or bad by a two-state Markov chain. By default a bad link is bad in both directions.
   agents   An agent that is offline neither trains nor talks. As the chains start in equilibrium, some
            agents are away at first: they join late.
-  lagging  A straggler sends the parameters that it had some rounds ago.
+  lagging  A straggler sends the parameters that it had some exchanges ago.
 
 Weights are made whole again. In averaging, what an agent misses goes to its own value, so rows still
 sum to 1; if links fail in both directions and W is symmetric, columns do too, and the mean is kept. In
@@ -39,7 +39,7 @@ class Faults:
       offline: Share of the time that an agent is offline, in [0, 1).
       offline_length: Mean number of steps that it then stays offline, at least 1.
       straggle: Probability that an agent lags in a step, in [0, 1].
-      delay: How many rounds ago it had what it then sends, at least 1.
+      delay: How many exchanges ago it had what it then sends, at least 1; every gossip step is one.
       seed: Seed of the run.
 
     Raises:
@@ -88,12 +88,18 @@ class Faults:
         return Chains(*[jnp.zeros((block, agents), bool)] * 3) if self.any else ()
 
     def draw(
-        self, step: jax.Array, ids: jax.Array, agents: int, memory: "Chains | tuple[()]"
+        self,
+        step: jax.Array,
+        first: jax.Array,
+        ids: jax.Array,
+        agents: int,
+        memory: "Chains | tuple[()]",
     ) -> tuple["Conditions | Perfect", "Chains | tuple[()]"]:
         """What fails in a step.
 
         Args:
           step: Scalar int32.
+          first: Scalar bool, whether it is the first of a run.
           ids: `[block]` int32, the agents to tell it for.
           agents: Number of all agents.
           memory: What the step before returned, or `start`.
@@ -107,7 +113,6 @@ class Faults:
         if not self.one_way:
             u = jnp.triu(u) + jnp.triu(u, 1).T
         v = jnp.broadcast_to(jax.random.uniform(agent_key, (1, agents)), (len(ids), agents))
-        first = step == 0
         deaf = _advance(memory.deaf, u[ids], first, self.drop, self.burst)
         mute = _advance(memory.mute, u[:, ids].T, first, self.drop, self.burst)
         offline = _advance(memory.offline, v, first, self.offline, self.offline_length)
@@ -135,7 +140,7 @@ class Chains(NamedTuple):
     offline: jax.Array
 
 
-class Losses(NamedTuple):
+class Delivery(NamedTuple):
     """The edges that are left, and what is sent all the same.
 
     Attributes:
@@ -164,9 +169,9 @@ class Perfect(NamedTuple):
     online: jax.Array
     late: jax.Array
 
-    def losses(self, incoming: Edges, outgoing: Edges) -> Losses:
+    def delivery(self, incoming: Edges, outgoing: Edges) -> Delivery:
         """All edges of a graph."""
-        return Losses(incoming, outgoing, outgoing.mask, outgoing.mask, incoming.mask)
+        return Delivery(incoming, outgoing, outgoing.mask, outgoing.mask, incoming.mask)
 
     def reweigh(
         self, weights: jax.Array, columns: jax.Array, ids: jax.Array, stochastic: str
@@ -190,7 +195,7 @@ class Conditions(NamedTuple):
     online: jax.Array
     late: jax.Array
 
-    def losses(self, incoming: Edges, outgoing: Edges) -> Losses:
+    def delivery(self, incoming: Edges, outgoing: Edges) -> Delivery:
         """Cuts the edges of a graph, whose peers are agents.
 
         Args:
@@ -200,7 +205,7 @@ class Conditions(NamedTuple):
         at = lambda table, edges: jnp.take_along_axis(table, edges.peers, axis=1)
         arrives = incoming.mask & at(self.hears, incoming)
         reaches = outgoing.mask & at(self.heard, outgoing)
-        return Losses(
+        return Delivery(
             incoming._replace(mask=arrives),
             outgoing._replace(mask=reaches),
             sent=outgoing.mask & self.online[:, None],

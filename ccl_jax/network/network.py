@@ -16,7 +16,7 @@ from ccl_jax.network import blocks
 from ccl_jax.network.blocks import Block
 from ccl_jax.network.channels import Channel, Compressed, Exact, Feedback, Lagging
 from ccl_jax.network.compression import Compressor
-from ccl_jax.network.faults import Conditions, Faults, Losses, Perfect
+from ccl_jax.network.faults import Conditions, Delivery, Faults, Perfect
 from ccl_jax.network.mixing import Tables, choose
 from ccl_jax.network.round import Memory, Round
 
@@ -91,7 +91,7 @@ class Network:
             say(talk)
             return talk.memory()
 
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(remember))
+        return Memory.before(jax.eval_shape(remember))
 
     def round(self, step: jax.Array | int, memory: Memory = Memory()) -> Round:  # noqa: B008
         """The communication of one step.
@@ -105,7 +105,7 @@ class Network:
 
     def tables(
         self, hop: jax.Array, active: jax.Array, block: Block, conditions: Conditions | Perfect
-    ) -> tuple[Tables, Losses]:
+    ) -> tuple[Tables, Delivery]:
         """The graph as the agents of a block see it: who is where in what they collect.
 
         Args:
@@ -127,14 +127,14 @@ class Network:
         columns = jnp.asarray(self._tables[0])[r][:, block.ids].T
         columns = jnp.where(active, columns, 0.0)
         weights = conditions.reweigh(weights, columns, block.ids, self.topology.stochastic)
-        losses = conditions.losses(incoming, outgoing)
+        delivery = conditions.delivery(incoming, outgoing)
         tables = Tables(
             jnp.where(block.valid[None], weights[:, block.members], 0.0),
             jnp.take_along_axis(weights, block.ids[:, None], axis=1)[:, 0],
-            losses.incoming._replace(peers=block.place[losses.incoming.peers]),
-            losses.outgoing._replace(peers=block.place[losses.outgoing.peers]),
+            delivery.incoming._replace(peers=block.place[delivery.incoming.peers]),
+            delivery.outgoing._replace(peers=block.place[delivery.outgoing.peers]),
         )
-        return tables, losses
+        return tables, delivery
 
 
 def _channels(

@@ -29,7 +29,7 @@ from ccl_jax import trees
 from ccl_jax.graphs.topology import Edges
 from ccl_jax.network.blocks import Block
 from ccl_jax.network.channels import Channel, Exact, Moment
-from ccl_jax.network.faults import Chains, Losses
+from ccl_jax.network.faults import Chains, Delivery
 from ccl_jax.network.messages import Message
 from ccl_jax.network.mixing import Tables
 from ccl_jax.network.traffic import Ledger, Traffic, message_bytes
@@ -46,10 +46,19 @@ class Memory(NamedTuple):
     Attributes:
       faults: State of the chains that make links and agents fail; () where nothing does.
       messages: By name, what the channel keeps of each message.
+      fresh: Scalar bool, whether nothing has been said yet; None in the memory of a round that is
+        given none, which is fresh in step 0.
     """
 
     faults: Chains | tuple[()] = ()
     messages: dict[str, PyTree] = {}  # noqa: RUF012 (never changed, always replaced)
+    fresh: jax.Array | None = None
+
+    @classmethod
+    def before(cls, shapes: "Memory") -> "Memory":
+        """The memory before the first step, of the shapes of one after it."""
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return zeros._replace(fresh=jnp.ones((), bool))
 
 
 class Round:
@@ -70,13 +79,17 @@ class Round:
         self._block = Block(network.schedule)
         self.ids = self._block.ids
         self.active = step % network.local_steps == 0
-        faults = memory.faults or network.faults.start(len(self.ids), self.agents)
-        self.conditions, self._chains = network.faults.draw(step, self.ids, self.agents, faults)
+        first = step == 0 if memory.fresh is None else memory.fresh
+        chains = memory.faults or network.faults.start(len(self.ids), self.agents)
+        self.conditions, self._chains = network.faults.draw(
+            step, first, self.ids, self.agents, chains
+        )
         self._first_hop = step // network.local_steps * network.gossip_steps
-        self._tables, self._losses = self._graph(0)
+        self._tables, self._delivery = self._graph(0)
         self.incoming, self.outgoing = self._tables.incoming, self._tables.outgoing
-        self._moment = Moment(step == 0, self.active, self.conditions.late)
+        self._moment = Moment(first, self.active, self.conditions.late)
         self._old, self._new = memory.messages, {}
+        self._mixed: dict[str, PyTree] = {}
         self._ledger = Ledger(len(self.ids), network.faults.any)
         self._measuring = False
 
@@ -109,11 +122,12 @@ class Round:
           compress: Whether the network's compression, if any, may be used on these values.
 
         Raises:
-          ValueError: Something else has been sent under this name in the same step.
+          ValueError: Something else has been sent under this name in the same step, or other names were
+        in the step before.
         """
         channel = self._network.channel if compress else self._network.exact
         known = self._pass(channel, name, tree)
-        self._pay(channel.message_bytes(tree), *_count(self._losses))
+        self._pay(channel.message_bytes(tree), *_count(self._delivery))
         return Message(tree, known, channel, name)
 
     def mix(self, message: Message) -> PyTree:
@@ -138,13 +152,16 @@ class Round:
                 "cannot be sent again; mix the message and derive from the average"
             )
 
+        if message.name in self._mixed:
+            return self._mixed[message.name]
+
         def hop(k, carry):
             tree, memory, messages, lost = carry
-            tables, losses = self._graph(k)
+            tables, delivery = self._graph(k)
             known = tree
             if not self._measuring:
                 known, memory = message.channel.send(tree, memory, self._moment)
-            sent, gone = _count(losses)
+            sent, gone = _count(delivery)
             mixed = self._average(tables, tree, known, message.channel)
             return mixed, memory, messages + sent, lost + gone
 
@@ -154,6 +171,7 @@ class Round:
         mixed, memory, messages, lost = jax.lax.fori_loop(1, more + 1, hop, carry)
         if not self._measuring:
             self._new[message.name] = memory
+        self._mixed[message.name] = mixed
         self._pay(message.channel.message_bytes(mixed), messages, lost)
         return mixed
 
@@ -191,7 +209,7 @@ class Round:
         name: str,
         tree: PyTree,
         *,
-        compress: bool = False,
+        compress: bool = True,
         message_bytes: int | None = None,
     ) -> PyTree:
         """Returns values to the neighbours they were made for.
@@ -201,7 +219,7 @@ class Round:
           tree: Leaves `[agents, degree, ...]`: entry (i, d) was made by agent i for the neighbour
             that it hears at place d of its table.
           compress: Whether the network's compression, if any, may be used on these values.
-          message_bytes: Size of one message, where the caller has compressed it.
+          message_bytes: Size of one message, where the caller has compressed it and the network must not.
 
         Returns:
           Leaves `[agents, out_degree, ...]`: entry (j, o) was made for j by its o-th listener;
@@ -211,12 +229,12 @@ class Round:
         Raises:
           ValueError: Something else has been sent under this name in the same step.
         """
-        channel = self._network.replies if compress else Exact()
+        channel = self._network.replies if compress and message_bytes is None else Exact()
         tree = self._pass(channel, name, tree)
-        arrive = self.outgoing._replace(mask=self._losses.replies_arrive)
+        arrive = self.outgoing._replace(mask=self._delivery.replies_arrive)
         size = channel.message_bytes(tree, 2) if message_bytes is None else message_bytes
         sent = self.incoming.mask.sum(axis=1, dtype=jnp.int32)
-        reached = self._losses.replies_reach.sum(axis=1, dtype=jnp.int32)
+        reached = self._delivery.replies_reach.sum(axis=1, dtype=jnp.int32)
         self._pay(size, sent, sent - reached)
         return self._take(tree, arrive, at_slots=True)
 
@@ -247,18 +265,18 @@ class Round:
     def measuring(self) -> "Round":
         """The same round for measurements: nothing that is said in it is sent, counted or remembered."""
         other = copy.copy(self)
-        other._measuring = True
+        other._measuring, other._mixed = True, {}
         return other
 
     def memory(self) -> Memory:
         """What the next step's round has to be given."""
-        return Memory(self._chains, dict(self._new))
+        return Memory(self._chains, self._old | self._new, jnp.zeros((), bool))
 
     def traffic(self) -> Traffic:
         """What has been sent in this round so far."""
         return self._ledger.traffic()
 
-    def _graph(self, hop: jax.Array | int) -> tuple[Tables, Losses]:
+    def _graph(self, hop: jax.Array | int) -> tuple[Tables, Delivery]:
         """The graph of the hop-th mix of this step."""
         return self._network.tables(
             self._first_hop + hop, self.active, self._block, self.conditions
@@ -277,7 +295,12 @@ class Round:
             raise ValueError(
                 f"{name!r} has been sent in this step already; each message needs a name of its own"
             )
-        memory = self._old[name] if name in self._old else channel.start(tree)
+        if self._old and name not in self._old:
+            raise ValueError(
+                f"{name!r} is sent, and in the step before {', '.join(map(repr, self._old))} were: the "
+                "same names must be sent in every step, as channels remember by them"
+            )
+        memory = self._old[name] if self._old else channel.start(tree)
         known, self._new[name] = channel.send(tree, memory, self._moment)
         return known
 
@@ -298,7 +321,7 @@ class Round:
         return jax.tree.map(take, tree)
 
 
-def _count(losses: Losses) -> tuple[jax.Array, jax.Array]:
+def _count(delivery: Delivery) -> tuple[jax.Array, jax.Array]:
     """`[agents]` messages sent to all who listen, and how many of them are lost."""
-    sent = losses.sent.sum(axis=1, dtype=jnp.int32)
-    return sent, sent - losses.outgoing.mask.sum(axis=1, dtype=jnp.int32)
+    sent = delivery.sent.sum(axis=1, dtype=jnp.int32)
+    return sent, sent - delivery.outgoing.mask.sum(axis=1, dtype=jnp.int32)

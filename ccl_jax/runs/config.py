@@ -156,7 +156,7 @@ class Config:
     straggle: str | None = setting(
         None,
         NETWORK,
-        "PROBABILITY:ROUNDS, as 0.2:3: how often an agent sends what it had so many rounds ago",
+        "PROBABILITY:ROUNDS, as 0.2:3: how often an agent sends what it had so many exchanges ago",
     )
 
     algorithm: str = setting(

@@ -96,7 +96,7 @@ def prepare(
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     algorithm = algorithms.make(config.algorithm, **config.hyperparameters())
-    method = algorithms.lookup(config.algorithm)
+    method = algorithms.get(config.algorithm)
     most = min(config.agents * config.batch_devices, MOST_CPU_DEVICES)
     parallel.request_cpu_devices(-(-(config.devices or most) // (config.num_processes or 1)))
     devices = config.devices or parallel.usable_devices(config.agents, config.batch_devices)

@@ -62,7 +62,7 @@ def name_and_weight(text: str) -> tuple[str, float]:
       ValueError: It is not of this form, there is no such loss, or the weight is out of range.
     """
     name, _, weight = text.partition(":")
-    losses.lookup(name)
+    losses.get(name)
     try:
         value = float(weight)
     except ValueError:

@@ -249,13 +249,11 @@ def _explain_divergence(
     cause = outweighs or (
         f"the {_spoken(runaway)} loss ran away from the cross-entropy: lower {_weight(runaway)}, take "
         "another distance (huber, cosine) or use a network with normalisation"
-        if (runaway := done.totals.runaway)
+        if (runaway := done.totals.runaway) in loss_weights
         else "the learning rate is too high for this model and data: lower lr or clip gradients"
     )
-    return (
-        f"the loss is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); "
-        f"likely {cause}"
-    )
+    what = "the loss" if bad.any() else "a parameter"
+    return f"{what} is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); likely {cause}"
 
 
 def _outweighs(metrics: StepMetrics, weights: Mapping[str, float]) -> str | None:

@@ -46,7 +46,7 @@ class Objective:
             ranges.check(name, getattr(self, name))
         names = [name for name, _ in self.feature_losses]
         for name, weight in self.feature_losses:
-            for need in losses.lookup(name).needs:
+            for need in losses.get(name).needs:
                 look_up("need of a feature loss", need, losses.NEEDS)
             ranges.check(f"the weight of feature loss {name}", weight, ranges.NOT_NEGATIVE)
             if name in LAMBDAS:
@@ -84,4 +84,4 @@ class Objective:
 
 
 def _needs(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(need for name in names for need in losses.lookup(name).needs)
+    return frozenset(need for name in names for need in losses.get(name).needs)

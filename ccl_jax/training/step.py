@@ -5,7 +5,6 @@ from the *pre-mix* models, without gradient; loss and gradient at the mixed poin
 step. Everything is stacked over agents, and the whole step is one jitted function.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +16,8 @@ from flax import linen as nn
 from ccl_jax import algorithms, losses, models, trees
 from ccl_jax.algorithms import Algorithm, base
 from ccl_jax.losses import Batch, needs
-from ccl_jax.network import Memory, Message, Network, Round, Traffic
+from ccl_jax.network import Memory, Network, Round, Traffic
+from ccl_jax.training.hearing import KnownModels, hear
 from ccl_jax.training.objective import Objective
 
 PyTree = Any
@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
       params: What agents send at the next step, leaves `[agents, ...]`.
       model_state: Other model collections (batch statistics), leaves `[agents, ...]`; {} without.
       algorithm: State of the algorithm.
-      losses: What feature losses keep for the next exchange; {} without.
+      kept: What feature losses keep for the next exchange; {} without.
       memory: What the network remembers.
       key: The run's random key; `randomness.step_key` derives the key of a purpose and step.
     """
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
     params: PyTree
     model_state: PyTree
     algorithm: PyTree
-    losses: dict[str, PyTree]
+    kept: dict[str, PyTree]
     memory: Memory
     key: jax.Array
 
@@ -104,12 +104,12 @@ def init_state(
         drawn, model_state = models.init(model, init_key, image_shape)
         params, model_state = trees.stack((drawn if given is None else given, model_state), agents)
         algorithm_state = algorithm.init(params, whole.round(0))
-        size = jax.eval_shape(
+        features = jax.eval_shape(
             make_features_fn(model),
             jax.tree.map(lambda x: x[0], (params, model_state)),
             jnp.zeros((1, *image_shape)),
-        ).shape[-1]
-        kept = needs.start(objective.needs, agents, objective.num_classes, size)
+        )
+        kept = needs.start(objective.needs, agents, objective.num_classes, features)
         zero = jnp.int32(0)
         return TrainState(zero, params, model_state, algorithm_state, kept, Memory(), run_key)
 
@@ -130,7 +130,7 @@ def init_state(
     shape = lambda dtype, *rest: jax.ShapeDtypeStruct((agents, 1, *rest), dtype)
     batch = Batch(shape(jnp.float32, *image_shape), shape(jnp.int32), shape(bool))
     memory = jax.eval_shape(step, state, batch)[0].memory
-    return state._replace(memory=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory))
+    return state._replace(memory=Memory.before(memory))
 
 
 def make_step(
@@ -169,92 +169,48 @@ def make_step(
     loss_fn = make_loss_fn(model, objective)
     gradients = jax.vmap(jax.grad(loss_fn, has_aux=True), in_axes=(0, 0, 0, 0, None))
     plain_gradient = _make_plain_gradient(model, objective)
-    hear = functools.partial(
-        needs.collect, features_fn=make_features_fn(model), num_classes=objective.num_classes
-    )
+    features_fn = make_features_fn(model)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         lr = jnp.asarray(schedule(state.step), jnp.float32)
         talk = network.round(state.step, state.memory)
-        known = _KnownModels(talk, state, gossip_batch_stats)
+        known = KnownModels(talk, state.params, state.model_state, gossip_batch_stats)
 
         def gradient(eval_params, sent):
-            hearing = functools.partial(hear, batch=batch, kept=state.losses)
-            foreign = lambda wanted, talk: known(sent, talk) if needs.foreign(wanted) else None
-            heard = hearing(objective.needs, talk, models=foreign(objective.needs, talk), heard={})
-            if measured := objective.measured_needs:
-                # Nothing more is sent, and what training uses stays as it is.
-                quiet = talk.measuring()
-                heard = hearing(measured, quiet, models=foreign(measured, quiet), heard=heard)
+            heard = hear(objective, talk, known, sent, batch, state.kept, features_fn)
             return gradients(eval_params, known.own_stats, batch, heard, objective.rise(state.step))
 
         def cross_gradient(sent):
-            return talk.cross(plain_gradient, known(sent, talk), batch)
+            return talk.cross(plain_gradient, known.message(sent, talk), batch)
 
         new = algorithms.advance(
             method, state.params, state.algorithm, talk, lr, gradient, cross_gradient
         )
-        seen = new.aux
-        samples = batch.mask.sum(axis=1, dtype=jnp.int32)
-        # Nothing seen, nothing learned: an empty batch leaves batch statistics alone.
-        model_state = trees.where_agent(samples > 0, seen.model_state, known.own_stats)
-        metrics = StepMetrics(
-            cross_entropy=seen.cross_entropy,
-            losses=seen.losses,
-            samples=samples,
-            correct=seen.correct,
-            online=talk.conditions.online,
-            taken=jnp.ones_like(talk.conditions.online),
-            gradient_norm=jax.vmap(optax.tree.norm)(new.grads),
-            lr=jnp.full(samples.shape, lr),
-            traffic=talk.traffic(),
-        )
+        metrics = _report(new, batch, talk, lr)
+        # Nothing seen, nothing learned: an empty batch leaves statistics and what is kept alone.
+        learned = (new.aux.model_state, new.aux.kept)
+        before = (known.own_stats, state.kept)
+        model_state, kept = trees.where_agent(metrics.samples > 0, learned, before)
         return TrainState(
-            state.step + 1, new.params, model_state, new.state, seen.kept, talk.memory(), state.key
+            state.step + 1, new.params, model_state, new.state, kept, talk.memory(), state.key
         ), metrics
 
     return freeze_offline(step) if network.faults.offline else step
 
 
-class _KnownModels:
-    """Agents' models with their batch statistics: the own ones, and as neighbours know them.
-
-    Args:
-      talk: The round of the step.
-      state: Before the step.
-      gossip: Whether statistics are mixed.
-
-    Attributes:
-      own_stats: Statistics that the own forward pass starts from.
-    """
-
-    def __init__(self, talk: Round, state: TrainState, gossip: bool) -> None:
-        self._talk = talk
-        self._state = state
-        self._stats: Message | None = None
-        self.own_stats = state.model_state
-        if gossip and state.model_state:
-            self.own_stats = talk.mix(self._send_stats(talk))
-
-    def __call__(self, sent: Message | None, talk: Round) -> Message:
-        """The message of pairs (params, statistics); what has not been sent yet is sent by this.
-
-        Args:
-          sent: By which neighbours know the models; None if the method sends none.
-          talk: The round to send in.
-        """
-        params = talk.send("models", self._state.params) if sent is None else sent
-        if not self._state.model_state:
-            return params.map(lambda x: (x, self._state.model_state))
-        return params.join(self._stats or self._send_stats(talk))
-
-    def _send_stats(self, talk: Round) -> Message:
-        # Exactly: a compressor could make a variance negative.
-        stats = talk.send("batch statistics", self._state.model_state, compress=False)
-        # What is measured has not been sent; who needs it later in the step sends it then.
-        if talk is self._talk:
-            self._stats = stats
-        return stats
+def _report(new: algorithms.Advance, batch: Batch, talk: Round, lr: jax.Array) -> StepMetrics:
+    samples, online = batch.mask.sum(axis=1, dtype=jnp.int32), talk.conditions.online
+    return StepMetrics(
+        cross_entropy=new.aux.cross_entropy,
+        losses=new.aux.losses,
+        samples=samples,
+        correct=new.aux.correct,
+        online=online,
+        taken=jnp.ones_like(online),
+        gradient_norm=jax.vmap(optax.tree.norm)(new.grads),
+        lr=jnp.full(samples.shape, lr),
+        traffic=talk.traffic(),
+    )
 
 
 def freeze_offline(step: Step) -> Step:
@@ -265,7 +221,7 @@ def freeze_offline(step: Step) -> Step:
         online = metrics.online
         frozen = {
             name: trees.where_agent(online, getattr(new, name), getattr(state, name))
-            for name in ("params", "model_state", "algorithm", "losses")
+            for name in ("params", "model_state", "algorithm", "kept")
         }
         seen = lambda count: jnp.where(online, count, 0)
         return new._replace(**frozen), metrics._replace(
@@ -332,9 +288,7 @@ def make_loss_fn(model: nn.Module, objective: Objective) -> Callable[..., Any]:
         per_sample = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         cross_entropy = losses.masked_mean(per_sample, batch.mask)
         own = losses.Own(features, logits, batch.labels, batch.mask)
-        parts = {
-            name: losses.lookup(name).loss(own, heard, distance) for name in objective.reported
-        }
+        parts = {name: losses.get(name).loss(own, heard, distance) for name in objective.reported}
         # A loss of weight 0 stays out of the sum: 0 * inf would be NaN.
         total = cross_entropy
         for name, weight in objective.weights.items():

@@ -54,7 +54,7 @@ class Link(NamedTuple):
 
 def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
     """Counts a round of some settings."""
-    method = algorithms.lookup(config.algorithm)
+    method = algorithms.get(config.algorithm)
     topology = graphs.make(
         config.topology,
         config.agents,
@@ -77,5 +77,5 @@ def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) ->
 @functools.cache
 def _shape(algorithm: str) -> tuple[int, bool]:
     """Exchanges a step, and whether cross-gradients are computed."""
-    measured = methods.measure(algorithms.lookup(algorithm))
+    measured = methods.measure(algorithms.get(algorithm))
     return measured.exchanges, measured.gradients != "1"

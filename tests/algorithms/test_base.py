@@ -20,9 +20,9 @@ def test_the_base_methods_have_names_and_say_what_they_are():
 
 
 def test_a_name_fixes_what_it_stands_for():
-    assert algorithms.lookup("dsgdm-n").fixed == {"nesterov": True}
-    assert "nesterov" not in algorithms.lookup("dsgdm-n").hyperparameters
-    assert algorithms.lookup("dsgdm").hyperparameters["momentum"] == 0.9
+    assert algorithms.get("dsgdm-n").fixed == {"nesterov": True}
+    assert "nesterov" not in algorithms.get("dsgdm-n").hyperparameters
+    assert algorithms.get("dsgdm").hyperparameters["momentum"] == 0.9
     with pytest.raises(ValueError, match="dsgd has no hyper-parameter momentum; it takes weight"):
         algorithms.make("dsgd", momentum=0.5)
 

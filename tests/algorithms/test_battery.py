@@ -105,7 +105,7 @@ class Runner:
     """A method on a graph, jitted once; data, rate and step are arguments."""
 
     def __init__(self, name: str, graph: str | None = None, agents: int = AGENTS) -> None:
-        method, self.expected = algorithms.lookup(name), EXPECTED[name]
+        method, self.expected = algorithms.get(name), EXPECTED[name]
         hyper = {"momentum": BETA, "weight_decay": 0.0} | dict(self.expected.hyper)
         takes = set(method.hyperparameters) | set(self.expected.hyper)
         hyper = {key: value for key, value in hyper.items() if key in takes}

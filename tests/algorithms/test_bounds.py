@@ -51,7 +51,7 @@ def test_isolated_agents_see_their_own(quadratics, eps):
 
 
 def test_fedavg_needs_a_star():
-    algorithms.lookup("fedavg").check(graphs.make("star", 6))
+    algorithms.get("fedavg").check(graphs.make("star", 6))
     for graph in ("ring", "chain", "full"):
         with pytest.raises(ValueError, match="needs a star"):
-            algorithms.lookup("fedavg").check(graphs.make(graph, 6))
+            algorithms.get("fedavg").check(graphs.make(graph, 6))

@@ -51,7 +51,7 @@ def register(monkeypatch):
     def enter(**declared):
         how = {"summary": "a method of somebody else", "reference": "none", **declared}
         base.register("stranger", **how)(dsgd.dsgd)
-        return base.lookup("stranger")
+        return base.get("stranger")
 
     return enter
 

@@ -14,14 +14,14 @@ from tests.algorithms.quadratics import Quadratics
 def test_refuses_small_eigenvalues_and_says_what_to_take(graph, agents, eigenvalue):
     topology = graphs.make(graph, agents)
     with pytest.raises(ValueError, match=rf"eigenvalue .* is {eigenvalue} .*exact-diffusion, lazy"):
-        algorithms.lookup("d2").check(topology)
-    algorithms.lookup("d2").check(topology, gossip_rate=0.5)
-    algorithms.lookup("d2").check(graphs.make(graph, agents, weights="lazy"))
-    algorithms.lookup("exact-diffusion").check(topology)
+        algorithms.get("d2").check(topology)
+    algorithms.get("d2").check(topology, gossip_rate=0.5)
+    algorithms.get("d2").check(graphs.make(graph, agents, weights="lazy"))
+    algorithms.get("exact-diffusion").check(topology)
 
 
 def test_accepts_an_odd_ring_and_refuses_other_graphs():
-    check = algorithms.lookup("d2").check
+    check = algorithms.get("d2").check
     check(graphs.make("ring", 7))
     with pytest.raises(ValueError, match="does not change"):
         check(graphs.make("random-matching:4", 6))

@@ -51,7 +51,7 @@ def test_the_mean_of_update_tracking_takes_mean_steps(momentum, eps):
 
 @pytest.mark.parametrize("name", ["dsgt", "update-tracking", "momentum-tracking"])
 def test_needs_doubly_stochastic_mixing(name):
-    method = algorithms.lookup(name)
+    method = algorithms.get(name)
     method.check(graphs.make("star", 5, weights="metropolis"))
     with pytest.raises(ValueError, match="take metropolis weights or a regular graph"):
         method.check(graphs.make("star", 5))

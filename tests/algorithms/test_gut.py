@@ -32,4 +32,4 @@ def test_agents_are_nearer_to_each_other_than_with_dsgd():
 @pytest.mark.parametrize("name", ["gut", "qg-gutm"])
 def test_needs_a_graph_that_stays(name):
     with pytest.raises(ValueError, match="a graph that does not change"):
-        algorithms.lookup(name).check(graphs.make("random-matching:4", 6))
+        algorithms.get(name).check(graphs.make("random-matching:4", 6))

@@ -48,6 +48,6 @@ def test_refuses():
         algorithms.make("ngc", alpha=1.5)
     for name in ("ngc", "comp-ngc", "cga", "comp-cga"):
         with pytest.raises(ValueError, match=r"undirected|does not change"):
-            algorithms.lookup(name).check(graphs.make("one-peer-exponential", 8))
+            algorithms.get(name).check(graphs.make("one-peer-exponential", 8))
     with pytest.raises(ValueError, match="does not change"):  # memories belong to neighbours
-        algorithms.lookup("comp-ngc").check(graphs.make("random-matching:4", 6))
+        algorithms.get("comp-ngc").check(graphs.make("random-matching:4", 6))

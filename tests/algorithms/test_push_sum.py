@@ -58,7 +58,7 @@ def test_on_a_ring_it_is_dsgd_in_what_neighbours_know_too():
     objective = training.Objective(CLASSES, lambda_m=1.0)
     ends, losses = [], []
     for name in ("sgp", "dsgdm-n"):
-        stochastic = algorithms.lookup(name).stochastic
+        stochastic = algorithms.get(name).stochastic
         network = Network(graphs.make("ring", 4, stochastic=stochastic), compressor=SIGN)
         algorithm = algorithms.make(name)
         state = training.init_state(

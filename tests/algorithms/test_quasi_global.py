@@ -86,7 +86,7 @@ def test_displacement_without_nesterov_is_heavy_ball_on_the_total_displacement(e
 
 
 def test_the_moving_average_factor_is_a_tenth_whatever_the_momentum(eps):
-    method = algorithms.lookup("qg-dsgdm-n-ema")
+    method = algorithms.get("qg-dsgdm-n-ema")
     assert method.hyperparameters["ema_factor"] == 0.1
     ours = PROBLEM.run(algorithms.make(method.name, momentum=0.8, weight_decay=DECAY), RATES)
     np.testing.assert_allclose(ours, moving_average(0.8, True, 0.1), rtol=0, atol=160 * eps)

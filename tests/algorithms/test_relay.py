@@ -45,7 +45,7 @@ def test_a_model_at_distance_d_arrives_after_d_steps(tree, fill, eps):
 @pytest.mark.parametrize("graph", ["ring", "full", "one-peer-exponential", "random-matching:4"])
 def test_needs_a_tree(graph):
     with pytest.raises(ValueError, match=r"take chain or star|does not change"):
-        algorithms.lookup("relaysgd").check(graphs.make(graph, 8))
+        algorithms.get("relaysgd").check(graphs.make(graph, 8))
 
 
 def test_refuses_another_fill():

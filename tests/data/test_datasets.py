@@ -7,8 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from ccl_jax.data import dataset as dataset_module
-from ccl_jax.data import datasets
+from ccl_jax.data import base, datasets
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -205,7 +204,7 @@ def test_dataset_checks_itself(change, message):
 @pytest.mark.parametrize("shape", [(64, 64, 13), (9, 9, 200), (3, 5, 3), (1, 8, 1), (32, 32, 32)])
 def test_images_of_few_rows_or_many_channels(shape):
     """Satellites see in more than three colours, and small cut-outs have more colours than rows."""
-    dataset_module.check_images("images are", np.zeros((2, *shape), np.uint8))
+    base.check_images("images are", np.zeros((2, *shape), np.uint8))
 
 
 def with_labels(train, test, classes, names):
@@ -217,17 +216,17 @@ def with_labels(train, test, classes, names):
 
 def test_renumbering_leaves_out_classes_that_no_image_shows():
     gaps = with_labels([5, 1, 3, 3], [4, 1], 7, tuple("abcdefg"))
-    dense = dataset_module.renumber(gaps)
+    dense = base.renumber(gaps)
     assert dense.train_labels.tolist() == [3, 0, 1, 1] and dense.test_labels.tolist() == [2, 0]
     assert dense.num_classes == 4 and dense.class_names == ("b", "d", "e", "f")
     assert dense.train_labels.dtype == np.int32
-    stores = [dataset_module.Relabelled(None, y) for y in (gaps.train_labels, gaps.test_labels)]
+    stores = [base.Relabelled(None, y) for y in (gaps.train_labels, gaps.test_labels)]
     constants = ((0.5,) * 3, (0.5,) * 3, 255.0, gaps.class_names)
-    streamed = dataset_module.StreamedDataset("toy", *stores, (8, 8, 3), 8, 7, *constants)
-    streamed = dataset_module.renumber(streamed)
+    streamed = base.StreamedDataset("toy", *stores, (8, 8, 3), 8, 7, *constants)
+    streamed = base.renumber(streamed)
     assert streamed.train_labels.tolist() == [3, 0, 1, 1] and streamed.num_classes == 4
     assert streamed.test_labels.tolist() == [2, 0] and streamed.class_names == dense.class_names
-    again = dataset_module.renumber(dense)
+    again = base.renumber(dense)
     assert again.train_labels.tolist() == [3, 0, 1, 1] and again.class_names == dense.class_names
 
 

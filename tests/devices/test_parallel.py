@@ -47,7 +47,7 @@ def run(
     **options,
 ):
     """Parameters, metrics and algorithm state after some steps."""
-    method = algorithms.lookup(name)
+    method = algorithms.get(name)
     graph = graph or SUITABLE.get(name, "ring")
     made = graphs.make(graph, AGENTS, stochastic=method.stochastic)
     algorithm = algorithms.make(name)

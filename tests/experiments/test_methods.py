@@ -48,7 +48,7 @@ def test_every_method_has_settings_that_it_accepts():
     table = settings.table()
     assert set(table) == set(algorithms.REGISTRY)
     for name, entries in table.items():
-        taken = algorithms.lookup(name).hyperparameters
+        taken = algorithms.get(name).hyperparameters
         for entry in entries:
             hyper = {key: value for key, value in entry.values.items() if key in taken}
             algorithms.make(name, **hyper)
@@ -57,7 +57,7 @@ def test_every_method_has_settings_that_it_accepts():
 def test_published_defaults_are_those_of_the_library():
     # The setting that CCL's authors run is what a user gets who sets nothing.
     (entry, *_) = settings.table()["qg-dsgdm-n"]
-    defaults = algorithms.lookup("qg-dsgdm-n").hyperparameters
+    defaults = algorithms.get("qg-dsgdm-n").hyperparameters
     assert {key: entry.values[key] for key in defaults} == defaults
 
 

@@ -81,7 +81,7 @@ def graph(topology, agents, weights, stochastic):
 
 @functools.cache
 def check_method(name, hyperparameters, *of_graph):
-    method = algorithms.lookup(name)
+    method = algorithms.get(name)
     algorithms.make(name, **dict(hyperparameters))
     method.check(graph(*of_graph, method.stochastic), **dict(hyperparameters))
 

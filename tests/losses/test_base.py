@@ -50,7 +50,7 @@ def test_every_loss_says_what_it_needs_and_where_it_is_from():
     }
     for name, entry in losses.REGISTRY.items():
         assert entry.name == name and entry.summary and entry.reference
-        assert losses.lookup(name) is entry
+        assert losses.get(name) is entry
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_every_loss_says_what_it_needs_and_where_it_is_from():
 )
 def test_an_unknown_name_is_answered_with_the_nearest(asked, nearest):
     with pytest.raises(ValueError, match=f"unknown feature loss '{asked}': .* '{nearest}'"):
-        losses.lookup(asked)
+        losses.get(asked)
 
 
 @pytest.fixture

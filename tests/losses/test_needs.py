@@ -13,6 +13,7 @@ from ccl_jax.network import Network
 from ccl_jax.training import Objective
 from tests.support.tiny import CLASSES, IMAGE, TinyModel, batch
 
+FEATURES = jax.ShapeDtypeStruct((1, 2), jnp.float32)
 MASK = np.array([True, True, True, False])
 LABELS = np.array([0, 2, 0, 1], np.int32)
 
@@ -85,8 +86,8 @@ def test_what_is_kept_is_the_own_batch_by_class_and_nothing_without_a_need():
     np.testing.assert_array_equal(sums, [[6, 8], [0, 0], [3, 4]])
     np.testing.assert_array_equal(counts, [2, 0, 1])
     assert needs.keep(("neighbor_features", "class_sums"), own, 3) == {}
-    assert needs.start(("neighbor_features", "class_sums"), 5, 3, 2) == {}
-    start = needs.start(("neighbor_prototypes",), 5, 3, 2)["prototypes"]
+    assert needs.start(("neighbor_features", "class_sums"), 5, 3, FEATURES) == {}
+    start = needs.start(("neighbor_prototypes",), 5, 3, FEATURES)["prototypes"]
     assert (start.sums.shape, start.counts.shape) == ((5, 3, 2), (5, 3))
     assert not start.sums.any() and not start.counts.any()
 

@@ -49,7 +49,7 @@ def test_gradients_by_hand():
 
 def build(method="dsgd", graph="ring", agents=4, objective=PROTOTYPE, **options):
     """A jitted step and a state in which agents already differ."""
-    topology = graphs.make(graph, agents, stochastic=algorithms.lookup(method).stochastic)
+    topology = graphs.make(graph, agents, stochastic=algorithms.get(method).stochastic)
     algorithm = algorithms.make(method, weight_decay=0.0)
     network = Network(topology, **options)
     state = training.init_state(MODEL, algorithm, network, objective, IMAGE, jax.random.key(0))

@@ -278,7 +278,7 @@ def test_relay_counts_drop_with_the_messages():
 
 
 def allowed(name: str, faults: Faults, graph="ring", **hyper) -> bool:
-    method = algorithms.lookup(name)
+    method = algorithms.get(name)
     topology = graphs.make(graph, AGENTS, stochastic=method.stochastic)
     try:
         algorithms.capabilities.check(method, Network(topology, faults=faults), **hyper)

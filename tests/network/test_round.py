@@ -95,7 +95,9 @@ def test_the_first_memory_is_like_all_others(settings):
     kinds = lambda memory: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), memory)
     assert kinds(start) == kinds(memory)
     assert set(memory.messages) == {"x", "pair", "statistics", "answers", "counts"}
-    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(start))
+    assert start.fresh and not memory.fresh
+    rest = jax.tree.leaves(start._replace(fresh=None))
+    assert not any(np.asarray(leaf).any() for leaf in rest)
 
 
 def test_nothing_is_run_for_the_first_memory():

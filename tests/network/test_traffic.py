@@ -35,7 +35,7 @@ PER_EDGE = {
 
 def build(name, graph, agents, lambdas=(0.05, 0.05), hyper=None, **settings):
     """A step, what makes its first state, and a batch."""
-    method = algorithms.lookup(name)
+    method = algorithms.get(name)
     network = Network(graphs.make(graph, agents, stochastic=method.stochastic), **settings)
     algorithm = algorithms.make(name, **hyper or {})
     objective = Objective(CLASSES, *lambdas)
@@ -126,7 +126,7 @@ def test_every_method_trains_with_ccl(name, compressor):
 def test_on_a_star_the_hub_pays_for_all(name, models):
     if name == "dsgt":
         with pytest.raises(ValueError, match="doubly stochastic"):
-            algorithms.lookup(name).check(graphs.make("star", 4))
+            algorithms.get(name).check(graphs.make("star", 4))
     got = sent(name, "star", 4)
     np.testing.assert_array_equal(got[0], (models * P + SUMS) * np.array([3, 1, 1, 1]))
 

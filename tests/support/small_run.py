@@ -82,7 +82,7 @@ class Experiment:
     ):
         lr = 0.05
         self.algorithm = algorithms.make(name)
-        topology = graphs.make(graph, AGENTS, stochastic=algorithms.lookup(name).stochastic)
+        topology = graphs.make(graph, AGENTS, stochastic=algorithms.get(name).stochastic)
         network = Network(
             topology,
             local_steps=local_steps,

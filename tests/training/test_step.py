@@ -303,7 +303,7 @@ def test_who_is_offline_keeps_everything_and_has_seen_nothing():
     seen = set()
     for t in range(6):
         new, metrics = step(state, batch(4, seed=t))
-        own = lambda s: (s.params, s.algorithm.momentum, s.losses)
+        own = lambda s: (s.params, s.algorithm.momentum, s.kept)
         for i, online in enumerate(metrics.online.tolist()):
             before, after = agent(own(state), i), agent(own(new), i)
             if online:

@@ -30,7 +30,7 @@ class OwnNetwork(nn.Module):
 
 def build(model=None, name="qg-dsgdm-n", objective=None, **options):
     algorithm = algorithms.make(name)
-    network = Network(graphs.make("ring", AGENTS, stochastic=algorithms.lookup(name).stochastic))
+    network = Network(graphs.make("ring", AGENTS, stochastic=algorithms.get(name).stochastic))
     objective = objective or Objective(CLASSES, 0.1, 0.1)
     model = model or OwnNetwork()
     step = training.make_step(model, algorithm, network, objective, lambda t: 0.1, **options)
