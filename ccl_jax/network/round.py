@@ -219,7 +219,7 @@ class Round:
           tree: Leaves `[agents, degree, ...]`: entry (i, d) was made by agent i for the neighbour
             that it hears at place d of its table.
           compress: Whether the network's compression, if any, may be used on these values.
-          message_bytes: Size of one message, where the caller has compressed it and the network must not.
+          message_bytes: Size of one message, where the caller and not the network has compressed it.
 
         Returns:
           Leaves `[agents, out_degree, ...]`: entry (j, o) was made for j by its o-th listener;
@@ -295,12 +295,12 @@ class Round:
             raise ValueError(
                 f"{name!r} has been sent in this step already; each message needs a name of its own"
             )
-        if self._old and name not in self._old:
+        memory = self._old.get(name, channel.start(tree))
+        if self._old and name not in self._old and jax.tree.leaves(memory):
             raise ValueError(
                 f"{name!r} is sent, and in the step before {', '.join(map(repr, self._old))} were: the "
-                "same names must be sent in every step, as channels remember by them"
+                "channel remembers by these names, so they must be the same in every step"
             )
-        memory = self._old[name] if self._old else channel.start(tree)
         known, self._new[name] = channel.send(tree, memory, self._moment)
         return known
 

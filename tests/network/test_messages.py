@@ -23,6 +23,7 @@ def second_round(**settings):
     network = Network(RING, **settings)
     talk = network.round(0)
     talk.send("x", START)
+    talk.send("y", START)
     return network.round(1, talk.memory())
 
 
@@ -140,3 +141,24 @@ def test_several_gossip_steps_of_what_is_derived_are_refused(derive):
     with pytest.raises(ValueError, match=r"gossip_steps is 3, .* derived from a message.*mix the"):
         talk.mix(derive(message))
     talk.mix(message)
+
+
+def test_a_name_that_the_channel_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="'z' is sent, and in the step before 'x', 'y' were"):
+        second_round(compressor=SIGN).send("z", X)
+    second_round().send("z", X)  # An exact channel has nothing to remember.
+
+
+def test_what_was_not_said_is_not_forgotten():
+    talk = second_round(compressor=SIGN)
+    talk.send("x", X)
+    assert set(talk.memory().messages) == {"x", "y"}
+
+
+def test_a_message_is_mixed_once():
+    talk = second_round(compressor=SIGN, gossip_steps=3)
+    message = talk.send("x", X)
+    once = talk.mix(message)
+    paid = sent_bytes(talk)
+    np.testing.assert_array_equal(talk.mix(message), once)
+    assert sent_bytes(talk) == paid

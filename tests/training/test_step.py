@@ -294,6 +294,24 @@ def test_a_step_whose_update_overflows_is_not_taken_either():
     assert not metrics.taken.any()
 
 
+@pytest.mark.parametrize("settings", [{"faults": Faults(straggle=0.5)}, {"compressor": compression.SIGN}])
+def test_after_a_first_step_that_was_skipped_everyone_still_knows_the_start(settings):
+    """At learning rate 0 nothing may move, whatever is sent late or compressed."""
+    algorithm, objective = algorithms.make("dsgd", weight_decay=0.0), Objective(CLASSES)
+    network = Network(graphs.make("ring", 5), **settings)
+    step = training.make_step(MODEL, algorithm, network, objective, lambda t: 0.0)
+    start = training.init_state(MODEL, algorithm, network, objective, IMAGE, jax.random.key(0))
+    step = jax.jit(training.skip_non_finite(step))
+    good = batch(5)
+    bad = good._replace(images=good.images.at[0, 0, 0, 0, 0].set(jnp.nan))
+    state, metrics = step(start, bad)
+    assert not metrics.taken.any()
+    for _ in range(3):
+        state, metrics = step(state, good)
+        assert metrics.taken.all()
+    close(state.params, start.params, rtol=0, atol=1e-6)
+
+
 def test_who_is_offline_keeps_everything_and_has_seen_nothing():
     objective = Objective(CLASSES, 0.1, feature_losses=(("prototype", 0.1),))
     algorithm, faults = algorithms.make("qg-dsgdm-n"), Faults(offline=0.5, offline_length=2, seed=3)
