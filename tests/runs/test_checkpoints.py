@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ccl_jax.network import Memory
 from ccl_jax.runs.checkpoints import Checkpoints
 from ccl_jax.training import TrainState
 from ccl_jax.training.progress import Progress, Totals
@@ -20,14 +21,15 @@ def make_state(step: int, fill: float = 1.0, size: int = 5) -> TrainState:
         params={"head": {"kernel": jnp.asarray(rng.normal(size=(2, size)) * fill, jnp.float32)}},
         model_state={"mean": jnp.asarray(rng.normal(size=(2, 3)), jnp.bfloat16)},
         algorithm=(jnp.float32(0.1), (), [jnp.arange(6).reshape(2, 3)]),
-        network=(jnp.array([[True, False]]),),
+        losses={"prototypes": (jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32),)},
+        memory=Memory((), {"batch statistics": jnp.array([[True, False]]), "params": ()}),
         key=jax.random.key(7),
     )
 
 
 def make_progress(step: int, accuracy: float | None = None) -> Progress:
     rows = ({"epoch": step, "step": step, "consensus_accuracy": accuracy, "loss": 0.1 + 0.2},)
-    totals = Totals(3, 2, 1 / 3, 1, float("nan"), float("inf"), 0.1)
+    totals = Totals(3, 2, 1 / 3, 1, {"a": float("nan"), "b": float("inf")}, 0.1)
     return Progress(step, step + 1, 0, totals, (10**12, 7), 1.5, 0.5, 0, rows)
 
 
