@@ -177,7 +177,7 @@ def by_domain(
 def _numbers_of_classes(first: Dataset, other: Dataset) -> np.ndarray:
     """`[classes]` int32: which class of the first set each class of the other is, by its name."""
     names = {name: number for number, name in enumerate(first.class_names)}
-    if len(names) < first.num_classes or sorted(names) != sorted(other.class_names):
+    if sorted(names) != sorted(other.class_names):
         odd = sorted(set(first.class_names) ^ set(other.class_names))
         wrong = f"only one has {_listed(odd)}" if odd else "a name is there twice"
         raise ValueError(

@@ -79,6 +79,10 @@ def test_damaged_exif_is_no_damaged_image():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for options in ({}, {"exif": exif}):
         whole = stored(Image.fromarray(noise), **options)
+        spoilt = bytearray(whole)
+        spoilt[whole.index(b"IDAT") + 5] ^= 255  # at the beginning of the packed pixels
+        with pytest.raises(images.UnreadableImage, match="cannot be decoded"):
+            images.decode(bytes(spoilt))
         with pytest.raises(images.UnreadableImage, match="cannot be decoded"):
             images.decode(whole[: len(whole) // 2])
 

@@ -41,7 +41,7 @@ def test_weights_are_not_taken_for_neighbours(tmp_path, weight):
     [
         "0 1 3\n1 2 3\n2 3 1\n",  # a chain with the weights 3, 3 and 1
         "0 1 2\n1 2 3\n2 3 0\n3 0 1\n",  # a ring, or all that are one or two further on
-        "0 1 2\n1 0 2\n1 3 0\n3 1 0\n0 2 1\n2 0 1\n",  # each edge both ways
+        "0 1 3\n1 0 2\n1 2 0\n2 1 3\n2 3 1\n3 2 0\n",  # a chain, each edge both ways
         "0 1 2 3\n1 2 3 0\n2 3 0 1\n",  # weight and time
     ],
 )
