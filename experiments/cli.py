@@ -26,6 +26,7 @@ from ccl_jax.runs import paths, signals, terminal
 from ccl_jax.runs.checkpoints import Stopped
 from ccl_jax.runs.config import Config
 from ccl_jax.training.loop import Diverged
+from experiments.flag_values import FlagValues
 
 # What XLA and CUDA say.
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
@@ -156,7 +157,7 @@ def lacking(error: Exception) -> str | None:
 
 def define(defaults: Config) -> flags.FlagValues:
     """Flags for all fields of a Config, in a set of their own."""
-    values = flags.FlagValues()
+    values = FlagValues()
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     flags.DEFINE_string("flagfile", None, "read flags from this file", flag_values=values)
     flags.DEFINE_string("preset", None, "a setting of the paper", flag_values=values)

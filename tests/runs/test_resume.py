@@ -332,7 +332,8 @@ def test_a_comparison_goes_on_between_and_within_its_runs(tmp_path, monkeypatch,
 
     @contextlib.contextmanager
     def stop_after_seven():
-        answers = iter([0] * 6 + [signal.SIGTERM])
+        # Asked twice before the first step: where the run begins, and before it compiles.
+        answers = iter([0] * (2 + 6) + [signal.SIGTERM])
         yield lambda: next(answers)
 
     with monkeypatch.context() as patch:
