@@ -19,6 +19,7 @@ from flax import linen as nn
 from ccl_jax import cross_features, models
 from ccl_jax.algorithms.base import Algorithm
 from ccl_jax.cross_features import Batch
+from ccl_jax.mixing import sum_type
 from ccl_jax.names import look_up
 from ccl_jax.network import Network
 from ccl_jax.traffic import Traffic
@@ -214,7 +215,7 @@ def make_step(
         return jax.grad(lambda p: plain(p, variables[1], batch, None)[0])(variables[0])
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        lr = jnp.asarray(schedule(state.step), jnp.float32)
+        lr = jnp.asarray(schedule(state.step), sum_type(state.params))
         talk = network.round(state.step, state.network)
         sent = (state.params, state.model_state)
 
