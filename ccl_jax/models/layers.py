@@ -15,8 +15,8 @@ from flax import linen as nn
 
 from ccl_jax.models.convolution import convolve
 
-uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", dtype=jnp.float32)
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal", dtype=jnp.float32)
 
 
 def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:

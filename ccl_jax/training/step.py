@@ -172,7 +172,7 @@ def make_step(
     features_fn = make_features_fn(model)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        lr = jnp.asarray(schedule(state.step), jnp.float32)
+        lr = jnp.asarray(schedule(state.step), trees.sum_type(state.params))
         talk = network.round(state.step, state.memory)
         known = KnownModels(talk, state.params, state.model_state, gossip_batch_stats)
 

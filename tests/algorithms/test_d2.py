@@ -47,6 +47,14 @@ def test_all_forms_agree_at_a_constant_rate_and_differ_at_a_drop(eps):
     assert np.abs(run("lr-safe", drop) - run("published", drop)).max() > 1e-3
 
 
+def test_steps_at_rate_zero_change_nothing(eps):
+    """A warm-up starts with them; roundoff over a rate of nearly 0 must not become a gradient."""
+    quadratics = Quadratics(agents=5, size=3, seed=0)
+    run = lambda form, rates: quadratics.run(algorithms.make("d2", form=form), rates)
+    warmed = run("lr-safe", [0.0, 0.0] + [0.05] * 6)[2:]
+    np.testing.assert_allclose(warmed, run("correction", [0.05] * 6), rtol=0, atol=80 * eps)
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="form is 'newest'; it must be lr-safe or"):
         algorithms.make("d2", form="newest")

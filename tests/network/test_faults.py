@@ -57,7 +57,10 @@ def test_without_faults_the_network_is_the_plain_one():
         for n in (plain, none)
     ]
     assert programs[0].as_text() == programs[1].as_text()
-    assert none.round(0).memory()._replace(fresh=None) == Memory() and none.round(0).traffic().lost is None
+    assert (
+        none.round(0).memory()._replace(fresh=None) == Memory()
+        and none.round(0).traffic().lost is None
+    )
 
 
 @pytest.mark.parametrize("drop, offline, seed", [(0.2, 0.0, 0), (0.7, 0.3, 1)])

@@ -294,7 +294,9 @@ def test_a_step_whose_update_overflows_is_not_taken_either():
     assert not metrics.taken.any()
 
 
-@pytest.mark.parametrize("settings", [{"faults": Faults(straggle=0.5)}, {"compressor": compression.SIGN}])
+@pytest.mark.parametrize(
+    "settings", [{"faults": Faults(straggle=0.5)}, {"compressor": compression.SIGN}]
+)
 def test_after_a_first_step_that_was_skipped_everyone_still_knows_the_start(settings):
     """At learning rate 0 nothing may move, whatever is sent late or compressed."""
     algorithm, objective = algorithms.make("dsgd", weight_decay=0.0), Objective(CLASSES)
