@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Range(NamedTuple):
-    """Attributes:
-    allowed: The range in words, to follow "it must be".
-    holds: Whether a value is in it.
+    """The values that a setting may have.
+
+    Attributes:
+      allowed: The range in words, to follow "it must be".
+      holds: Whether a value is in it.
     """
 
     allowed: str

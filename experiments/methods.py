@@ -32,12 +32,14 @@ _SIZE = 4096  # parameters: counts and push-sum weights that travel along are lo
 
 
 class Cost(NamedTuple):
-    """Attributes:
-    topology: The graph that it was measured on.
-    exchanges: Exchanges a step.
-    model_sizes: What an agent sends a step, in model sizes P, over its number of neighbours d.
-    sends_models: Whether neighbours know each other's models by what is sent.
-    gradients: Gradients an agent computes in a step (a forward and a backward pass each).
+    """What a step of a method costs.
+
+    Attributes:
+      topology: The graph that it was measured on.
+      exchanges: Exchanges a step.
+      model_sizes: What an agent sends a step, in model sizes P, over its number of neighbours d.
+      sends_models: Whether neighbours know each other's models by what is sent.
+      gradients: Gradients an agent computes in a step (a forward and a backward pass each).
     """
 
     topology: Topology

@@ -11,11 +11,13 @@ from ccl_jax.runs.config import Config
 
 
 class Setting(NamedTuple):
-    """Attributes:
-    name: What it is called in the table.
-    status: "published" or "chosen here".
-    source: Where the values come from.
-    values: Hyper-parameters of the method, and flags of the mains.
+    """A published setting of a method.
+
+    Attributes:
+      name: What it is called in the table.
+      status: "published" or "chosen here".
+      source: Where the values come from.
+      values: Hyper-parameters of the method, and flags of the mains.
     """
 
     name: str

@@ -17,8 +17,10 @@ EXACT = "takes exact averages over all agents, which no lost message can reach"
 
 
 class LocalState(NamedTuple):
-    """Attributes:
-    local: State of the local momentum.
+    """What an agent keeps of its own optimizer.
+
+    Attributes:
+      local: State of the local momentum.
     """
 
     local: optax.OptState

@@ -23,10 +23,12 @@ UNCOMPRESSED = "sends gradients, too, which the network does not compress; take 
 
 
 class CrossGradientState(NamedTuple):
-    """Attributes:
-    inner: State of the base method.
-    own_error: e of the own gradient, like params; () without compression.
-    cross_error: e of the cross-gradients, leaves `[agents, degree, ...]`; () without.
+    """State of a method that merges own and cross-gradients.
+
+    Attributes:
+      inner: State of the base method.
+      own_error: e of the own gradient, like params; () without compression.
+      cross_error: e of the cross-gradients, leaves `[agents, degree, ...]`; () without.
     """
 
     inner: base.PyTree

@@ -39,9 +39,11 @@ from ccl_jax.graphs.topology import Topology
 
 
 class SafeState(NamedTuple):
-    """Attributes:
-    correction: c, like params.
-    lr: eta_{t-1}, scalar; 0 before the first step.
+    """State of D2's lr-safe form.
+
+    Attributes:
+      correction: c, like params.
+      lr: eta_{t-1}, scalar; 0 before the first step.
     """
 
     correction: base.PyTree
@@ -49,9 +51,11 @@ class SafeState(NamedTuple):
 
 
 class PublishedState(NamedTuple):
-    """Attributes:
-    previous: x_{t-1}, like params.
-    gradient: u_{t-1}, like params.
+    """State of D2's published form.
+
+    Attributes:
+      previous: x_{t-1}, like params.
+      gradient: u_{t-1}, like params.
     """
 
     previous: base.PyTree
@@ -59,9 +63,11 @@ class PublishedState(NamedTuple):
 
 
 class CorrectionState(NamedTuple):
-    """Attributes:
-    correction: k, like params.
-    local: State of the local optimizer.
+    """State of the correction form.
+
+    Attributes:
+      correction: k, like params.
+      local: State of the local optimizer.
     """
 
     correction: base.PyTree

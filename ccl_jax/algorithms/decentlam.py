@@ -19,10 +19,12 @@ from ccl_jax.algorithms import base
 
 
 class DecentLaMState(NamedTuple):
-    """Attributes:
-    momentum: m, like params.
-    model: x, like params.
-    lr: eta of the step whose half step is under way, scalar; 0 before the first.
+    """State of DecentLaM.
+
+    Attributes:
+      momentum: m, like params.
+      model: x, like params.
+      lr: eta of the step whose half step is under way, scalar; 0 before the first.
     """
 
     momentum: base.PyTree

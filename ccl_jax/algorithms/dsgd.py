@@ -23,9 +23,11 @@ from ccl_jax.algorithms import base
 
 
 class DsgdState(NamedTuple):
-    """Attributes:
-    local: State of the local optimizer, one an agent.
-    mixed: xt, where the step starts; only kept when the gradient is taken elsewhere.
+    """State of decentralized SGD.
+
+    Attributes:
+      local: State of the local optimizer, one for each agent.
+      mixed: xt, where the step starts; only kept when the gradient is taken elsewhere.
     """
 
     local: optax.OptState

@@ -26,11 +26,13 @@ _CHECK = (base.doubly_stochastic,)
 
 
 class TrackingState(NamedTuple):
-    """Attributes:
-    tracker: y, like params: sent; after `communicate`, W y.
-    gradient: u_{t-1}, like params.
-    mixed: W x, where the step starts.
-    local: State of the local momentum.
+    """State of DSGT.
+
+    Attributes:
+      tracker: y, like params: sent; after `communicate`, W y.
+      gradient: u_{t-1}, like params.
+      mixed: W x, where the step starts.
+      local: State of the local momentum.
     """
 
     tracker: base.PyTree
@@ -87,10 +89,12 @@ def gradient_tracking(
 
 
 class UpdateTrackingState(NamedTuple):
-    """Attributes:
-    tracker: k + r, like params: sent; after `communicate`, k.
-    step: r of the last step, like params.
-    local: State of the local momentum.
+    """State of update tracking.
+
+    Attributes:
+      tracker: k + r, like params: sent; after `communicate`, k.
+      step: r of the last step, like params.
+      local: State of the local momentum.
     """
 
     tracker: base.PyTree

@@ -26,14 +26,16 @@ _REFERENCE = "Aketi et al., NeurIPS 2023, arXiv:2305.04792"
 
 
 class GutState(NamedTuple):
-    """Attributes:
-    mixed: W x_t after `communicate`, like params.
-    mixed_moved: q_t, like params.
-    base: x_t, where the step starts.
-    gossip: h_{t-1}, like params.
-    delta: delta_{t-1}, like params.
-    local: State of the momentum.
-    lr: eta_prev, scalar; 0 before the first step.
+    """State of GUT and QG-GUTm.
+
+    Attributes:
+      mixed: W x_t after `communicate`, like params.
+      mixed_moved: q_t, like params.
+      base: x_t, where the step starts.
+      gossip: h_{t-1}, like params.
+      delta: delta_{t-1}, like params.
+      local: State of the momentum.
+      lr: eta_prev, scalar; 0 before the first step.
     """
 
     mixed: base.PyTree

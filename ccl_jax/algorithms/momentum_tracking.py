@@ -22,11 +22,13 @@ from ccl_jax.algorithms import base, bounds
 
 
 class MomentumTrackingState(NamedTuple):
-    """Attributes:
-    momentum: z, like params.
-    offset: k - z, like params: sent; after `communicate`, k.
-    mixed: W x, where the step starts.
-    step: t, scalar int32.
+    """State of momentum tracking.
+
+    Attributes:
+      momentum: z, like params.
+      offset: k - z, like params: sent; after `communicate`, k.
+      mixed: W x, where the step starts.
+      step: t, scalar int32.
     """
 
     momentum: base.PyTree

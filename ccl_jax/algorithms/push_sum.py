@@ -21,10 +21,12 @@ from ccl_jax.algorithms import base
 
 
 class PushSumState(NamedTuple):
-    """Attributes:
-    weight: w, `[agents]` float32.
-    numerator: x after `communicate`, like params.
-    local: State of the local momentum.
+    """State of SGP.
+
+    Attributes:
+      weight: w, `[agents]` float32.
+      numerator: x after `communicate`, like params.
+      local: State of the local momentum.
     """
 
     weight: jax.Array

@@ -30,9 +30,11 @@ _REFERENCE = "Lin et al., ICML 2021, arXiv:2102.04761"
 
 
 class DisplacementState(NamedTuple):
-    """Attributes:
-    momentum: m, like params.
-    lr: eta_prev, scalar; 0 before the first step.
+    """State of the displacement form.
+
+    Attributes:
+      momentum: m, like params.
+      lr: eta_prev, scalar; 0 before the first step.
     """
 
     momentum: base.PyTree
@@ -88,10 +90,12 @@ def displacement(
 
 
 class EmaState(NamedTuple):
-    """Attributes:
-    momentum: mh, like params.
-    previous: xt of the step before, like params.
-    lr: eta_prev, scalar; 0 before the first step.
+    """State of the moving average.
+
+    Attributes:
+      momentum: mh, like params.
+      previous: xt of the step before, like params.
+      lr: eta_prev, scalar; 0 before the first step.
     """
 
     momentum: base.PyTree

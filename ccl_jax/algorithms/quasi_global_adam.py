@@ -20,11 +20,13 @@ from ccl_jax.algorithms import base
 
 
 class QGAdamState(NamedTuple):
-    """Attributes:
-    first: p, like params.
-    second: q, like params.
-    previous: xt of the step before, like params.
-    step: t, scalar int32.
+    """State of QG-Adam.
+
+    Attributes:
+      first: p, like params.
+      second: q, like params.
+      previous: xt of the step before, like params.
+      step: t, scalar int32.
     """
 
     first: base.PyTree

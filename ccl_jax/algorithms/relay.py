@@ -24,11 +24,13 @@ from ccl_jax.algorithms import base
 
 
 class RelayState(NamedTuple):
-    """Attributes:
-    sums: S_{j->i} as received, leaves `[agents, degree, ...]`.
-    counts: C_{j->i} as received, `[agents, degree]`.
-    start: x_0, like params.
-    local: State of the local momentum.
+    """State of RelaySGD.
+
+    Attributes:
+      sums: S_{j->i} as received, leaves `[agents, degree, ...]`.
+      counts: C_{j->i} as received, `[agents, degree]`.
+      start: x_0, like params.
+      local: State of the local momentum.
     """
 
     sums: base.PyTree

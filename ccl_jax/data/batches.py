@@ -20,7 +20,7 @@ def steps_per_epoch(partition: Partition, batch_size: int) -> int:
 
     Args:
       partition: Who holds which samples.
-      batch_size: Samples an agent a step, 1 to the size of the smallest shard.
+      batch_size: Samples per agent and step, 1 to the size of the smallest shard.
 
     Returns:
       max over agents of ceil(n_i / batch_size).
@@ -48,7 +48,7 @@ def epoch_indices(partition: Partition, batch_size: int, epoch: int, seed: int) 
 
     Args:
       partition: Who holds which samples.
-      batch_size: Samples an agent a step, 1 to the size of the smallest shard.
+      batch_size: Samples per agent and step, 1 to the size of the smallest shard.
       epoch: 0 or more.
       seed: 0 to 2**32 - 1.
 

@@ -96,11 +96,13 @@ CIFAR100 = Format(
 
 
 class Arrays(NamedTuple):
-    """Attributes:
-    train_images: `[n, 32, 32, 3]` uint8.
-    train_labels: `[n]` int32.
-    test_images: `[m, 32, 32, 3]` uint8.
-    test_labels: `[m]` int32.
+    """One of the two CIFAR sets as arrays.
+
+    Attributes:
+      train_images: `[n, 32, 32, 3]` uint8.
+      train_labels: `[n]` int32.
+      test_images: `[m, 32, 32, 3]` uint8.
+      test_labels: `[m]` int32.
     """
 
     train_images: np.ndarray

@@ -2,8 +2,8 @@
 
 A feed has an item for every step (what is moved to the device in that step) and turns it into a batch
 inside the jitted step. A set that fits in memory lives on the device as a whole, and its items are
-indices; with several processes (`ccl_jax.hosts`) it stays with the hosts, and items are the images of
-their own agents. So they are in a stream (`streaming.Streaming`).
+indices; with several processes (`ccl_jax.devices.hosts`) it stays with the hosts, and items are the
+images of their own agents. So they are in a stream (`streaming.Streaming`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +59,7 @@ class Ordered:
 
     Args:
       partition: Who holds which samples.
-      batch_size: Samples an agent a step.
+      batch_size: Samples per agent and step.
       seed: Seed of the order of samples.
       here: The agents of this process; default: all.
     """
@@ -88,7 +88,7 @@ class InMemory(Ordered):
     Args:
       dataset: The set.
       partition: Who holds which of its samples.
-      batch_size: Samples an agent a step.
+      batch_size: Samples per agent and step.
       seed: Seed of the order of samples.
     """
 
@@ -113,7 +113,7 @@ class Decoded(Ordered):
       image_shape: (H, W, C) of the images in the items.
       decode: Given `[steps, agents here, batch]` indices, yields the `Batches` of each step.
       partition: Who holds which samples.
-      batch_size: Samples an agent a step.
+      batch_size: Samples per agent and step.
       seed: Seed of the order of samples.
       here: The agents of this process; default: all.
     """
@@ -156,7 +156,7 @@ class OnHost(Decoded):
     Args:
       dataset: The set.
       partition: Who holds which of its samples.
-      batch_size: Samples an agent a step.
+      batch_size: Samples per agent and step.
       seed: Seed of the order of samples.
       here: The agents of this process.
     """

@@ -18,13 +18,15 @@ _KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
 class Arrays(NamedTuple):
-    """Attributes:
-    train_images: `[n, H, W, C]` uint8.
-    train_labels: `[n]` int32.
-    test_images: `[m, H, W, C]` uint8.
-    test_labels: `[m]` int32.
-    class_names: One a class, up to the highest label.
-    unused: Names of the other arrays in the file.
+    """The arrays of an .npz.
+
+    Attributes:
+      train_images: `[n, H, W, C]` uint8.
+      train_labels: `[n]` int32.
+      test_images: `[m, H, W, C]` uint8.
+      test_labels: `[m]` int32.
+      class_names: One a class, up to the highest label.
+      unused: Names of the other arrays in the file.
     """
 
     train_images: np.ndarray

@@ -97,7 +97,7 @@ class Streaming(feeds.Decoded):
     Args:
       dataset: The set.
       partition: Who holds which of its training images.
-      batch_size: Images an agent a step.
+      batch_size: Images per agent and step.
       seed: Seed of the order of images.
       workers: Threads that decode.
       max_unreadable: Images that may be unreadable, over the whole run (of other processes known at the

@@ -18,10 +18,12 @@ PyTree = Any
 
 
 class Compressor(NamedTuple):
-    """Attributes:
-    name: What to call it.
-    compress: `compress(x [size]) -> [size]`, what the receiver sees of one tensor.
-    wire_bytes: `wire_bytes(size) -> int`, bytes that one tensor of float32 takes.
+    """A way to make messages smaller.
+
+    Attributes:
+      name: What to call it.
+      compress: `compress(x [size]) -> [size]`, what the receiver sees of one tensor.
+      wire_bytes: `wire_bytes(size) -> int`, bytes that one tensor of float32 takes.
     """
 
     name: str

@@ -219,7 +219,7 @@ class Config:
     warmup_epochs: int = setting(
         0, TRAINING, "epochs over which the learning rate rises linearly from 0", ranges.at_least(0)
     )
-    batch_size: int = setting(32, TRAINING, "samples an agent a step", ranges.at_least(1))
+    batch_size: int = setting(32, TRAINING, "samples per agent and step", ranges.at_least(1))
     epochs: int = setting(200, TRAINING, "passes over the data", ranges.at_least(1))
     augment: str = setting("none", TRAINING, f"augmentation: {names(augment.NAMES)}")
     seed: int = setting(0, TRAINING, "seed of everything random", ranges.SEED)

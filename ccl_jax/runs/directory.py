@@ -2,7 +2,7 @@
 
 Files are written whole under another name and then renamed, so that what is there is complete; the
 metrics file grows by whole lines. Numbers that are not finite are written as null, which every JSON
-reader accepts. Of several processes (`ccl_jax.hosts`) the first one writes.
+reader accepts. Of several processes (`ccl_jax.devices.hosts`) the first one writes.
 """
 
 import contextlib

@@ -87,7 +87,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What may keep two runs from being equal to the bit, as "NAME BEFORE -> NOW".
 
     Args:
-      before: What `metrics.made_with` said of the first; what it does not tell is passed over, as an
+      before: What `directory.made_with` said of the first; what it does not tell is passed over, as an
         older version tells less.
       now: The same of the second.
     """

@@ -173,7 +173,7 @@ def execute(run: Run) -> dict[str, Any]:
 
     Raises:
       loop.Diverged: A loss is not finite; all metrics so far are on disk.
-      checkpoint.Stopped: SIGTERM or SIGINT came; the run is saved and can be resumed.
+      checkpoints.Stopped: A signal came; the run is saved and can be resumed.
       OSError: A file could not be written.
       ValueError: The work directory cannot be used, or another run is using it.
     """

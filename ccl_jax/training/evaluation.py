@@ -23,12 +23,14 @@ PyTree = Any
 
 
 class Evaluation(NamedTuple):
-    """Attributes:
-    local_accuracy: `[agents]` float64 in [0, 1], each agent's model on the whole test set.
-    local_loss: `[agents]` float64, mean cross-entropy of the same.
-    consensus_accuracy: Accuracy of the mean model.
-    consensus_loss: Cross-entropy of the mean model.
-    consensus_distance: Root of the mean squared l2 distance of the agents to the mean model.
+    """How good the agents' models are, and their mean.
+
+    Attributes:
+      local_accuracy: `[agents]` float64 in [0, 1], each agent's model on the whole test set.
+      local_loss: `[agents]` float64, mean cross-entropy of the same.
+      consensus_accuracy: Accuracy of the mean model.
+      consensus_loss: Cross-entropy of the mean model.
+      consensus_distance: Root of the mean squared l2 distance of the agents to the mean model.
     """
 
     local_accuracy: np.ndarray

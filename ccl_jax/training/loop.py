@@ -37,11 +37,13 @@ class Diverged(ArithmeticError):
 
 
 class Timing(NamedTuple):
-    """Attributes:
-    seconds_compile: Spent compiling the step.
-    seconds_training: Spent in steps, without compilation and evaluation.
-    seconds_evaluation: Spent evaluating.
-    steps: Steps done.
+    """Where the time of a run went.
+
+    Attributes:
+      seconds_compile: Spent compiling the step.
+      seconds_training: Spent in steps, without compilation and evaluation.
+      seconds_evaluation: Spent evaluating.
+      steps: Steps done.
     """
 
     seconds_compile: float

@@ -73,7 +73,7 @@ class Totals(NamedTuple):
         )
 
     def means(self) -> Row:
-        """Cross-entropy and accuracy a sample; feature losses a step and agent."""
+        """Cross-entropy and accuracy per sample; feature losses per step and agent."""
         samples = max(1, self.samples)
         pairs = self.busy or math.nan
         return {

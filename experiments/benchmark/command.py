@@ -50,7 +50,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("norm", None, "its normalisation; default: the published one", **here)
     flags.DEFINE_enum("dtype", "float32", DTYPES, "compute type", **here)
     flags.DEFINE_integer("agents", 16, "number of agents", lower_bound=2, **here)
-    flags.DEFINE_integer("batch_size", 32, "samples an agent a step", **count)
+    flags.DEFINE_integer("batch_size", 32, "samples per agent and step", **count)
     flags.DEFINE_string("topology", "ring", "graph, as in python -m experiments.topologies", **here)
     text = "devices; default: on a CPU one virtual device an agent, else one"
     flags.DEFINE_integer("devices", None, text, **count)

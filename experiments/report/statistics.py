@@ -10,10 +10,12 @@ CONFIDENCE = 0.95
 
 
 class Spread(NamedTuple):
-    """Attributes:
-    n: Number of values.
-    mean: Their mean; NaN without any.
-    std: Their standard deviation, over n - 1; NaN below two.
+    """Mean and spread of a number over seeds.
+
+    Attributes:
+      n: Number of values.
+      mean: Their mean; NaN without any.
+      std: Their standard deviation, over n - 1; NaN below two.
     """
 
     n: int
@@ -22,11 +24,13 @@ class Spread(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Attributes:
-    n: Number of pairs.
-    mean: Mean of the differences; NaN without any.
-    low: Lower end of the confidence interval of the mean; NaN below two pairs.
-    high: Its upper end.
+    """The difference of two methods, paired by seed.
+
+    Attributes:
+      n: Number of pairs.
+      mean: Mean of the differences; NaN without any.
+      low: Lower end of the confidence interval of the mean; NaN below two pairs.
+      high: Its upper end.
     """
 
     n: int

@@ -87,7 +87,7 @@ def run(config: Config, results: Path) -> Record:
       results: The results directory.
 
     Raises:
-      checkpoint.Stopped: A signal asked to stop; the next call goes on.
+      checkpoints.Stopped: A signal asked to stop; the next call goes on.
       OSError, ValueError: As `runner.execute`.
     """
     global _runs_done

@@ -23,18 +23,20 @@ SIZE, AGENTS, LR, BETA = 3, 5, 0.05, 0.5
 
 
 class Expected(NamedTuple):
-    """Attributes:
-    limit: Where it goes at a constant rate: "exact" for the common optimum (where the gradient is
-      taken), a number for the fixed point of DSGD at that many times the learning rate, "alone" for
-      everybody's own optimum, "near" where there is no formula.
-    centralized: What one agent, and equal agents on a full graph, should equal; None where the method
-      differs from SGD even then.
-    graph: What it runs on.
-    over_time: Whether it accepts graphs that change.
-    keeps_mean: Whether the mean stays when gradients are 0.
-    full_graph: Whether the second half of `centralized` holds.
-    hyper: Hyper-parameters.
-    lr: Learning rate.
+    """What a method should do in the battery.
+
+    Attributes:
+      limit: Where it goes at a constant rate: "exact" for the common optimum (where the gradient is
+        taken), a number for the fixed point of DSGD at that many times the learning rate, "alone" for
+        everybody's own optimum, "near" where there is no formula.
+      centralized: What one agent, and equal agents on a full graph, should equal; None where the method
+        differs from SGD even then.
+      graph: What it runs on.
+      over_time: Whether it accepts graphs that change.
+      keeps_mean: Whether the mean stays when gradients are 0.
+      full_graph: Whether the second half of `centralized` holds.
+      hyper: Hyper-parameters.
+      lr: Learning rate.
     """
 
     limit: str | float

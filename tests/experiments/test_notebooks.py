@@ -16,10 +16,12 @@ FOLDER = Path(__file__).parents[2] / "experiments" / "notebooks"
 
 
 class Small(NamedTuple):
-    """Attributes:
-    settings: Written below the notebook's own settings, the cell with the tag "parameters".
-    checks: Run after its last cell, on its variables.
-    figures: Pictures that it shows.
+    """A notebook made small.
+
+    Attributes:
+      settings: Written below the notebook's own settings, the cell with the tag "parameters".
+      checks: Run after its last cell, on its variables.
+      figures: Pictures that it shows.
     """
 
     settings: str
