@@ -1,11 +1,12 @@
 """The same step over many devices and hosts.
 
-The agents axis is cut into equal blocks, one for each device. The step of `ccl_jax.training` runs on each
-block under the axis name "agents"; the network collects what crosses devices
+The agents axis is cut into equal blocks, one for each device. The step of `ccl_jax.training` runs on
+each block under the axis name "agents"; the network collects what crosses devices
 (`ccl_jax.network.blocks`). By default this is `jax.jit` of `jax.shard_map`; `jax.pmap` is there too and
-gives equal numbers. Where agents are few, several devices can share the batches of a block: a second axis,
-which the compiler sees to. The devices may be those of several processes (`ccl_jax.devices.hosts`). There
-`jax.pmap` cannot be called inside of a jitted step, and both forms are jit of shard_map.
+gives equal numbers. Where agents are few, several devices can share the batches of a block: a second
+axis, which the compiler sees to. The devices may be those of several processes
+(`ccl_jax.devices.hosts`). There `jax.pmap` cannot be called inside of a jitted step, and both forms are
+jit of shard_map.
 
 On a CPU, several virtual devices are worth having: agents run side by side, and the convolutions of each
 are plain ones (docs/benchmark.md).
