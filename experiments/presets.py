@@ -20,6 +20,7 @@ from absl import flags
 from ccl_jax import graphs, models
 from ccl_jax.names import look_up
 from experiments import cli, flops
+from experiments.flag_values import FlagValues
 
 EPOCHS, BATCH_SIZE = 200, 32
 
@@ -159,16 +160,14 @@ def message_bytes(setting: Setting) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Lists the presets, or describes one; returns the exit code."""
-    values = flags.FlagValues()
+    values = FlagValues()
     flags.DEFINE_string("preset", None, "describe this one", flag_values=values)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
 
     def body() -> None:
-        rest = values(list(sys.argv if argv is None else argv))[1:]
-        if rest:
-            raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+        cli.parse(values, argv)
         if values["help"].value:
-            print(__doc__)
+            print(cli.page(__doc__, values))
         elif values["preset"].value is not None:
             print(describe(values["preset"].value))
         else:

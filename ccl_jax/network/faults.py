@@ -225,7 +225,7 @@ class Conditions(NamedTuple):
           ids: `[block]`, whose rows and columns they are.
           stochastic: "row" or "column".
         """
-        own = ids[:, None] == jnp.arange(weights.shape[1])[None]
+        own = ids[:, None] == jnp.arange(weights.shape[1], dtype=jnp.int32)[None]
         kept = jnp.where(self.hears | own, weights, 0.0)
         if stochastic == "row":
             lost = jnp.where(self.hears | own, 0.0, weights).sum(axis=1)

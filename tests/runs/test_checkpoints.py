@@ -21,7 +21,7 @@ def make_state(step: int, fill: float = 1.0, size: int = 5) -> TrainState:
         params={"head": {"kernel": jnp.asarray(rng.normal(size=(2, size)) * fill, jnp.float32)}},
         model_state={"mean": jnp.asarray(rng.normal(size=(2, 3)), jnp.bfloat16)},
         algorithm=(jnp.float32(0.1), (), [jnp.arange(6).reshape(2, 3)]),
-        losses={"prototypes": (jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32),)},
+        kept={"prototypes": (jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32),)},
         memory=Memory((), {"batch statistics": jnp.array([[True, False]]), "params": ()}),
         key=jax.random.key(7),
     )

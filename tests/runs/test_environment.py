@@ -37,7 +37,7 @@ def test_settings_that_differ_from_the_default_are_told():
 
 def test_settings_of_the_environment_are_told_too():
     untold = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    program = "from ccl_jax import environment; print(environment.jax_settings())"
+    program = "from ccl_jax.runs import environment; print(environment.jax_settings())"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=untold | {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_DEBUG_NANS": "0"},

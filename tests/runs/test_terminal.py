@@ -18,10 +18,10 @@ import pytest
 from ccl_jax.runs import terminal
 from experiments import cli
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 MAINS = ("digits", "cifar10", "cifar100", "fmnist", "imagenette", "imagenet")
 TOOLS = (
-    "study", "report", "methods", "topologies", "prepare", "benchmark", "parity", "make_presets",
+    "study", "report", "methods", "topologies", "prepare", "benchmark", "parity", "presets",
 )  # fmt: skip
 
 
@@ -113,10 +113,9 @@ def test_memory_that_cannot_be_had_is_one_line(ask, capsys):
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    path = os.pathsep.join(map(str, (HERE, HERE.parent)))
     return subprocess.run(
         [sys.executable, *arguments],
-        env=os.environ | {"PYTHONPATH": path} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
     )
@@ -151,6 +150,8 @@ def helps() -> None:
     for name in (*MAINS, *TOOLS):
         print(f"== {name}")
         main = importlib.import_module(f"experiments.{name}")
+        if hasattr(main, "__path__"):
+            main = importlib.import_module(f"experiments.{name}.command")
         if name in MAINS:
             body = getattr(main, "main", None)
             code = cli.run_main(body, main.DEFAULTS, main.__doc__, [name, "--help"])
@@ -160,7 +161,7 @@ def helps() -> None:
 
 
 def test_every_main_has_help_without_docstrings():
-    done = python("-OO", "-c", "import test_terminal; test_terminal.helps()")
+    done = python("-OO", "-c", "from tests.runs import test_terminal; test_terminal.helps()")
     assert (done.returncode, done.stderr) == (0, "")
     _, *pages = done.stdout.split("== ")
     assert [page.split("\n")[0] for page in pages] == [*MAINS, *TOOLS]
@@ -172,7 +173,7 @@ def test_every_main_has_help_without_docstrings():
 def test_a_run_without_stderr_docstrings_and_a_workdir_in_the_home_directory(tmp_path):
     """As cron starts it, with the bar that is shown by default."""
     flags = "--workdir=~/run --algorithm=dsgd --agents=2 --epochs=1 --eval_every=1 --progress"
-    command = f"exec {sys.executable} -OO {HERE}/tiny_main.py {flags} --nofigures 2>&-"
+    command = f"exec {sys.executable} -OO -m tests.support.tiny_main {flags} --nofigures 2>&-"
     done = python(
         "-c", f"import os; os.execv('/bin/sh', ['sh', '-c', {command!r}])", HOME=str(tmp_path)
     )
