@@ -9,7 +9,7 @@ from importlib import metadata
 os.environ["JAX_PLATFORMS"] = os.environ.get("CCL_TEST_PLATFORM", "cpu")
 os.environ["MPLBACKEND"] = "agg"
 # Most of the time goes into compiling programs that run for a few steps: compile them quickly. To test
-# what users run, `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`; test_parity.py has a process that always
+# what users run, `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`; the parity tests have a process that always
 # does. `XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 pytest` (or AVX, AVX2) compiles for a smaller processor.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # XLA's code for fusions without MLIR, which JAX 0.11 no longer has, takes a third of the time.

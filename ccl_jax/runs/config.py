@@ -21,8 +21,8 @@ from ccl_jax.runs.settings import (
     OUTPUT,
     TRAINING,
     check_ranges,
-    name_and_value,
     name_and_weight,
+    named_values,
     names,
     setting,
 )
@@ -229,43 +229,27 @@ class Config:
         DEVICES,
         "devices over which the agents are spread; 0 takes as many as divide the agents",
         ranges.at_least(0),
-        may_differ=True,
     )
     batch_devices: int = setting(
         1,
         DEVICES,
         "devices that share each agent's batch, so that few agents can fill many",
         ranges.at_least(1),
-        may_differ=True,
     )
-    spmd: str = setting(
-        "shard_map", DEVICES, f"how devices are driven: {names(parallel.FORMS)}", may_differ=True
-    )
+    spmd: str = setting("shard_map", DEVICES, f"how devices are driven: {names(parallel.FORMS)}")
     coordinator: str | None = setting(
         None,
         DEVICES,
         "HOST:PORT of process 0, to train with several processes, which need one --workdir that all "
         "see; with --num_processes and --process_id",
-        may_differ=True,
     )
-    num_processes: int | None = setting(
-        None, DEVICES, "how many processes there are", may_differ=True
-    )
-    process_id: int | None = setting(
-        None, DEVICES, "which of them this is, from 0", may_differ=True
-    )
+    num_processes: int | None = setting(None, DEVICES, "how many processes there are")
+    process_id: int | None = setting(None, DEVICES, "which of them this is, from 0")
     distributed: bool = setting(
-        False,
-        DEVICES,
-        "let JAX find the other processes by itself (Slurm, Cloud TPU ...)",
-        may_differ=True,
+        False, DEVICES, "let JAX find the other processes by itself (Slurm, Cloud TPU ...)"
     )
     join_seconds: int = setting(
-        300,
-        DEVICES,
-        "how long to wait for the other processes",
-        ranges.at_least(1),
-        may_differ=True,
+        300, DEVICES, "how long to wait for the other processes", ranges.at_least(1)
     )
 
     chunk_steps: int = setting(
@@ -284,53 +268,43 @@ class Config:
     )
 
     workdir: str | None = setting(
-        None,
-        OUTPUT,
-        "directory of this run's files; default: a new one under runs/",
-        may_differ=True,
+        None, OUTPUT, "directory of this run's files; default: a new one under runs/"
     )
     eval_every: int = setting(
-        1, OUTPUT, "epochs between evaluations on the test set", ranges.at_least(1)
+        1,
+        OUTPUT,
+        "epochs between evaluations on the test set",
+        ranges.at_least(1),
+        may_differ=False,
     )
     measure_heterogeneity: bool = setting(
-        False, OUTPUT, "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)"
-    )
-    progress: bool = setting(True, OUTPUT, "show a progress bar", may_differ=True)
-    figures: bool = setting(
-        True, OUTPUT, "draw the partition and the accuracy curves", may_differ=True
-    )
-    tensorboard: bool = setting(
         False,
         OUTPUT,
-        "write the metrics for TensorBoard, too (pip install '.[tensorboard]')",
-        may_differ=True,
+        "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)",
+        may_differ=False,
+    )
+    progress: bool = setting(True, OUTPUT, "show a progress bar")
+    figures: bool = setting(True, OUTPUT, "draw the partition and the accuracy curves")
+    tensorboard: bool = setting(
+        False, OUTPUT, "write the metrics for TensorBoard, too (pip install '.[tensorboard]')"
     )
     resume: bool = setting(
-        False,
-        OUTPUT,
-        "go on with the run in --workdir, to the bit, from its last checkpoint",
-        may_differ=True,
+        False, OUTPUT, "go on with the run in --workdir, to the bit, from its last checkpoint"
     )
     checkpoint_every: int = setting(
         0,
         OUTPUT,
         "save after every so many epochs; 0 for never (the end is always saved)",
         ranges.at_least(0),
-        may_differ=True,
     )
     checkpoint_minutes: float = setting(
         5.0,
         OUTPUT,
         "save every so many minutes, also within an epoch; 0 for never",
         ranges.NOT_NEGATIVE,
-        may_differ=True,
     )
     keep: int = setting(
-        2,
-        OUTPUT,
-        "newest checkpoints to keep, beside the best one",
-        ranges.at_least(1),
-        may_differ=True,
+        2, OUTPUT, "newest checkpoints to keep, beside the best one", ranges.at_least(1)
     )
     on_divergence: str = setting(
         "stop",
@@ -338,7 +312,6 @@ class Config:
         "when a number is no longer finite: stop, skip the step, or rollback (to the last "
         "checkpoint with a tenth of the learning rate, up to 3 times)",
         ranges.one_of(("stop", "skip", "rollback")),
-        may_differ=True,
     )
 
     def __post_init__(self) -> None:
@@ -392,18 +365,11 @@ class Config:
         """Those of the method that were given: momentum, weight_decay, gossip_rate and `hparam`.
 
         Raises:
-          ValueError: An `hparam` is not NAME=VALUE.
+          ValueError: An `hparam` is not NAME=VALUE, or is given twice.
         """
         flags = ("momentum", "weight_decay", "gossip_rate")
         given = {name: getattr(self, name) for name in flags if getattr(self, name) is not None}
-        for text in self.hparam:
-            name, value = name_and_value(text)
-            if name in flags:
-                raise ValueError(f"hparam {text!r}: {name} has a flag of its own; write --{text}")
-            if name in given:
-                raise ValueError(f"hparam {text!r}: {name} is given twice; give it once")
-            given[name] = value
-        return given
+        return given | named_values(self.hparam, flags)
 
     @property
     def label(self) -> str:

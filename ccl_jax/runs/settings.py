@@ -12,7 +12,7 @@ def setting(
     group: str,
     text: str,
     allowed: ranges.Range | None = None,
-    may_differ: bool = False,
+    may_differ: bool | None = None,
 ) -> Any:
     """A Config field.
 
@@ -22,8 +22,10 @@ def setting(
       text: What `--help` says of it.
       allowed: Which values it may have; default: its entry of `ranges.SHARED`, if there is one.
       may_differ: Whether it changes nothing that a healthy run computes, but for rounding, so that a
-        run that is resumed may be given another.
+        run that is resumed may be given another; default: where it is about devices or output.
     """
+    if may_differ is None:
+        may_differ = group in (DEVICES, OUTPUT)
     about = {"group": group, "help": text, "allowed": allowed, "may_differ": may_differ}
     return dataclasses.field(default=default, metadata=about)
 
@@ -73,16 +75,27 @@ def name_and_weight(text: str) -> tuple[str, float]:
     return name, value
 
 
-def name_and_value(text: str) -> tuple[str, Any]:
-    """Reads a hyper-parameter, NAME=VALUE.
+def named_values(texts: Iterable[str], flags: Iterable[str]) -> dict[str, Any]:
+    """Reads hyper-parameters, NAME=VALUE each.
+
+    Args:
+      texts: As they were given.
+      flags: Those that have a flag of their own.
 
     Raises:
-      ValueError: It is not of this form.
+      ValueError: One is not of this form, has a flag, or is given twice.
     """
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"hparam {text!r} is not of the form NAME=VALUE, as ema_factor=0.1")
-    return name, _literal(value)
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"hparam {text!r} is not of the form NAME=VALUE, as ema_factor=0.1")
+        if name in flags:
+            raise ValueError(f"hparam {text!r}: {name} has a flag of its own; write --{text}")
+        if name in found:
+            raise ValueError(f"hparam {text!r}: {name} is given twice; give it once")
+        found[name] = _literal(value)
+    return found
 
 
 def _literal(text: str) -> Any:

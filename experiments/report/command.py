@@ -14,7 +14,7 @@ from absl import flags
 
 from ccl_jax.runs import plots
 from experiments import cli
-from experiments.report import figures, page
+from experiments.report import figures, page, panels
 from experiments.report.outcome import AXES, Outcome, heading
 from experiments.report.wall_clock import Link
 from experiments.study import command, records, tuning
@@ -181,8 +181,8 @@ def _diverged(outcome: Outcome) -> list[str]:
 def _figures(outcome: Outcome) -> list[str]:
     study_ = outcome.study
     names = list(study_.methods)
-    colors = [figures.css_color(index) for index in range(len(names))]
-    dashed = [index >= len(figures.COLORS) for index in range(len(names))]
+    colors = [panels.css_color(index) for index in range(len(names))]
+    dashed = [index >= len(panels.COLORS) for index in range(len(names))]
     legend = page.legend(list(zip(names, colors, dashed, strict=True)))
     parts = []
     for spec in study_.figures:

@@ -5,7 +5,6 @@ A panel is as wide as a phone; panels side by side make a figure, and the page h
 
 import io
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,78 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ccl_jax.runs import plots
-from ccl_jax.runs.plots import COLORS
 from experiments.report.outcome import AXES, Outcome, heading, is_share
+from experiments.report.panels import (
+    COLORS,
+    INK,
+    INKED,
+    RC,
+    Panel,
+    color,
+    line_style,
+    panel,
+)
 from experiments.study import records
 from experiments.study.catalogue import Cell
 
-Panel = str
-"""An <svg> element."""
-
-WIDTH_INCHES = 4.2
 MOST_CELLS = 8
 """Cells that get panels of their own for curves and splits; more would be a wall of pictures."""
-
-# Drawn in this colour, which nothing else has, and then turned into the colour of the page's text.
-_INK = "#010203"
-_INKED = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
-_STYLES = ("-", "--", ":", "-.")
-_RC = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "font.family": "DejaVu Sans",
-    **dict.fromkeys(_INKED, _INK),
-    "axes.facecolor": "none",
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#888888",
-    "grid.alpha": 0.3,
-    "axes.grid": True,
-}
-
-
-def color(index: int) -> str:
-    """The colour of a method; black is the page's ink."""
-    chosen = COLORS[index % len(COLORS)]
-    return _INK if chosen == "#000000" else chosen
-
-
-def css_color(index: int) -> str:
-    """The same for the page."""
-    return color(index).replace(_INK, "currentColor")
-
-
-def panel(
-    draw: Callable[[Axes], None], salt: str, height_inches: float = 2.8, title: str = ""
-) -> Panel:
-    """Draws one panel.
-
-    Args:
-      draw: Draws into axes.
-      salt: Different for every panel of a page, so that their ids differ.
-      height_inches: Its height.
-      title: Above it.
-
-    Returns:
-      The panel; an empty one where drawing failed, of which stderr tells.
-    """
-    out = io.StringIO()
-    with plots.attempt(salt), mpl.rc_context(_RC | {"svg.hashsalt": salt}):
-        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-        axes = figure.subplots()
-        axes.set_axisbelow(True)
-        draw(axes)
-        axes.set_title(plots.text(title, 120))
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    svg = out.getvalue()
-    svg = svg[svg.find("<svg") :].strip()
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg, count=4)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
-    # Where the font is missing, one that is as wide.
-    svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-    return svg.replace(_INK, "currentColor")
 
 
 def curves(outcome: Outcome, axis: str) -> list[Panel]:
@@ -131,7 +74,7 @@ def differences(outcome: Outcome) -> list[Panel]:
     def draw(axes: Axes, y: float, cell: Cell, method: str, index: int) -> None:
         if outcome.study.reference_of(method) is not None:
             _interval(axes, y, outcome, cell, method, color(index))
-            axes.axvline(0, color=_INK, linewidth=0.8)
+            axes.axvline(0, color=INK, linewidth=0.8)
 
     return _by_row(outcome, draw, _difference_label(outcome), "differences")
 
@@ -141,7 +84,7 @@ def picture(outcome: Outcome) -> bytes:
     study = outcome.study
     compared = [m for m in study.methods if study.reference_of(m)]
     step = 0.8 / max(1, len(compared))
-    with mpl.rc_context({**_RC, **dict.fromkeys(_INKED, "black"), "axes.facecolor": "white"}):
+    with mpl.rc_context({**RC, **dict.fromkeys(INKED, "black"), "axes.facecolor": "white"}):
         height = 1.2 + len(study.cells) * (0.2 + 0.14 * len(compared))
         figure = Figure(figsize=(8, height), layout="constrained")
         axes = figure.subplots()
@@ -209,7 +152,7 @@ def lines(outcome: Outcome, x: str, metric: str | None = None, log: bool = False
                     )
             if points:
                 at, mean, std = np.array(sorted(points)).T
-                style = {"color": color(index), "linestyle": _style(index)}
+                style = {"color": color(index), "linestyle": line_style(index)}
                 axes.errorbar(at, mean, np.nan_to_num(std), marker="o", markersize=4, **style)
         if log:
             axes.set_xscale("log")
@@ -287,7 +230,7 @@ def heatmap(
         for (row, column), text in texts.items():
             value = grid[row, column]
             strong = abs(value) > 0.6 * most if difference else value > known.mean()
-            ink = _INK if np.isnan(value) else "#ffffff" if strong else "#222222"
+            ink = INK if np.isnan(value) else "#ffffff" if strong else "#222222"
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
         axes.grid(False)
         axes.set_xticks(range(len(xs)), [f"{v:g}" for v in xs])
@@ -363,7 +306,7 @@ def _band(axes: Axes, found: Sequence[np.ndarray], index: int) -> None:
         axes.plot(longest[0], mean, "o", color=color(index), markersize=4)
         return
     axes.fill_between(longest[0], low, high, color=color(index), alpha=0.12, linewidth=0)
-    axes.plot(longest[0], mean, color=color(index), linestyle=_style(index))
+    axes.plot(longest[0], mean, color=color(index), linestyle=line_style(index))
 
 
 def _by_row(
@@ -398,7 +341,3 @@ def _by_row(
 
 def _scale(name: str) -> float:
     return 100.0 if is_share(name) else 1.0
-
-
-def _style(index: int) -> str:
-    return _STYLES[index // len(COLORS) % len(_STYLES)]

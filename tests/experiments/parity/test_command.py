@@ -12,7 +12,7 @@ import pytest
 
 from experiments.parity import command, traces
 
-TRAJECTORIES = pathlib.Path(__file__).parents[1] / "fixtures" / "trajectories"
+TRAJECTORIES = pathlib.Path(__file__).parents[2] / "fixtures" / "trajectories"
 FULL4 = TRAJECTORIES / "full4_lenet5_dsgdm.npz"
 
 

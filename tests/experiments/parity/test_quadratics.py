@@ -10,7 +10,7 @@ import pytest
 from experiments.parity import command, quadratics, traces
 from tests.support import recursions as rec
 
-FOLDER = pathlib.Path(__file__).parents[1] / "fixtures" / "algorithms"
+FOLDER = pathlib.Path(__file__).parents[2] / "fixtures" / "algorithms"
 FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 NOT_OFFERED = {
     "epfl-qgm_qgm_interval_a": "renewed in every step",

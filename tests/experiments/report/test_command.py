@@ -10,10 +10,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from ccl_jax.runs import tensorboard
 from ccl_jax.runs.config import Config
-from experiments import digits
-from experiments.report import command, figures, outcome, page, statistics, wall_clock
+from experiments.report import command, figures, outcome, page, panels, statistics
 from experiments.study import catalogue, records
 
 STUDY = """
@@ -53,63 +51,10 @@ y = "consensus_accuracy"
 """
 
 
-def test_mean_and_spread():
-    # Squared deviations 2.25 + 0.25 + 0.25 + 2.25 = 5, over 3.
-    assert statistics.spread([1, 2, 3, 4]) == (4, 2.5, pytest.approx(math.sqrt(5 / 3)))
-    assert statistics.spread([1.0, math.nan])[:2] == (1, 1.0)
-    assert math.isnan(statistics.spread([1.0]).std) and math.isnan(statistics.spread([]).mean)
-
-
-def test_paired_difference_by_hand():
-    # Differences 2, 3, 1: mean 2, std 1; t(0.975, 2) = 4.302653 / sqrt(3) = 2.484138.
-    found = statistics.paired({0: 3, 1: 5, 2: 4, 7: 1}, {0: 1, 1: 2, 2: 3, 8: 9})
-    assert found.n == 3
-    np.testing.assert_allclose(found[1:], [2, 2 - 2.484138, 2 + 2.484138], rtol=1e-6)
-    assert found.verdict == "no difference seen"
-    # Differences 2, 2.2, 1.8: std 0.2, half width 0.4968.
-    up = statistics.paired({0: 3, 1: 4.2, 2: 4.8}, {0: 1, 1: 2, 2: 3})
-    np.testing.assert_allclose(up[1:], [2, 1.503172, 2.496828], rtol=1e-6)
-    assert up.verdict == "higher"
-    assert statistics.paired({0: 1, 1: 2, 2: 3}, {0: 3, 1: 4.2, 2: 4.8}).verdict == "lower"
-    assert statistics.paired({0: 1}, {0: 2}).verdict == "too few seeds to say"
-    assert statistics.paired({0: 1}, {1: 2}).n == 0
-    # Equal runs: an interval of width 0 around 0.
-    assert statistics.paired({0: 1, 1: 2}, {0: 1, 1: 2}).verdict == "no difference seen"
-
-
 def test_a_target_counts_from_the_first_time_that_it_is_reached():
     assert statistics.first_reaching([10, 20, 30, 40], [0.1, None, 0.8, 0.7], 0.75) == 30
     assert statistics.first_reaching([10], [0.7], 0.7) == 10
     assert statistics.first_reaching([10, 20], [0.1, 0.2], 0.75) is None
-
-
-def test_modelled_time_by_hand():
-    cost = wall_clock.Cost(flops=2e9, exchanges=3)
-    link = wall_clock.Link(bandwidth_mbps=8, latency_ms=20, gflops=10)
-    # 5 rounds of 0.2 s and 3 x 20 ms; 4 MB at 1 MB/s.
-    assert link.seconds(cost, 5, 4e6) == pytest.approx(5 * (0.2 + 0.06) + 4)
-    assert link._replace(seconds_per_step=1.0).seconds(cost, 5, 0) == pytest.approx(5 * 1.06)
-    assert link._replace(seconds_per_step=0.0).seconds(cost, 5, 0) == pytest.approx(5 * 0.06)
-
-
-def test_cost_of_a_round():
-    config = digits.DEFAULTS.replace(algorithm="dsgdm-n", agents=6, batch_size=4)
-    shape = (10, (8, 8, 1))
-    plain = wall_clock.cost(config, *shape)
-    # The two convolutions alone: 36 of 64 positions of the first see 9 pixels ... in all (3*8-2)^2 = 484
-    # and (3*4-2)^2 = 100 pairs of position and tap, for 1 x 16 and 16 x 64 channels; 2 flops each.
-    convolutions = 2 * (484 * 16 + 100 * 16 * 64)
-    forward = plain.flops / (3 * 4)
-    assert convolutions < forward < 1.25 * convolutions
-    # Two neighbours: two forward passes beside three for the gradient; L_dv has a reply.
-    ccl = wall_clock.cost(config.replace(lambda_d=0.1), *shape)
-    assert ccl.flops / plain.flops == pytest.approx(5 / 3)
-    assert (plain.exchanges, ccl.exchanges) == (1, 2)
-    assert wall_clock.cost(config.replace(lambda_m=0.1), *shape).exchanges == 1
-    # Prototypes go with the models, and take no forward pass.
-    assert wall_clock.cost(config.replace(feature_loss=("prototype:0.1",)), *shape) == plain
-    crossed = wall_clock.cost(config.replace(algorithm="ngc"), *shape)
-    assert crossed.flops / plain.flops == pytest.approx(3) and crossed.exchanges == 2
 
 
 def made_up(job):
@@ -371,7 +316,7 @@ def test_the_picture_has_every_method_but_the_reference(found, study, tmp_path):
     drawn = lambda color: (
         np.isclose(image, matplotlib.colors.to_rgb(color), atol=0.01).all(-1).sum()
     )
-    reference, *others = [drawn(color) for color in figures.COLORS[: len(study.methods)]]
+    reference, *others = [drawn(color) for color in panels.COLORS[: len(study.methods)]]
     # A dot in the legend and one in each of two cells, of some 20 pixels or more.
     assert reference == 0 and min(others) > 60
 
@@ -417,18 +362,3 @@ def test_what_numbers_look_like():
     below = statistics.Difference(3, -0.012, -0.02, 0.001)
     assert outcome.show_difference(below, "consensus_accuracy") == "−1.20 [−2.00, +0.10]"
     assert records.value({"summary": {}, "settings": {}}, "agents") == Config().agents
-
-
-def test_tensorboard_has_the_rows(tmp_path):
-    with tensorboard.scalars(tmp_path / "board") as write:
-        write({"epoch": 1, "step": 12, "cross_entropy": 0.5, "diverged": "a text"})
-        write({"epoch": 2, "step": 24, "cross_entropy": 0.25})
-    (file,) = (tmp_path / "board").iterdir()
-    content = file.read_bytes()
-    assert content.count(b"cross_entropy") == 2 and b"epoch" not in content
-
-
-def test_tensorboard_is_asked_for_without_being_there(monkeypatch):
-    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install"):
-        tensorboard.check()

@@ -1,0 +1,35 @@
+"""What a round costs, and how long it takes on a stated network, by hand."""
+
+import pytest
+
+from experiments import digits
+from experiments.report import wall_clock
+
+
+def test_modelled_time_by_hand():
+    cost = wall_clock.Cost(flops=2e9, exchanges=3)
+    link = wall_clock.Link(bandwidth_mbps=8, latency_ms=20, gflops=10)
+    # 5 rounds of 0.2 s and 3 x 20 ms; 4 MB at 1 MB/s.
+    assert link.seconds(cost, 5, 4e6) == pytest.approx(5 * (0.2 + 0.06) + 4)
+    assert link._replace(seconds_per_step=1.0).seconds(cost, 5, 0) == pytest.approx(5 * 1.06)
+    assert link._replace(seconds_per_step=0.0).seconds(cost, 5, 0) == pytest.approx(5 * 0.06)
+
+
+def test_cost_of_a_round():
+    config = digits.DEFAULTS.replace(algorithm="dsgdm-n", agents=6, batch_size=4)
+    shape = (10, (8, 8, 1))
+    plain = wall_clock.cost(config, *shape)
+    # The two convolutions alone: 36 of 64 positions of the first see 9 pixels ... in all (3*8-2)^2 = 484
+    # and (3*4-2)^2 = 100 pairs of position and tap, for 1 x 16 and 16 x 64 channels; 2 flops each.
+    convolutions = 2 * (484 * 16 + 100 * 16 * 64)
+    forward = plain.flops / (3 * 4)
+    assert convolutions < forward < 1.25 * convolutions
+    # Two neighbours: two forward passes beside three for the gradient; L_dv has a reply.
+    ccl = wall_clock.cost(config.replace(lambda_d=0.1), *shape)
+    assert ccl.flops / plain.flops == pytest.approx(5 / 3)
+    assert (plain.exchanges, ccl.exchanges) == (1, 2)
+    assert wall_clock.cost(config.replace(lambda_m=0.1), *shape).exchanges == 1
+    # Prototypes go with the models, and take no forward pass.
+    assert wall_clock.cost(config.replace(feature_loss=("prototype:0.1",)), *shape) == plain
+    crossed = wall_clock.cost(config.replace(algorithm="ngc"), *shape)
+    assert crossed.flops / plain.flops == pytest.approx(3) and crossed.exchanges == 2
