@@ -14,8 +14,9 @@ from absl import flags
 
 from ccl_jax.runs import plots
 from experiments import cli
-from experiments.report import figures, page, panels
+from experiments.report import figures, page
 from experiments.report.outcome import AXES, Outcome, heading
+from experiments.report.panels import COLORS, css_color
 from experiments.report.wall_clock import Link
 from experiments.study import command, records, tuning
 from experiments.study.records import Record
@@ -181,8 +182,8 @@ def _diverged(outcome: Outcome) -> list[str]:
 def _figures(outcome: Outcome) -> list[str]:
     study_ = outcome.study
     names = list(study_.methods)
-    colors = [panels.css_color(index) for index in range(len(names))]
-    dashed = [index >= len(panels.COLORS) for index in range(len(names))]
+    colors = [css_color(index) for index in range(len(names))]
+    dashed = [index >= len(COLORS) for index in range(len(names))]
     legend = page.legend(list(zip(names, colors, dashed, strict=True)))
     parts = []
     for spec in study_.figures:
