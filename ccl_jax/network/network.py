@@ -79,6 +79,11 @@ class Network:
             mixing=self.mixing,
         )
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a step depends on what was said, or failed, in those before."""
+        return self.compressor is not None or self.faults.any
+
     def start(self, say: Callable[[Round], Any]) -> Memory:
         """The memory before the first step.
 

@@ -45,7 +45,7 @@ class Memory(NamedTuple):
 
     Attributes:
       faults: State of the chains that make links and agents fail; () where nothing does.
-      messages: By name, what the channel keeps of each message.
+      messages: By name, what the channel keeps of each message, if it keeps anything.
       fresh: Scalar bool, whether nothing has been said yet; None in the memory of a round that is
         given none, which is fresh in step 0.
     """
@@ -270,7 +270,9 @@ class Round:
 
     def memory(self) -> Memory:
         """What the next step's round has to be given."""
-        return Memory(self._chains, self._old | self._new, jnp.zeros((), bool))
+        said = self._old | self._new
+        kept = {name: memory for name, memory in said.items() if jax.tree.leaves(memory)}
+        return Memory(self._chains, kept, jnp.zeros((), bool))
 
     def traffic(self) -> Traffic:
         """What has been sent in this round so far."""

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 
+import ccl_jax
 from ccl_jax.devices import hosts
 from ccl_jax.runs import environment
 
@@ -230,6 +231,7 @@ def made_with() -> dict[str, Any]:
     """
     devices = jax.devices()
     return {
+        "ccl_jax": ccl_jax.__version__,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": f"{devices[0].device_kind} x {len(devices)}",

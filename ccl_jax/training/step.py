@@ -118,6 +118,8 @@ def init_state(
     cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if cpu else None
     state = jax.jit(build, compiler_options=options)(key, params)
+    if not network.remembers:
+        return state._replace(memory=Memory.before(Memory()))
     # What the network will remember, from a step that is traced and not run.
     step = make_step(
         model,
