@@ -206,7 +206,8 @@ class Checkpoints:
         if wrong:
             raise ValueError(
                 f"checkpoint {folder} does not fit this configuration: {wrong[0]} is "
-                f"{there.get(wrong[0], 'missing')} and should be {wanted.get(wrong[0], 'missing')}"
+                f"{there.get(wrong[0], 'missing')} and should be {wanted.get(wrong[0], 'missing')}; go "
+                "on with the version of ccl_jax that made it, or start anew in another directory"
             )
         progress = Progress.from_json(json.loads((folder / "progress.json").read_text()))
         return _unflatten(found, like), progress
