@@ -1,6 +1,6 @@
 """Losses on features beside the cross-entropy; one idea a file, `base` the contract."""
 
-from ccl_jax.losses import cross_features, prototype
+from ccl_jax.losses import cross_features, decorrelation, prototype
 from ccl_jax.losses.base import DISTANCES, REGISTRY, FeatureLoss, Own, get, masked_mean, register
 from ccl_jax.losses.needs import NEEDS, Batch, ClassSums, class_sums, collect
 
@@ -15,6 +15,7 @@ __all__ = [
     "class_sums",
     "collect",
     "cross_features",
+    "decorrelation",
     "get",
     "masked_mean",
     "prototype",

@@ -47,6 +47,7 @@ def test_every_loss_says_what_it_needs_and_where_it_is_from():
         "model_variant": ("neighbor_features",),
         "data_variant": ("class_sums",),
         "prototype": ("neighbor_prototypes",),
+        "decorrelation": (),
     }
     for name, entry in losses.REGISTRY.items():
         assert entry.name == name and entry.summary and entry.reference

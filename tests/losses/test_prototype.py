@@ -1,6 +1,7 @@
 """The prototype loss: by hand, against plain loops over steps, and from the command line."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,27 @@ def test_gradients_by_hand():
     expected = np.array([[-3, 1], [1, 2], [0, 0], [0, 0]]) / 3
     np.testing.assert_allclose(own, expected, rtol=1e-6, atol=1e-7)
     assert (heard == 0).all()
+
+
+@pytest.mark.parametrize("client", range(3))
+def test_replays_the_authors_code_where_all_are_neighbours(client, float64):
+    """A round of FedProto is a full graph on which an agent hears itself, too."""
+    recorded = np.load(pathlib.Path(__file__).parents[1] / "fixtures/losses/fedproto_loss_a.npz")
+    size = json.loads(str(recorded["config"]))["batch_size"]
+    z, y = (recorded[f"client{client}.{name}_next"] for name in ("features", "labels"))
+    known = jnp.asarray(recorded["local_counts"] > 0)
+    heard = {"neighbor_prototypes": NeighborPrototypes(recorded["local_prototypes"], known)}
+
+    def of_batch(features, labels):
+        own = Own(features, features[:, :1], labels, jnp.ones(len(labels), bool))
+        return prototype_loss(own, heard, DISTANCES["mse"])
+
+    for k, at in enumerate(range(0, len(y), size)):
+        here = slice(at, at + size)
+        value, gradient = jax.value_and_grad(of_batch)(jnp.asarray(z[here], float), y[here])
+        np.testing.assert_allclose(value, recorded[f"client{client}.loss2"][k], rtol=1e-12)
+        wanted = recorded[f"client{client}.grad_features"][here]
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-12, atol=1e-15)
 
 
 def build(method="dsgd", graph="ring", agents=4, objective=PROTOTYPE, **options):
