@@ -85,7 +85,7 @@ REFUSED = [
     (
         ["--feature_loss=x:1"],
         "unknown feature loss 'x'",
-        "Known: model_variant, data_variant, prot",
+        "Known: model_variant, data_variant, decorrelation, prot",
     ),
     (["--feature_loss=prototpye:1"], "'prototpye'", "did you mean 'prototype'"),
     (["--feature_loss=prototype"], "feature_loss 'prototype'", "NAME:WEIGHT"),
