@@ -113,7 +113,7 @@ def dsgd(
 
     Example:
       >>> algorithm = dsgd(momentum=0.9, nesterov=True)
-      >>> state = algorithm.init(params, network.round(0))
+      >>> state = algorithm.init(params, talk)
     """
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
     return local_steps(direction, gossip_rate, gradient_at)
