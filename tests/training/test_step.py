@@ -336,3 +336,14 @@ def test_who_is_offline_keeps_everything_and_has_seen_nothing():
         assert metrics.taken.all()
         state = new
     assert seen == {True, False}
+
+
+def test_models_that_a_method_does_not_send_are_sent_once_for_losses_and_cross_gradients():
+    inner = algorithms.make("isolated")
+    own = inner._replace(combine=lambda grads, cross, state, talk: (grads, state))
+    objective, network = Objective(CLASSES, lambda_m=0.1), Network(graphs.make("ring", 4))
+    state = training.init_state(MODEL, own, network, objective, IMAGE, jax.random.key(0))
+    step = training.make_step(MODEL, own, network, objective, lambda t: LR)
+    _, metrics = jax.jit(step)(state, batch(4))
+    size = 4 * sum(x[0].size for x in jax.tree.leaves(state.params))
+    assert metrics.traffic.bytes_sent().tolist() == [2 * size] * 4
