@@ -8,14 +8,16 @@ places on (ppermute). Both are computed from the graph, and the one that moves f
 With one block that holds everybody, nothing moves.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ccl_jax.graphs.topology import Topology
+
+PyTree = Any
 
 AXIS = "agents"
 
@@ -100,11 +102,16 @@ class Block:
         self.valid = jnp.asarray(schedule.valid)[here]
         self.place = jnp.asarray(schedule.place)[here]
 
-    def collect(self, x: jax.Array) -> jax.Array:
-        """`[block, ...]` here -> `[buffer, ...]` with the rows that agents here need."""
+    def collect(self, tree: PyTree) -> PyTree:
+        """`[block, ...]` here -> `[buffer, ...]` with the rows that agents here need, leaf by leaf.
+
+        All leaves of a dtype cross together: a network has many small ones, and each crossing costs
+        more to start than to move.
+        """
+        return tree if self._schedule.devices == 1 else _together(self._collect, tree)
+
+    def _collect(self, x: jax.Array) -> jax.Array:
         schedule = self._schedule
-        if schedule.devices == 1:
-            return x
         if schedule.shifts is None:
             return jax.lax.all_gather(x, AXIS, tiled=True)
         received = [x]
@@ -117,6 +124,20 @@ class Block:
         """The mean over all agents of `[block, ...]`."""
         mean = x.mean(axis=0)
         return mean if self._schedule.devices == 1 else jax.lax.pmean(mean, AXIS)
+
+
+def _together(move: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
+    """Moves leaves `[rows, ...]` as one buffer per dtype; `move` may change the number of rows."""
+    leaves, structure = jax.tree.flatten(tree)
+    moved = list(leaves)
+    for dtype in dict.fromkeys(x.dtype for x in leaves):
+        places = [place for place, x in enumerate(leaves) if x.dtype == dtype]
+        flat = [leaves[place].reshape(len(leaves[place]), -1) for place in places]
+        ends = np.cumsum([x.shape[1] for x in flat])[:-1]
+        parts = jnp.split(move(jnp.concatenate(flat, axis=1)), ends, axis=1)
+        for place, part in zip(places, parts, strict=True):
+            moved[place] = part.reshape(len(part), *leaves[place].shape[1:])
+    return jax.tree.unflatten(structure, moved)
 
 
 def _all_gather(agents: int, devices: int) -> Schedule:

@@ -307,7 +307,7 @@ class Round:
         return known
 
     def _average(self, tables: Tables, own: PyTree, known: PyTree, channel: Channel) -> PyTree:
-        collected = jax.tree.map(self._block.collect, known)
+        collected = self._block.collect(known)
         weighted = self._network.weighted_sums(tables, known, collected)
         return channel.average(weighted, own, known, tables.own_weights)
 
@@ -315,12 +315,11 @@ class Round:
         """The peers' values, or what they hold for this edge; 0 where there is no edge."""
 
         def take(x: jax.Array) -> jax.Array:
-            x = self._block.collect(x)
             value = x[edges.peers, edges.slots] if at_slots else x[edges.peers]
             real = edges.mask.reshape(edges.mask.shape + (1,) * (value.ndim - edges.mask.ndim))
             return jnp.where(real, value, jnp.zeros_like(value))
 
-        return jax.tree.map(take, tree)
+        return jax.tree.map(take, self._block.collect(tree))
 
 
 def _count(delivery: Delivery) -> tuple[jax.Array, jax.Array]:

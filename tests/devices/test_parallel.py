@@ -266,6 +266,20 @@ def test_the_compiled_ring_moves_by_collective_permute_only_what_crosses():
     assert moved == ["1", "1"]
 
 
+def test_all_parameters_cross_together_one_buffer_a_direction():
+    made = graphs.make("ring", 8)
+    network = Network(made, devices=4)
+    plan = parallel.Plan(4)
+    spec = jax.sharding.PartitionSpec(blocks.AXIS)
+    params = {"kernel": jnp.zeros((8, 3, 5)), "bias": jnp.zeros((8, 5)), "scale": jnp.zeros(8)}
+    params["counts"] = jnp.zeros((8, 2), jnp.bfloat16)
+    mix = jax.shard_map(lambda x: mixed(network, x), mesh=plan.mesh, in_specs=spec, out_specs=spec)
+    text = jax.jit(mix).lower(params).compile().as_text()
+    moved = re.findall(r"= (f32|bf16)\[1,(\d+)\]\S* collective-permute(?:-start)?\(", text)
+    # XLA's CPU compiler may compute in another type than bfloat16, but moves no more buffers.
+    assert sorted(int(size) for _, size in moved) == [2, 2, 21, 21]
+
+
 def test_more_devices_than_there_are_is_refused():
     with pytest.raises(ValueError, match="there are 8"):
         parallel.Plan(9)
