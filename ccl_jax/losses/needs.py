@@ -151,7 +151,7 @@ def collect(
     chex.assert_rank([batch.labels, batch.mask], 2)
     heard = dict(heard or {})
     if foreign(needs) and "neighbor_features" not in heard:
-        z = talk.cross(features_fn, models, batch.images)
+        z = talk.cross(features_fn, models, batch.images, per_sample=True)
         heard["neighbor_features"] = NeighborFeatures(z, talk.mask)
     if "class_sums" in needs:
         # What a neighbour makes of its data with my model comes back as sums, not as data.

@@ -15,9 +15,10 @@ derivatives:
 A single agent's convolution to few features, 16 of a CIFAR ResNet, fills a part of a vector of the CPU
 only. It is computed for several neighbouring outputs of a row at once (`_widened`).
 
-On GPUs and TPUs it stays what JAX makes of it. What is chosen is chosen by `_lowering`, and how many
-outputs at once by `_outputs_at_once`. Models of users
-that call JAX's convolution work all the same, with JAX's own batching.
+On TPUs agents with few channels lie side by side in the channels, with a block-diagonal kernel. On GPUs
+it stays what JAX makes of it. What is chosen is chosen by `ccl_jax.models.lowering`, and how many
+outputs at once by `_outputs_at_once`. Models of users that call JAX's convolution work all the same,
+with JAX's own batching.
 """
 
 import contextlib
@@ -29,14 +30,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
+
+from ccl_jax.models import lowering
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-
-# Numbers in the patches of one agent up to which patches are at least as fast as unrolling; measured.
-_SMALL = 2**17
-# So many agents on one device are unrolled at most: the time to compile grows with them.
-_MOST_UNROLLED = 64
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -88,14 +85,21 @@ def convolve(
     """
     window = _Window(tuple(strides), tuple(tuple(side) for side in padding), groups)
     widen = not _AS_DEFINED.get()
-    return _with_derivatives(window, images.shape[1:3], kernel.shape[:2], widen)(images, kernel)
+    made = _with_derivatives(
+        window, images.shape[1:3], kernel.shape[:2], widen, lowering.platform()
+    )
+    return made(images, kernel)
 
 
 @functools.cache
 def _with_derivatives(
-    window: _Window, image: tuple[int, int], size: tuple[int, int], widen: bool
+    window: _Window, image: tuple[int, int], size: tuple[int, int], widen: bool, platform: str
 ) -> Op:
-    """The convolution of images [batch, *image, C] and kernels [*size, C / groups, features]."""
+    """The convolution of images [batch, *image, C] and kernels [*size, C / groups, features].
+
+    JAX remembers what it has traced of a function, so there is one for each platform.
+    """
+    del platform
     plain = functools.partial(_plain, window)
     patched = functools.partial(_patched, window)
     places = math.prod(
@@ -110,18 +114,28 @@ def _with_derivatives(
     if widen:
         single = functools.partial(_single, window)
         single_by_image = functools.partial(_single_image_gradient, window, image)
-    forward = _over_agents(single, patched, window, lambda x, k: x[0] * numbers * x[-1])
+    forward = _over_agents(
+        single,
+        patched,
+        _folded(plain),
+        window.groups,
+        lambda x, k: (x[0] * numbers * x[-1], *k[-2:]),
+    )
     by_image = _over_agents(
         single_by_image,
         functools.partial(_image_gradient, patched, window, image),
-        window,
-        lambda g, k: g[0] * numbers * k[2],
+        _folded(functools.partial(_image_gradient, plain, window, image)),
+        window.groups,
+        lambda g, k: (g[0] * numbers * k[2], *k[-2:]),
     )
+    plain_by_kernel = functools.partial(_kernel_gradient, plain, window, size)
     by_kernel = _over_agents(
-        functools.partial(_kernel_gradient, plain, window, size),
+        plain_by_kernel,
         functools.partial(_kernel_gradient, patched, window, size),
-        window,
-        lambda x, g: x[0] * numbers * x[-1],
+        _folded_kernel_gradient(plain_by_kernel),
+        window.groups,
+        lambda x, g: (x[0] * numbers * x[-1], x[-1], g[-1]),
+        batched=functools.partial(_batched_kernel_gradient, plain, window, size),
         both_are_images=True,
     )
 
@@ -165,7 +179,8 @@ def _outputs_at_once(window: _Window, width: int, kernel: tuple[int, ...]) -> in
         A divisor of width.
     """
     _, size, channels, features = kernel
-    if jax.default_backend() != "cpu" or window.strides != (1, 1) or window.groups > 1 or size < 3:
+    here = lowering.platform() == "cpu"
+    if not here or window.strides != (1, 1) or window.groups > 1 or size < 3:
         return 1
     # Measured (docs/benchmark.md): 32 features fill the vectors; from few channels, 64 do.
     most = (32 if channels % 8 == 0 else 64) // features
@@ -240,11 +255,29 @@ def _kernel_gradient(
     return jax.linear_transpose(lambda k: convolution(images, k), kernel)(g)[0]
 
 
+def _batched_kernel_gradient(
+    convolution: Op, window: _Window, size: tuple[int, int], images: jax.Array, g: jax.Array
+) -> jax.Array:
+    """Kernel gradients of stacks of agents.
+
+    On a GPU as the transpose of the batched convolution, which cuDNN has a call for; a batch of
+    transposed ones would become convolutions with windows as large as the images.
+    """
+    if lowering.platform() != "gpu":
+        gradient = functools.partial(_kernel_gradient, convolution, window, size)
+        return jax.vmap(gradient)(images, g)
+    shape = (len(images), *size, images.shape[-1] // window.groups, g.shape[-1])
+    kernels = jax.ShapeDtypeStruct(shape, images.dtype)
+    return jax.linear_transpose(lambda k: jax.vmap(convolution)(images, k), kernels)(g)[0]
+
+
 def _over_agents(
     plain: Op,
     patched: Op,
-    window: _Window,
-    count: Callable[[tuple[int, ...], tuple[int, ...]], int],
+    folded: Callable[..., tuple[jax.Array, int]],
+    groups: int,
+    sizes: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, int, int]],
+    batched: Op | None = None,
     both_are_images: bool = False,
 ) -> Op:
     """An operation with a batching rule.
@@ -252,42 +285,60 @@ def _over_agents(
     Args:
         plain: op(images, kernel), or of images and images.
         patched: The same by matrix products.
-        window: Of the convolution.
-        count: Numbers in the patches of one agent, of the shapes of both arguments.
+        folded: The same of agents side by side; see `_folded`.
+        groups: Groups of channels.
+        sizes: Numbers in the patches of one agent, channels in and out; of both arguments' shapes.
+        batched: The operation of stacks of agents; None: plain's, vmapped.
         both_are_images: Whether the second argument is images too, so that neither is a model's own.
     """
-    operation = custom_vmap(plain)
 
-    @operation.def_vmap
-    def rule(agents, batched, first, second):
-        if not batched[1] and not both_are_images:
-            merged = operation(first.reshape(-1, *first.shape[2:]), second)
-            return merged.reshape(agents, -1, *merged.shape[1:]), True
-        first, second = (
-            x if is_batched else jnp.broadcast_to(x[None], (agents, *x.shape))
-            for x, is_batched in zip((first, second), batched, strict=True)
+    def rule(agents, axes, *arrays):
+        if axes[1] is None and not both_are_images:
+            first = lowering.stacked(agents, axes[0], arrays[0])
+            merged = operation(first.reshape(-1, *first.shape[2:]), arrays[1])
+            return (merged.reshape(agents, -1, *merged.shape[1:]),), (0,)
+        shapes = (
+            tuple(side for i, side in enumerate(x.shape) if i != axis)
+            for x, axis in zip(arrays, axes, strict=True)
         )
-        how = _lowering(agents, window.groups, count(first.shape[1:], second.shape[1:]))
+        how = lowering.of_convolution(agents, groups, *sizes(*shapes))
+        if how == "folded":
+            result, axis = folded(agents, axes, *arrays)
+            return (result,), (axis,)
+        first, second = (
+            lowering.stacked(agents, axis, x) for x, axis in zip(arrays, axes, strict=True)
+        )
         if how == "unrolled":
-            return jnp.stack([operation(first[i], second[i]) for i in range(agents)]), True
-        return jax.vmap(patched if how == "patches" else plain)(first, second), True
+            return (jnp.stack([operation(first[i], second[i]) for i in range(agents)]),), (0,)
+        stacks = jax.vmap(patched) if how == "patches" else batched or jax.vmap(plain)
+        return (stacks(first, second),), (0,)
 
+    ruled = lowering.with_rule(lambda *arrays: (plain(*arrays),), rule)
+    operation = lambda first, second: ruled(first, second)[0]
     return operation
 
 
-def _lowering(agents: int, groups: int, numbers: int) -> str:
-    """How a convolution of several agents on one device is computed.
+def _folded(op: Op) -> Callable[..., tuple[jax.Array, int]]:
+    """An operation of images and kernels, to images, of agents that lie side by side in the channels."""
 
-    Args:
-        agents: How many they are.
-        groups: Groups of channels.
-        numbers: In the patches of one agent's images.
+    def folded(agents, axes, images, kernels):
+        kernels = lowering.stacked(agents, axes[1], kernels)
+        side = lowering.together(agents, *kernels.shape[-2:])
+        images = lowering.fold(agents, axes[0], images, side)
+        wide = jax.vmap(op, (3, 0), 3)(images, lowering.fold_kernels(kernels, side))
+        return lowering.unfold(agents, wide)
 
-    Returns:
-        "patches", "unrolled", or "batched" for JAX's own way.
-    """
-    if jax.default_backend() != "cpu":
-        return "batched"
-    if agents > 1 and groups == 1 and numbers <= _SMALL:
-        return "patches"
-    return "unrolled" if agents <= _MOST_UNROLLED else "batched"
+    return folded
+
+
+def _folded_kernel_gradient(op: Op) -> Callable[..., tuple[jax.Array, int]]:
+    """The kernels' gradients, of images of agents that lie side by side in the channels."""
+
+    def folded(agents, axes, images, g):
+        side = lowering.together(agents, images.shape[-1], g.shape[-1])
+        wide = (
+            lowering.fold(agents, axis, x, side) for x, axis in zip((images, g), axes, strict=True)
+        )
+        return lowering.unfold_kernels(jax.vmap(op, (3, 3))(*wide), side), 0
+
+    return folded

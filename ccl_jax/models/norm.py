@@ -14,10 +14,13 @@ it, which is the identity for EvoNorm and ReLU otherwise.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from ccl_jax.models import lowering
 
 NORMS = ("evonorm", "group", "batch", "none")
 EPSILON = 1e-5  # PyTorch's default, and EvoNorm's in the published code
@@ -65,15 +68,25 @@ def evonorm_s0(x: jax.Array, scale: jax.Array, shift: jax.Array, groups: int) ->
 
 
 def _evonorm_forward(x, scale, shift, groups):
-    wide = x.astype(jnp.float32)
-    mean, variance = group_moments(wide, groups)
-    std = jnp.sqrt(variance + EPSILON)
-    y = wide * jnp.clip(wide / 6 + 0.5, 0, 1) * (scale[None, None, None] / std)
-    return (y + shift[None, None, None]).astype(x.dtype), (x, scale, mean, std)
+    y, mean, std = _over_agents(_forward, groups)(x, scale, shift)
+    return y, (x, scale, mean, std)
 
 
 def _evonorm_backward(groups, kept, gradient):
     x, scale, mean, std = kept
+    by_x, by_scale = _over_agents(_backward, groups)(x, gradient, mean, std, scale)
+    return by_x, by_scale, jnp.sum(gradient.astype(jnp.float32), axis=(0, 1, 2))
+
+
+def _forward(groups, x, scale, shift):
+    wide = x.astype(jnp.float32)
+    mean, variance = group_moments(wide, groups)
+    std = jnp.sqrt(variance + EPSILON)
+    y = wide * jnp.clip(wide / 6 + 0.5, 0, 1) * (scale[None, None, None] / std)
+    return (y + shift[None, None, None]).astype(x.dtype), mean, std
+
+
+def _backward(groups, x, gradient, mean, std, scale):
     wide, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
     batch, height, width, channels = x.shape
     # By scale and by 1 / std: sums of gradient * x clamp(x / 6 + 1/2, 0, 1).
@@ -87,7 +100,29 @@ def _evonorm_backward(groups, kept, gradient):
     by_x = gradient * slope * (scale[None, None, None] / std)
     by_x -= (wide - mean) * (by_group / (size * std**3))
     by_scale = jnp.sum(by_channel / std, axis=(0, 1, 2))
-    return by_x.astype(x.dtype), by_scale, jnp.sum(gradient, axis=(0, 1, 2))
+    return by_x.astype(x.dtype), by_scale
+
+
+@functools.cache
+def _over_agents(op: Callable[..., tuple[jax.Array, ...]], groups: int) -> Callable[..., Any]:
+    """`op(groups, ...)` of one agent; on TPUs of all that lie side by side in the channels.
+
+    All arrays end in channels, and so do all results.
+    """
+    one = functools.partial(op, groups)
+
+    def rule(agents, axes, *arrays):
+        channels = arrays[0].shape[-1]
+        side = lowering.together(agents, channels, channels)
+        folded = [
+            lowering.fold(agents, axis, x, side) for x, axis in zip(arrays, axes, strict=True)
+        ]
+        wide = functools.partial(op, groups * side)
+        results = jax.vmap(wide, tuple(x.ndim - 2 for x in folded), out_axes=-2)(*folded)
+        return zip(*(lowering.unfold(agents, x) for x in results), strict=True)
+
+    ruled = lowering.with_rule(one, rule)
+    return lambda *arrays: (ruled if lowering.platform() == "tpu" else one)(*arrays)
 
 
 evonorm_s0.defvjp(_evonorm_forward, _evonorm_backward)

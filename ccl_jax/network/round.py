@@ -184,7 +184,12 @@ class Round:
         return self._take(message.known, self.incoming)
 
     def cross(
-        self, fn: Callable[[PyTree, PyTree], PyTree], message: Message, data: PyTree
+        self,
+        fn: Callable[[PyTree, PyTree], PyTree],
+        message: Message,
+        data: PyTree,
+        *,
+        per_sample: bool = False,
     ) -> PyTree:
         """Applies each neighbour's message, such as its model, to each agent's own data.
 
@@ -195,13 +200,18 @@ class Round:
           fn: `fn(value, data)` for one sender's value and one agent's data.
           message: What was sent.
           data: Stacked data.
+          per_sample: Whether `fn` acts on each of `data`'s samples `[batch, ...]` by itself. Those of
+            all listeners are then one larger batch, which accelerators are much faster at.
 
         Returns:
           What `fn` returns, with leaves `[agents, degree, ...]`: entry (i, d) belongs to the message
           of i's neighbour d and the data of i; 0 where there is no neighbour.
         """
         visited = self._take(data, self.outgoing)
-        values = jax.vmap(jax.vmap(fn, in_axes=(None, 0)))(message.known, visited)
+        if per_sample:
+            values = _merged(fn)(message.known, visited)
+        else:
+            values = jax.vmap(jax.vmap(fn, in_axes=(None, 0)))(message.known, visited)
         return self._take(values, self.incoming, at_slots=True)
 
     def reply(
@@ -320,6 +330,19 @@ class Round:
             return jnp.where(real, value, jnp.zeros_like(value))
 
         return jax.tree.map(take, self._block.collect(tree))
+
+
+def _merged(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
+    """`fn` of each agent on the samples `[agents, listeners, batch, ...]` of all its listeners."""
+
+    def merged(known: PyTree, visited: PyTree) -> PyTree:
+        listeners, batch = jax.tree.leaves(visited)[0].shape[1:3]
+        merge = lambda x: x.reshape(x.shape[0], listeners * batch, *x.shape[3:])
+        divide = lambda x: x.reshape(x.shape[0], listeners, batch, *x.shape[2:])
+        values = jax.vmap(fn)(known, jax.tree.map(merge, visited))
+        return jax.tree.map(divide, values)
+
+    return merged
 
 
 def _count(delivery: Delivery) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ccl_jax.models import convolution
+from ccl_jax.models import lowering as lowerings
 
 AGENTS, NEIGHBOURS = 3, 2
 
@@ -32,13 +33,14 @@ def everything(convolve, images, kernels):
     }
 
 
-@pytest.mark.parametrize("lowering", ["patches", "unrolled", "batched"])
+@pytest.mark.parametrize("lowering", ["patches", "unrolled", "batched", "folded"])
 @pytest.mark.parametrize("strides, padding, groups, channels, features, size", WINDOWS)
 def test_equals_jax(lowering, strides, padding, groups, channels, features, size, monkeypatch):
-    if lowering == "patches" and groups > 1:
-        pytest.skip("patches are for one group")
+    if lowering in ("patches", "folded") and groups > 1:
+        pytest.skip(f"{lowering} is for one group")
+    platform = "tpu" if lowering == "folded" else "cpu"
     asked = []
-    monkeypatch.setattr(convolution, "_lowering", lambda *args: asked.append(args) or lowering)
+    monkeypatch.setattr(lowerings, "of_convolution", lambda *args: asked.append(args) or lowering)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(AGENTS, NEIGHBOURS, 2, 9, 8, channels)).astype(np.float32)
     kernels = rng.normal(size=(AGENTS, size, size, channels // groups, features))
@@ -57,7 +59,8 @@ def test_equals_jax(lowering, strides, padding, groups, channels, features, size
             feature_group_count=groups,
         )
 
-    found = jax.jit(everything, static_argnums=0)(ours, images, kernels)
+    with lowerings.compiled_for(platform):
+        found = jax.jit(everything, static_argnums=0)(ours, images, kernels)
     expected = jax.jit(everything, static_argnums=0)(theirs, images, kernels)
     assert asked
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
@@ -85,7 +88,7 @@ def test_cross_features_are_one_larger_convolution():
 )
 def test_what_is_chosen_on_a_cpu(agents, groups, numbers, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert convolution._lowering(agents, groups, numbers) == expected
+    assert lowerings.of_convolution(agents, groups, numbers, 16, 16) == expected
 
 
 @pytest.mark.parametrize(
@@ -139,8 +142,10 @@ def test_few_features_are_computed_for_several_outputs_at_once(monkeypatch):
 )
 def test_patches_are_counted_alike_in_all_three(image, strides, numbers, monkeypatch):
     seen = []
-    monkeypatch.setattr(convolution, "_lowering", lambda *given: seen.append(given) or "unrolled")
+    monkeypatch.setattr(
+        lowerings, "of_convolution", lambda *given: seen.append(given) or "unrolled"
+    )
     convolve = lambda x, k: convolution.convolve(x, k, strides, ((1, 1), (1, 1))).sum()
     shapes = [jax.ShapeDtypeStruct((2, *s), jnp.float32) for s in (image, (3, 3, 16, 32))]
     jax.eval_shape(jax.vmap(jax.grad(convolve, (0, 1))), *shapes)
-    assert set(seen) == {(2, 1, numbers)} and len(seen) >= 3
+    assert set(seen) == {(2, 1, numbers, 16, 32)} and len(seen) >= 3
