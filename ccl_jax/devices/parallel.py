@@ -139,6 +139,16 @@ class Plan:
             return tree
         return jax.tree.map(lambda x: self._place(x, PartitionSpec()), tree)
 
+    def on_mesh(self, tree: PyTree) -> PyTree:
+        """Stacked leaves where the mesh has them, also if it is of one device; copies what must move."""
+        if hosts.count() > 1:
+            return tree  # Nothing else can have been put there.
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(AXIS)))
+
+    def each(self, values: np.ndarray) -> jax.Array:
+        """Gives every device an equal part of `[devices n]` values, blocks of agents first."""
+        return self._place(jnp.asarray(values), PartitionSpec((AXIS, BATCH)))
+
     def fetch(self, tree: PyTree) -> PyTree:
         """NumPy copies of whole arrays, on every host."""
         return jax.device_get(hosts.whole(tree))

@@ -114,12 +114,16 @@ def _fit(
 ) -> Trained:
     config = run.config
     evaluator = Evaluator(
-        run.model, run.dataset, workers=config.workers, max_unreadable=config.max_unreadable
+        run.model,
+        run.dataset,
+        plan=run.plan,
+        workers=config.workers,
+        max_unreadable=config.max_unreadable,
     )
+    in_use = jax.jit(run.algorithm.models)
 
     def evaluate(state: training.TrainState) -> Evaluation:
-        state = run.plan.fetch(state._replace(key=()))
-        return evaluator(run.algorithm.models(state.params, state.algorithm), state.model_state)
+        return evaluator(in_use(state.params, state.algorithm), state.model_state)
 
     parameters = sum(x[0].size for x in jax.tree.leaves(state.params))
     _, timing = loop.fit(

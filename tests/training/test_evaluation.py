@@ -1,5 +1,7 @@
 """Evaluation against a plain loop over the test images, and the consensus distance by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,14 @@ from flax import linen as nn
 
 from ccl_jax import models, trees
 from ccl_jax.data.datasets import Dataset
-from ccl_jax.training.evaluation import Evaluation, Evaluator, consensus, consensus_distance
+from ccl_jax.devices.parallel import Plan
+from ccl_jax.training.evaluation import (
+    Evaluation,
+    Evaluator,
+    consensus,
+    consensus_distance,
+    interval,
+)
 from tests.support.tiny import CLASSES, IMAGE, TinyModel, spread
 
 MODEL = TinyModel()
@@ -80,6 +89,59 @@ def test_one_compilation_for_all_agents_and_evaluations():
     evaluate(stacked, {})
     evaluate(jax.tree.map(lambda x: 2 * x, stacked), {})
     assert compilations == 1
+
+
+@pytest.mark.parametrize("devices, batch_devices", [(2, 1), (8, 1), (8, 2)])
+def test_sharded_equals_one_device(devices, batch_devices):
+    data = dataset(test=83)
+    params, _ = models.init(MODEL, jax.random.key(0), IMAGE)
+    params = spread(trees.stack(params, 8), scale=1.0)
+    plan = Plan(devices, batch_devices=batch_devices)
+    one = Evaluator(MODEL, data, batch_size=5)(params, {})
+    many = Evaluator(MODEL, data, batch_size=5, plan=plan)(plan.put(params), {})
+    np.testing.assert_array_equal(many.local_accuracy, one.local_accuracy)
+    np.testing.assert_allclose(many.local_loss, one.local_loss, rtol=1e-6)
+    assert many.consensus_accuracy == one.consensus_accuracy
+    assert many.consensus_loss == pytest.approx(one.consensus_loss, rel=1e-6)
+    assert many.consensus_distance == one.consensus_distance
+    assert len(set(one.local_accuracy)) > 2
+
+
+def test_each_of_eight_devices_does_an_eighth(monkeypatch):
+    """Read from the compiled program: images that a device shows, times how often it is called."""
+    agents, test, batch = 16, 240, 5
+    params, _ = models.init(MODEL, jax.random.key(0), IMAGE)
+    params = trees.stack(params, agents)
+    real = Evaluator._compiled
+
+    def images_a_device(devices):
+        plan, shown = Plan(devices), []
+
+        def compiled(evaluator, together):
+            share, average = real(evaluator, together)
+
+            def counting(*args):
+                text = share.lower(*args).compile().as_text()
+                (rows,) = re.findall(r'"known_trip_count":{"n":"(\d+)"}', text)
+                assert re.search(rf"= f32\[{batch},\d+\].* dot\(", text)
+                shown.append(int(rows) * batch)
+                return share(*args)
+
+            return counting, average
+
+        monkeypatch.setattr(Evaluator, "_compiled", compiled)
+        Evaluator(MODEL, dataset(test=test), batch_size=batch, plan=plan)(plan.put(params), {})
+        return sum(shown)
+
+    assert images_a_device(1) == (agents + 1) * test
+    assert images_a_device(8) == (agents + 1) * test / 8
+
+
+@pytest.mark.parametrize(
+    "training, evaluation, expected", [(100, 9, 1), (100, 10, 2), (100, 40, 5), (100, 3000, 500)]
+)
+def test_the_fewest_epochs_at_which_it_costs_under_a_tenth(training, evaluation, expected):
+    assert interval(training, evaluation) == expected
 
 
 def test_batch_statistics_are_used_and_averaged():
