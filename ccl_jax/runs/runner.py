@@ -15,6 +15,7 @@ from ccl_jax import algorithms, graphs, models, training
 from ccl_jax.algorithms import capabilities
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.devices import hosts, parallel
+from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import Network, compression
 from ccl_jax.runs import environment, inputs, tensorboard, trainer
 from ccl_jax.runs.config import MAY_DIFFER, Config
@@ -104,13 +105,7 @@ def prepare(
     # Data before the graph: a graph of far too many agents would not fit in memory.
     loaded = inputs.load(config, dataset)
     dataset = loaded.dataset
-    topology = graphs.make(
-        config.topology,
-        config.agents,
-        weights=config.weights,
-        stochastic=method.stochastic,
-        seed=config.seed,
-    )
+    topology = make_topology(config)
     method.check(topology, **config.hyperparameters())
     network = Network(
         topology,
@@ -132,9 +127,7 @@ def prepare(
         measure=config.measure_heterogeneity,
         lambda_warmup_steps=steps * config.lambda_warmup_epochs,
     )
-    model = models.make(
-        config.model, dataset.num_classes, norm=config.norm, dtype=jnp.dtype(config.dtype)
-    )
+    model = make_model(config, dataset.num_classes)
     models.shapes(model, dataset.image_shape)  # Raises where images are too small for the model.
     schedule = schedules.make(
         config.schedule, config.lr, steps * config.epochs, steps * config.warmup_epochs
@@ -151,6 +144,22 @@ def prepare(
         schedule,
         augment.make(config.augment, dataset.image_shape[:2]),
     )
+
+
+def make_topology(config: Config) -> Topology:
+    """Who talks to whom in a run."""
+    return graphs.make(
+        config.topology,
+        config.agents,
+        weights=config.weights,
+        stochastic=algorithms.get(config.algorithm).stochastic,
+        seed=config.seed,
+    )
+
+
+def make_model(config: Config, num_classes: int) -> nn.Module:
+    """The network that each agent of a run trains."""
+    return models.make(config.model, num_classes, norm=config.norm, dtype=jnp.dtype(config.dtype))
 
 
 def main(config: Config, given: frozenset[str] = frozenset()) -> None:

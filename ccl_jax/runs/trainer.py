@@ -16,6 +16,7 @@ from ccl_jax.devices import hosts
 from ccl_jax.runs import cautions, inputs, plots, tensorboard, terminal
 from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
 from ccl_jax.runs.config import Config
+from ccl_jax.runs.facts import Facts
 from ccl_jax.runs.signals import leaving
 from ccl_jax.runs.summary import summarize
 from ccl_jax.training import loop
@@ -62,6 +63,7 @@ def train(run: "Run", stop: Callable[[], int]) -> dict[str, Any]:
     counts = partition.class_counts(
         run.partition, run.dataset.train_labels, run.dataset.num_classes
     )
+    run.directory.write_json("dataset.json", Facts.of(run.dataset)._asdict())
     run.directory.write_json("partition.json", run.data.report)
     title = f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}"
     draw = lambda file: plots.class_bubbles(counts, file, title, run.dataset.class_names)
