@@ -110,7 +110,7 @@ def to_torch(
         params: `variables["params"]` of the flax module.
         norm: the model's normalisation; EvoNorm's parameters become [1, C, 1, 1], others' [C].
         leading: number of axes in front of every array.
-        batch_stats: running statistics of batch norm, which become running_mean and running_var; None without.
+        batch_stats: running statistics of batch norm, running_mean and running_var; None without.
 
     Returns:
         float32 arrays by PyTorch's names, in the order of the tree.
