@@ -119,18 +119,15 @@ class Files(Shown):
             content = self._store.read(index)
             pixels = images.decode(content, side)
         except (OSError, ValueError) as error:
+            name = self._store.name(index)
             if self._skipped is None:
-                raise ValueError(
-                    f"{self._store.name(index)}: {error}; mend or remove it"
-                ) from error
-            self._skipped.add(index, self._store.name(index), error)
-            pixels = np.zeros((side, side, 3), np.uint8)
-        else:
-            with Image.open(io.BytesIO(content)) as image:
-                if image.size != (side, side):
-                    self._resized.add(index)
-                grey = image.mode in ("1", "L", "LA") or _is_grey(pixels)
-        if grey != (channels == 1):
+                raise ValueError(f"{name}: {error}; mend or remove it") from error
+            self._skipped.add(index, name, error)
+            return np.zeros((side, side, channels), np.uint8)
+        with Image.open(io.BytesIO(content)) as image:
+            if image.size != (side, side):
+                self._resized.add(index)
+        if _is_grey(pixels) != (channels == 1):
             self._recoloured.add(index)
         return _in_range(_as_grey(pixels) if channels == 1 else pixels, self._facts.scale)
 

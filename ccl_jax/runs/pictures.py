@@ -50,7 +50,8 @@ def confusion(
     figure.colorbar(image, ax=axes, label="% of the images of a class", shrink=0.8)
     if classes <= MOST_CLASSES:
         names = [text(name, 16) for name in class_names]
-        axes.set_xticks(range(classes), names, rotation=45, ha="right", rotation_mode="anchor")
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(classes), names, **(slanted if max(map(len, names)) > 3 else {}))
         axes.set_yticks(range(classes), names)
         for row, column in zip(*np.nonzero(counts), strict=True):
             ink = "white" if shares[row, column] > 0.6 else "black"
