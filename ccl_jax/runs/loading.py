@@ -6,7 +6,6 @@ probabilities = run.predict(images, agent=3)     # of one agent's
 """
 
 import dataclasses
-import functools
 import json
 import os
 from pathlib import Path
@@ -18,9 +17,8 @@ import numpy as np
 from flax import linen as nn
 
 from ccl_jax import algorithms, models, trees
-from ccl_jax.data import augment
 from ccl_jax.network import Network
-from ccl_jax.runs import inputs, runner
+from ccl_jax.runs import forward, inputs, runner
 from ccl_jax.runs.checkpoints import Checkpoints
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.directory import RunDirectory
@@ -70,8 +68,10 @@ class LoadedRun:
             )
         return jax.tree.map(lambda x: x[agent], self.agents)
 
-    def logits(self, images: jax.typing.ArrayLike, agent: int | None = None) -> jax.Array:
-        """As `predict`, before the softmax: `[n, classes]` float32."""
+    def features_and_logits(
+        self, images: jax.typing.ArrayLike, agent: int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """What `predict` makes probabilities of: `[n, F]` and `[n, classes]` float32."""
         images = jnp.asarray(images)
         height, width, channels = self.dataset.image_shape
         shape = images.shape
@@ -80,8 +80,11 @@ class LoadedRun:
                 f"images are {shape}; {self.directory} was trained on [n, {height}, {width}, "
                 f"{channels}]: bring them to that shape (of larger ones the middle is seen)"
             )
-        size = min(batch_size(), max(1, shape[0]))
-        return _logits(self.model, self.dataset, size, self.variables(agent), images)
+        return forward.features_and_logits(self.model, self.dataset, self.variables(agent), images)
+
+    def logits(self, images: jax.typing.ArrayLike, agent: int | None = None) -> jax.Array:
+        """As `predict`, before the softmax: `[n, classes]` float32."""
+        return self.features_and_logits(images, agent)[1]
 
     def predict(self, images: jax.typing.ArrayLike, agent: int | None = None) -> jax.Array:
         """Probabilities of the classes; compiled once for each number of images.
@@ -133,27 +136,6 @@ def load_run(directory: str | os.PathLike, checkpoint: str | int = "last") -> Lo
         agents,
         consensus(agents),
     )
-
-
-def batch_size() -> int:
-    """Images a forward pass: as many as a processor's caches hold, or keep an accelerator busy."""
-    return 25 if jax.default_backend() == "cpu" else 500
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _logits(model: nn.Module, facts: Facts, size: int, variables: PyTree, images: jax.Array):
-    """`[n, classes]`, in batches of `size`."""
-    params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-
-    def batch(images):
-        images = augment.centre_crop(images, facts.image_shape[:2])
-        images = augment.normalize(images, facts.mean, facts.std, facts.scale)
-        return models.apply_eval(model, params, state, images)[1]
-
-    number, rest = len(images), -len(images) % size
-    padded = jnp.pad(images, [(0, rest), (0, 0), (0, 0), (0, 0)])
-    logits = jax.lax.map(batch, padded.reshape(-1, size, *images.shape[1:]))
-    return logits.reshape(-1, logits.shape[-1])[:number]
 
 
 def _config(files: RunDirectory) -> Config:

@@ -17,7 +17,7 @@ from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.devices import hosts, parallel
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import Network, compression
-from ccl_jax.runs import environment, inputs, tensorboard, trainer
+from ccl_jax.runs import environment, inputs, reporter, tensorboard, trainer
 from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.directory import RunDirectory, made_with
 from ccl_jax.runs.signals import stop_signals
@@ -88,7 +88,8 @@ def prepare(
     directory = RunDirectory(config.workdir or new_workdir(config))
     if config.resume:
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
-        directory.check_same(dataclasses.asdict(config), MAY_DIFFER, defaults)
+        longer = {"epochs"} if _more_epochs(directory, config) else set()
+        directory.check_same(dataclasses.asdict(config), MAY_DIFFER | longer, defaults)
     else:
         directory.check_free()
     if config.tensorboard:
@@ -168,6 +169,8 @@ def main(config: Config, given: frozenset[str] = frozenset()) -> None:
     run = prepare(config)
     hosts.tell(results_table([execute(run)]))
     hosts.tell(f"run directory: {run.directory.path}")
+    if not config.quiet:
+        hosts.tell(reporter.what_next(run.directory.path, config))
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -197,11 +200,27 @@ def execute(run: Run) -> dict[str, Any]:
             run.directory.check_shared()
         stop = stack.enter_context(stop_signals())
         if run.config.resume:
-            if (summary := run.directory.summary()) is not None:
+            summary = run.directory.summary()
+            if more := _more_epochs(run.directory, run.config):
+                hosts.note(
+                    f"{run.directory.path} had {more} epochs and goes on to {run.config.epochs}, from "
+                    f"here on at the learning rates of a run of {run.config.epochs}"
+                )
+                settings = run.directory.settings() | {"epochs": run.config.epochs}
+                run.directory.write_json("config.json", settings)
+            elif summary is not None and summary["epochs"] == run.config.epochs:
                 hosts.note(f"{run.directory.path} has ended already; this is its result")
                 return summary
             _warn_of_other_makers(run.directory)
         return trainer.train(run, stop)
+
+
+def _more_epochs(directory: RunDirectory, config: Config) -> int:
+    """How many epochs the run that is there has, if it is to have more; else 0."""
+    if not (directory.path / "config.json").exists():
+        return 0
+    epochs = directory.settings().get("epochs", config.epochs)
+    return epochs if config.epochs > epochs else 0
 
 
 def _warn_of_other_makers(directory: RunDirectory) -> None:
