@@ -62,7 +62,8 @@ def export(
     Raises:
       ValueError: An unknown format, one whose package is missing, or a model that has no names in it.
     """
-    format_ = look_up("format", form, FORMATS)
+    check(form)
+    format_ = FORMATS[form]
     whose = "consensus" if agent is None else "agents" if agent == trained.ALL else f"agent-{agent}"
     variables = run.agents if agent == trained.ALL else run.variables(agent)
     if form == "pytorch":
@@ -113,12 +114,17 @@ def describe(run: LoadedRun, form: str, whose: str, arrays: Arrays) -> dict[str,
     }
 
 
-def _write_safetensors(path: Path, arrays: Arrays) -> None:
-    if importlib.util.find_spec("safetensors") is None:
+def check(form: str) -> None:
+    """Raises ValueError for an unknown format, or one whose package is not installed."""
+    format_ = look_up("format", form, FORMATS)
+    if format_.write is _write_safetensors and importlib.util.find_spec("safetensors") is None:
         raise ValueError(
-            "this format needs the package safetensors: pip install 'ccl_jax[safetensors]', or take "
+            f"--format={form} needs the package safetensors: pip install 'ccl_jax[safetensors]', or take "
             "--format=npz"
         )
+
+
+def _write_safetensors(path: Path, arrays: Arrays) -> None:
     from safetensors.numpy import save_file  # An optional dependency.
 
     save_file(arrays, path)
@@ -176,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         form = values["format"].value
         if form is None:
             raise ValueError(f"give --format=FORMAT, one of {names}")
-        look_up("format", form, FORMATS)
+        check(form)
         run = trained.load(values)
         everybody = values["agent"].value == trained.ALL
         agent = trained.ALL if everybody else trained.agent(values, run)

@@ -136,7 +136,10 @@ def test_one_line_and_exit_code_2(flags, said, saved, tmp_path, capsys):
 
 def test_without_safetensors_it_is_said_what_to_install(saved, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    argv = ["export", f"--run={saved}", "--format=safetensors", f"--output={tmp_path}/x"]
-    assert export.main(argv) == 2
-    assert "pip install 'ccl_jax[safetensors]'" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
+    for form in ("safetensors", "pytorch"):
+        argv = ["export", f"--run={saved}", f"--format={form}", f"--output={tmp_path}/deep/x"]
+        assert export.main(argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--format={form} needs the package safetensors" in line
+        assert "pip install 'ccl_jax[safetensors]'" in line
+    assert not (tmp_path / "deep").exists()
