@@ -91,7 +91,7 @@ def describe(run: LoadedRun, form: str, whose: str, arrays: Arrays) -> dict[str,
     facts = run.dataset
     return {
         "model": run.config.model,
-        "norm": run.config.norm or "the model's own",
+        "norm": run.config.norm,  # None for the model's own
         "classes": facts.class_names,
         "image_shape": facts.image_shape,
         "images": "[n, C, H, W]" if form == "pytorch" else "[n, H, W, C]",
@@ -119,8 +119,8 @@ def check(form: str) -> None:
     format_ = look_up("format", form, FORMATS)
     if format_.write is _write_safetensors and importlib.util.find_spec("safetensors") is None:
         raise ValueError(
-            f"--format={form} needs the package safetensors: pip install 'ccl_jax[safetensors]', or take "
-            "--format=npz"
+            f"--format={form} needs the package safetensors: pip install 'ccl_jax[safetensors]', or "
+            "take --format=npz"
         )
 
 

@@ -66,7 +66,7 @@ class Reporter:
 
     def opening(self, state: training.TrainState, parameters: int) -> None:
         """Says what will be trained, with how many parameters a model, and what will be sent."""
-        if self._shown:
+        if self._shown and not self._start.rollbacks:  # It has been said.
             print(opening(self._run, state, parameters), file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
