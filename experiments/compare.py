@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(runs))
         with plots.attempt(figure):
             draw(runs, figure)
-            print(f"accuracy against rounds: {figure}")
+        print(f"accuracy against rounds: {figure}")
         print(f"all metrics: {output}")
 
     return cli.guard(body)

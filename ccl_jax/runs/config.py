@@ -286,19 +286,10 @@ class Config:
         "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)",
         may_differ=False,
     )
-    progress: bool = setting(
-        True,
-        OUTPUT,
-        "say on stderr what is trained and how far it is: a bar on a terminal, else a line an epoch",
-    )
-    quiet: bool = setting(
-        False, OUTPUT, "say nothing but warnings, errors and the result; no progress"
-    )
+    progress: bool = setting(True, OUTPUT, "say on stderr what is trained and how far it is")
+    quiet: bool = setting(False, OUTPUT, "say nothing but warnings, errors and the result")
     figures: bool = setting(
-        True,
-        OUTPUT,
-        "draw the partition, the accuracy curves and, where there are cross-features, the features of "
-        "two neighbours",
+        True, OUTPUT, "draw the split, accuracies and, of cross-features, those of two neighbours"
     )
     tensorboard: bool = setting(
         False, OUTPUT, "write the metrics for TensorBoard, too (pip install '.[tensorboard]')"

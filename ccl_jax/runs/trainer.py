@@ -31,8 +31,7 @@ CHUNK_STEPS = 50
 # How often --on_divergence=rollback goes back, each time with a tenth of the learning rate.
 ROLLBACKS = 3
 
-
-# In the picture of features: all of two neighbours' features are to be told apart.
+# Images in the picture of features: so few that each can be told from the others.
 IMAGES_A_CLASS, MOST_CLASSES = 15, 8
 
 
