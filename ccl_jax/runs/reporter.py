@@ -135,24 +135,24 @@ def what_next(directory: Path, config: Config, run: Path | None = None) -> str:
       config: Its settings.
       run: The run to predict with; default: `directory`.
     """
-    told = lambda *words: "  python -m " + shlex.join(map(str, words))
-    again = (*program(), f"--workdir={directory}", "--resume", f"--epochs={2 * config.epochs}")
-    return "\n".join(
-        [
-            "next:",
-            f"{told('experiments.predict', f'--run={run or directory}')}",
-            f"{told('experiments.compare', directory)} ANOTHER_RUN",
-            told(*again),
-        ]
-    )
+    again = [*program(), f"--workdir={directory}", "--resume", f"--epochs={2 * config.epochs}"]
+    predict = ["python", "-m", "experiments.predict", f"--run={run or directory}"]
+    compare = ["python", "-m", "experiments.compare", str(directory), "ANOTHER_RUN"]
+    return "\n".join(["next:", *(f"  {shlex.join(words)}" for words in (predict, compare, again))])
 
 
 def program(argv: Sequence[str] | None = None) -> list[str]:
-    """The module that runs, and its flags but for those that say where and how long."""
+    """The command that runs, without the flags that say where and how long."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name, *given = sys.argv if argv is None else argv
-    aside = ("--workdir", "--epochs", "--resume", "--noresume")
-    return [spec.name if spec else name, *(x for x in given if x.split("=")[0] not in aside)]
+    kept, words = [], iter(given)
+    for word in words:
+        flag, _, value = word.removeprefix("-").removeprefix("-").partition("=")
+        if flag in ("workdir", "epochs") and not value:
+            next(words, None)  # Written as --epochs 60.
+        elif flag not in ("workdir", "epochs", "resume", "noresume"):
+            kept.append(word)
+    return ["python", *(["-m", spec.name] if spec else [name]), *kept]
 
 
 @contextlib.contextmanager

@@ -105,8 +105,8 @@ def test_the_next_commands_work(tmp_path, monkeypatch, capsys):
 
 def test_of_a_file_that_was_run_the_next_command_is_that_file(monkeypatch):
     monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(__spec__=None))
-    argv = ["mine.py", "--lr=1", "--epochs=3", "--resume", "--workdir=a", "--algorithm=dsgd"]
-    assert reporter.program(argv) == ["mine.py", "--lr=1", "--algorithm=dsgd"]
+    argv = ["mine.py", "--lr=1", "--epochs", "3", "--resume", "-workdir=a", "--hparam=epochs=2"]
+    assert reporter.program(argv) == ["python", "mine.py", "--lr=1", "--hparam=epochs=2"]
 
 
 def test_a_run_that_has_ended_goes_on_with_more_epochs(tmp_path, capsys):
