@@ -137,7 +137,8 @@ def what_next(directory: Path, config: Config, run: Path | None = None) -> str:
     """
     again = [*program(), f"--workdir={directory}", "--resume", f"--epochs={2 * config.epochs}"]
     predict = ["python", "-m", "experiments.predict", f"--run={run or directory}"]
-    compare = ["python", "-m", "experiments.compare", str(directory), "ANOTHER_RUN"]
+    others = [] if run else ["ANOTHER_RUN"]
+    compare = ["python", "-m", "experiments.compare", str(directory), *others]
     return "\n".join(["next:", *(f"  {shlex.join(words)}" for words in (predict, compare, again))])
 
 

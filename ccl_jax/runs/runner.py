@@ -203,8 +203,8 @@ def execute(run: Run) -> dict[str, Any]:
             summary = run.directory.summary()
             if more := _more_epochs(run.directory, run.config):
                 hosts.note(
-                    f"{run.directory.path} had {more} epochs and goes on to {run.config.epochs}, from "
-                    f"here on at the learning rates of a run of {run.config.epochs}"
+                    f"{run.directory.path} goes on from {more} to {run.config.epochs} epochs, from here "
+                    f"on at the learning rates of a run of {run.config.epochs}"
                 )
                 settings = run.directory.settings() | {"epochs": run.config.epochs}
                 run.directory.write_json("config.json", settings)

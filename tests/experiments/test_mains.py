@@ -75,6 +75,21 @@ def test_digits_compares_three_methods(comparison):
     assert is_picture(comparison / "figures" / "accuracy.png")
 
 
+def test_a_comparison_says_how_to_go_on(tmp_path, capsys):
+    flags = (*QUICK, "--epochs=1", "--batch_size=256", "--nofigures", "--quiet")
+    assert run(digits, *flags, f"--workdir={tmp_path / 'c'}") == 0
+    assert "next:" not in capsys.readouterr().out
+    flags = (*QUICK, "--epochs=2", "--batch_size=256", "--nofigures", "--resume")
+    assert run(digits, *flags, f"--workdir={tmp_path / 'c'}") == 0
+    out, err = capsys.readouterr()
+    assert err.count("goes on from 1 to 2 epochs") == 3
+    _, predict, compare, _ = out.splitlines()[-4:]
+    assert predict.endswith(f"experiments.predict --run={tmp_path}/c/ccl")
+    assert compare.endswith(f"experiments.compare {tmp_path}/c")
+    for name in ("dsgdm-n", "qg-dsgdm-n", "ccl"):
+        assert [row["epoch"] for row in rows(tmp_path / "c" / name)] == [1, 2]
+
+
 def test_the_methods_share_data_and_start(comparison):
     configs = [read(comparison / name / "config.json") for name in ("dsgdm-n", "qg-dsgdm-n", "ccl")]
     chosen = {"workdir", "algorithm", "lambda_m", "lambda_d"}

@@ -117,7 +117,7 @@ def test_a_run_that_has_ended_goes_on_with_more_epochs(tmp_path, capsys):
     capsys.readouterr()
     assert run(tmp_path / "short", *same, "--epochs=5", "--resume") == 0
     err = capsys.readouterr().err
-    assert f"{tmp_path}/short had 3 epochs and goes on to 5, from here on at the learning" in err
+    assert f"{tmp_path}/short goes on from 3 to 5 epochs, from here on at the learning" in err
     short, long = (RunDirectory(tmp_path / name) for name in ("short", "long"))
     rows = [small_run.without_seconds(each.read_metrics()) for each in (short, long)]
     small_run.same_rows(*rows)
