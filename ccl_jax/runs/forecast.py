@@ -1,5 +1,6 @@
 """How much an agent will send, told before a run trains."""
 
+import dataclasses
 import math
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from flax import linen as nn
 
 from ccl_jax import training
 from ccl_jax.losses import Batch
-from ccl_jax.network import Memory, Network, Traffic
+from ccl_jax.network import Memory, Traffic
 
 if TYPE_CHECKING:
     from ccl_jax.runs.runner import Run
@@ -48,13 +49,8 @@ def bytes_sent(run: "Run", state: training.TrainState, steps: int) -> float:
       state: Any state of it, for shapes.
       steps: How many steps it has, at least 1.
     """
-    network = Network(
-        run.network.topology,
-        local_steps=run.network.local_steps,
-        gossip_steps=run.network.gossip_steps,
-        compressor=run.network.compressor,
-        mixing=run.network.mixing,
-    )
+    network = run.network.whole()
+    network.faults = dataclasses.replace(network.faults, offline=0.0)
     step = training.make_step(
         Idle(_features(run, state), run.objective.num_classes),
         run.algorithm,
