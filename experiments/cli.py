@@ -71,12 +71,18 @@ def run_main(
     return guard(body)
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str] | None = None) -> None:
+def parse(
+    values: flags.FlagValues, argv: Sequence[str] | None = None, *, others: bool = False
+) -> list[str]:
     """Reads a command line; in all that it gives, `~` becomes the home directory.
 
     Args:
       values: The flags, which are set.
       argv: With the program's name; default: `sys.argv`.
+      others: Whether there may be something else on it, such as names of files.
+
+    Returns:
+      What else there is.
 
     Raises:
       ValueError: Something on it is no flag, or no path on this machine.
@@ -86,12 +92,13 @@ def parse(values: flags.FlagValues, argv: Sequence[str] | None = None) -> None:
         rest = values(list(sys.argv if argv is None else argv))[1:]
     if said.getvalue():  # flag files that name each other: absl only warns
         raise ValueError(said.getvalue().removeprefix("Warning: "))
-    if rest:
+    if rest and not others:
         raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
     local = lambda value: paths.local(value) if isinstance(value, str) else value
     for flag in map(values.__getitem__, values):
         given = flag.value
         flag.value = list(map(local, given)) if isinstance(given, list) else local(given)
+    return list(map(paths.local, rest))
 
 
 def _join(config: Config) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ccl_jax.data import datasets
 from ccl_jax.devices import hosts
-from ccl_jax.runs import plots, runner
+from ccl_jax.runs import plots, reporter, runner
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.summary import results_table
 from experiments import cli
@@ -78,6 +78,8 @@ def compare(config: Config, given: frozenset[str]) -> None:
     print(f"accuracy against rounds: {together.figures / 'accuracy.png'}")
     print(f"who holds which classes: {split}")
     print(f"run directory: {together.path}")
+    if not config.quiet:
+        print(reporter.what_next(together.path, config, together.path / "ccl"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from experiments.study import catalogue
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-EXAMPLES = ("code", "extending", "method", "scaling", "studies")
+EXAMPLES = ("after_training", "code", "extending", "method", "scaling", "studies")
 
 # A block of Python and, if the next block is one of text, what it prints.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)

@@ -124,8 +124,7 @@ def divide(root: pathlib.Path) -> tuple[FolderImages, FolderImages, tuple[str, .
     Raises:
       ValueError: A class has less than two images; the message names its folder.
     """
-    classes = _subfolders(root)
-    whole = _list_split(root, classes, _beside(root, classes))
+    whole, classes = list_undivided(root)
     is_test = np.zeros(len(whole.labels), bool)
     for label, name in enumerate(classes):
         members = np.flatnonzero(whole.labels == label)
@@ -138,6 +137,24 @@ def divide(root: pathlib.Path) -> tuple[FolderImages, FolderImages, tuple[str, .
         is_test[order[: max(1, round(TEST_PART * len(members)))]] = True
     train, test = _pick(whole, ~is_test), _pick(whole, is_test)
     return train, dataclasses.replace(test, unused=()), classes
+
+
+def list_undivided(root: pathlib.Path) -> tuple[FolderImages, tuple[str, ...]]:
+    """Lists the images of a folder with <class>/ only, all of them, and the names of the classes.
+
+    Raises:
+      ValueError: A class has no images; the message names its folder.
+    """
+    classes = _subfolders(root)
+    return _list_split(root, classes, _beside(root, classes)), classes
+
+
+def list_flat(root: pathlib.Path) -> FolderImages:
+    """Lists the images that lie in a folder itself, in alphabetical order; each has the label 0."""
+    paths = tuple(path for path in sorted(root.iterdir()) if _is_image(path))
+    return FolderImages(
+        paths, np.zeros(len(paths), np.int32), _beside(root, [path.name for path in paths])
+    )
 
 
 def unused_note(root: pathlib.Path, unused: Iterable[pathlib.Path]) -> str:

@@ -4,9 +4,11 @@ The names are train_images, train_labels, test_images, test_labels, or Keras' x_
 x_test, y_test; class_names may be there too. Nothing in the file is executed (no pickles).
 """
 
+import contextlib
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -48,18 +50,78 @@ def read(path: pathlib.Path) -> Arrays:
       ValueError: The file cannot be read, an array is missing, or has another type or shape. The
         message names the file.
     """
+    with _opened(path, ", ".join(_NAMES)) as file:
+        names = _KERAS_NAMES if _KERAS_NAMES[0] in file else _NAMES
+        missing = [name for name in names if name not in file]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(file.files)}")
+        arrays = [file[name] for name in names]
+        given = _texts(file["class_names"]) if "class_names" in file else None
+        unused = tuple(name for name in file.files if name not in (*names, "class_names"))
+    train_images, test_images = (_images(path, names[k], arrays[k]) for k in (0, 2))
+    train_labels, test_labels = (_labels(path, names[k], arrays[k]) for k in (1, 3))
+    classes = 1 + int(max(train_labels.max(), test_labels.max()))
+    class_names = tuple(map(str, range(classes)) if given is None else given)
+    return Arrays(train_images, train_labels, test_images, test_labels, class_names, unused)
+
+
+class Shown(NamedTuple):
+    """Images without a training set.
+
+    Attributes:
+      images: `[n, H, W, C]` uint8 or float.
+      labels: `[n]` int32; None where there are none.
+      class_names: None where there are none.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...] | None
+
+
+def read_images(path: pathlib.Path) -> Shown:
+    """Reads images to be classified.
+
+    Args:
+      path: The .npz: images (or test_images, x_test), uint8 or float `[n, H, W]` or `[n, H, W, C]`;
+        and, if they are known, labels (test_labels, y_test) and class_names.
+
+    Raises:
+      ValueError: The file cannot be read, or an array has another type or shape.
+    """
+    with _opened(path, f"an array of images ({', '.join(_IMAGES)})") as file:
+        take = lambda names: next(((name, file[name]) for name in names if name in file), None)
+        found, labels = take(_IMAGES), take(_LABELS)
+        if found is None:
+            raise ValueError(f"it has only {', '.join(file.files) or 'nothing'}")
+        given = tuple(_texts(file["class_names"])) if "class_names" in file else None
+    name, images = found
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype.kind == "f" and images.ndim == 4:
+        if not (images.size and np.isfinite(images).all()):
+            raise ValueError(f"{path}: {name} has no pixels, or some that are no numbers.")
+        images = images.astype(np.float32)
+    else:
+        check_images(f"{path}: {name} is", images)
+    if labels is not None:
+        labels = _labels(path, *labels)
+        if len(labels) != len(images):
+            raise ValueError(f"{path}: has {len(images)} images and {len(labels)} labels.")
+    return Shown(images, labels, given)
+
+
+_IMAGES, _LABELS = ("images", "test_images", "x_test"), ("labels", "test_labels", "y_test")
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, form: str) -> Iterator[np.lib.npyio.NpzFile]:
+    """An .npz; what fails while it is read names the file and what should be in it."""
     try:
         # Opened here, as np.load leaves a file open where it fails.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")
-            names = _KERAS_NAMES if _KERAS_NAMES[0] in file else _NAMES
-            missing = [name for name in names if name not in file]
-            if missing:
-                raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(file.files)}")
-            arrays = [file[name] for name in names]
-            given = _texts(file["class_names"]) if "class_names" in file else None
-            unused = tuple(name for name in file.files if name not in (*names, "class_names"))
+            yield file
     # RuntimeError: encrypted; NotImplementedError: a way of packing that zipfile does not know.
     except (
         OSError,
@@ -71,13 +133,8 @@ def read(path: pathlib.Path) -> Arrays:
         zlib.error,
     ) as error:
         raise ValueError(
-            f"{path}: cannot be used ({error}): it must be a .npz with {', '.join(_NAMES)}."
+            f"{path}: cannot be used ({error}): it must be a .npz with {form}."
         ) from error
-    train_images, test_images = (_images(path, names[k], arrays[k]) for k in (0, 2))
-    train_labels, test_labels = (_labels(path, names[k], arrays[k]) for k in (1, 3))
-    classes = 1 + int(max(train_labels.max(), test_labels.max()))
-    class_names = tuple(map(str, range(classes)) if given is None else given)
-    return Arrays(train_images, train_labels, test_images, test_labels, class_names, unused)
 
 
 def _texts(names: np.ndarray) -> list[str]:

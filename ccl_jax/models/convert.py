@@ -41,6 +41,15 @@ _MODULES = {
     | {"classifier.0": "head"},
 } | {f"resnet{depth}": _RESNET for depth in (8, 20, 18, 34, 50)}
 
+# Our leaf -> PyTorch's.
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
 # Linear layers that read a flattened image, and the image's channels.
 _FLATTENED_CHANNELS = {("lenet5", "fc1"): 16}
 
@@ -87,7 +96,12 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], *, leading: int = 0)
 
 
 def to_torch(
-    name: str, params: Mapping, *, norm: str = "evonorm", leading: int = 0
+    name: str,
+    params: Mapping,
+    *,
+    norm: str = "evonorm",
+    leading: int = 0,
+    batch_stats: Mapping | None = None,
 ) -> dict[str, np.ndarray]:
     """PyTorch's named parameters from our parameter tree: the inverse of `from_torch`.
 
@@ -96,6 +110,7 @@ def to_torch(
         params: `variables["params"]` of the flax module.
         norm: the model's normalisation; EvoNorm's parameters become [1, C, 1, 1], others' [C].
         leading: number of axes in front of every array.
+        batch_stats: running statistics of batch norm, running_mean and running_var; None without.
 
     Returns:
         float32 arrays by PyTorch's names, in the order of the tree.
@@ -105,10 +120,12 @@ def to_torch(
     """
     modules = {ours: torch for torch, ours in _module_names(name).items()}
     arrays = {}
-    for path, array in traverse_util.flatten_dict(params, sep="/").items():
+    flat = [*traverse_util.flatten_dict(params, sep="/").items()]
+    flat += traverse_util.flatten_dict(batch_stats or {}, sep="/").items()
+    for path, array in flat:
         module, _, leaf = path.rpartition("/")
         torch_module = _rename(module, modules)
-        if torch_module is None or leaf not in ("kernel", "scale", "bias"):
+        if torch_module is None or leaf not in _LEAVES:
             raise ValueError(f"{path!r} is no parameter of {name}; leave it out or name it right")
         array = np.asarray(array, np.float32)
         if "norm" in module and norm == "evonorm":
@@ -116,7 +133,7 @@ def to_torch(
         elif leaf == "kernel":
             array = np.moveaxis(array, (-1, -2), (leading, leading + 1))
             array = _image_first(array, _FLATTENED_CHANNELS.get((name, module)))
-        arrays[f"{torch_module}.{'bias' if leaf == 'bias' else 'weight'}"] = array
+        arrays[f"{torch_module}.{_LEAVES[leaf]}"] = array
     return arrays
 
 

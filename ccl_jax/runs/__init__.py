@@ -1,6 +1,7 @@
 """Runs: from settings to a trained model and the directory that tells of it."""
 
 from ccl_jax.runs.config import Config
+from ccl_jax.runs.loading import LoadedRun, load_run
 from ccl_jax.runs.runner import Run, execute, prepare, train
 
-__all__ = ["Config", "Run", "execute", "prepare", "train"]
+__all__ = ["Config", "LoadedRun", "Run", "execute", "load_run", "prepare", "train"]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -144,6 +145,48 @@ class Checkpoints:
             )
         return None
 
+    def choose(self, which: str | int) -> int:
+        """The step of a checkpoint that is whole.
+
+        Args:
+          which: "last", "best" (by consensus accuracy) or a step. Of the last ones, those that are
+            damaged are passed over.
+
+        Raises:
+          ValueError: There is no such checkpoint, or it is damaged.
+        """
+        steps = self.steps()
+        there = f"there are those of steps {', '.join(map(str, steps))}"
+        if not steps:
+            raise ValueError(f"{self.path.parent} has no checkpoint yet; let the run save one")
+        if which == "last":
+            for step in reversed(steps):
+                if (damage := self._damage(step)) is None:
+                    return step
+                self._warn(f"checkpoint {self.path / str(step)} is damaged ({damage})")
+            raise ValueError(f"all checkpoints in {self.path} are damaged")
+        if which == "best":
+            if (step := self.best()) is None:
+                raise ValueError(
+                    f"no checkpoint in {self.path} is of the end of an epoch that was evaluated; "
+                    f"{there}"
+                )
+        elif str(which).isdecimal() and int(which) in steps:
+            step = int(which)
+        else:
+            raise ValueError(
+                f"checkpoint {which!r} is not in {self.path}; give last, best or a step: {there}"
+            )
+        if (damage := self._damage(step)) is not None:
+            raise ValueError(
+                f"checkpoint {self.path / str(step)} is damaged ({damage}); take another: {there}"
+            )
+        return step
+
+    def progress(self, step: int) -> Progress:
+        """Where the run was at a checkpoint."""
+        return Progress.from_json(json.loads((self.path / str(step) / "progress.json").read_text()))
+
     def arrays(self, step: int) -> dict[str, np.ndarray]:
         """The arrays of a checkpoint by their names in the state, as `.params['head']['kernel']`."""
         with _orbax() as reader:
@@ -209,8 +252,7 @@ class Checkpoints:
                 f"{there.get(wrong[0], 'missing')} and should be {wanted.get(wrong[0], 'missing')}; go "
                 "on with the version of ccl_jax that made it, or start anew in another directory"
             )
-        progress = Progress.from_json(json.loads((folder / "progress.json").read_text()))
-        return _unflatten(found, like), progress
+        return _unflatten(found, like), self.progress(step)
 
 
 class Autosave:
@@ -287,6 +329,12 @@ def _orbax() -> ocp.Checkpointer:
         options = ocp.options.MultiprocessingOptions(me, {me}, f"process-{me}")
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Writes a tree of arrays as a directory of orbax, in place of what is there."""
+    with _quiet(), _orbax() as writer:
+        writer.save(path.absolute(), args=ocp.args.StandardSave(tree), force=True)
 
 
 def _flatten(state: TrainState) -> dict[str, np.ndarray]:

@@ -286,13 +286,19 @@ class Config:
         "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)",
         may_differ=False,
     )
-    progress: bool = setting(True, OUTPUT, "show a progress bar")
-    figures: bool = setting(True, OUTPUT, "draw the partition and the accuracy curves")
+    progress: bool = setting(True, OUTPUT, "say on stderr what is trained and how far it is")
+    quiet: bool = setting(False, OUTPUT, "say nothing but warnings, errors and the result")
+    figures: bool = setting(
+        True, OUTPUT, "draw the split, accuracies and, of cross-features, those of two neighbours"
+    )
     tensorboard: bool = setting(
         False, OUTPUT, "write the metrics for TensorBoard, too (pip install '.[tensorboard]')"
     )
     resume: bool = setting(
-        False, OUTPUT, "go on with the run in --workdir, to the bit, from its last checkpoint"
+        False,
+        OUTPUT,
+        "go on with the run in --workdir, to the bit, from its last checkpoint; one that has ended goes "
+        "on with more --epochs",
     )
     checkpoint_every: int = setting(
         0,

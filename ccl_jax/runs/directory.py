@@ -1,4 +1,5 @@
-"""A run directory: config.json, metrics.jsonl (one object a row), summary.json, figures/, checkpoints/.
+"""A run directory: config.json, dataset.json, partition.json, metrics.jsonl (one object a row),
+summary.json, figures/, checkpoints/.
 
 Files are written whole under another name and then renamed, so that what is there is complete; the
 metrics file grows by whole lines. Numbers that are not finite are written as null, which every JSON
@@ -56,6 +57,27 @@ class RunDirectory:
         """Where checkpoints go."""
         return self.path / "checkpoints"
 
+    def settings(self) -> dict[str, Any]:
+        """What config.json says: the settings, and `made_with`.
+
+        Raises:
+          ValueError: There is no run here, or the file is damaged.
+        """
+        try:
+            text = (self.path / "config.json").read_text()
+        except OSError:
+            below = sorted(file.parent.name for file in self.path.glob("*/config.json"))
+            remedy = (
+                f"it holds the runs {', '.join(below)}; give the path of one"
+                if below
+                else "give the directory of a run, as its last line names it"
+            )
+            raise ValueError(f"{self.path} is no run (no config.json): {remedy}") from None
+        try:
+            return dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise ValueError(f"{self.path}/config.json is damaged; it is no JSON object") from None
+
     def summary(self) -> dict[str, Any] | None:
         """What summary.json says; None if the run has not ended."""
         file = self.path / "summary.json"
@@ -63,7 +85,7 @@ class RunDirectory:
 
     def made_with(self) -> dict[str, Any]:
         """What config.json says that the run was started with."""
-        return json.loads((self.path / "config.json").read_text()).get("made_with", {})
+        return self.settings().get("made_with", {})
 
     def claim(self) -> None:
         """Makes the directory, with -2, -3 ... at its name's end where others have been quicker.
@@ -163,17 +185,12 @@ class RunDirectory:
         Raises:
           ValueError: There is no run here, or one of other settings; the message lists them.
         """
-        try:
-            text = (self.path / "config.json").read_text()
-        except OSError:
+        if not (self.path / "config.json").exists():
             raise ValueError(
                 f"{self.path} holds no run that could go on (no config.json); leave out --resume "
                 "to start one"
-            ) from None
-        try:
-            there = plain(defaults) | dict(json.loads(text))
-        except (ValueError, TypeError):
-            raise ValueError(f"{self.path}/config.json is damaged; it is no JSON object") from None
+            )
+        there = plain(defaults) | self.settings()
         names = [name for name in config if name not in set(may_differ)]
         wanted = plain({name: config[name] for name in names})
         different = [

@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccl_jax.data import batches, datasets, feature_shift, folders, heterogeneity, partition
+from ccl_jax.data import (
+    batches,
+    datasets,
+    feature_shift,
+    folders,
+    heterogeneity,
+    images,
+    partition,
+)
 from ccl_jax.data.base import Dataset, StreamedDataset, hold_out, renumber
 from ccl_jax.data.feeds import Feed, InMemory, OnHost
 from ccl_jax.data.streaming import Streaming
@@ -116,6 +124,19 @@ def make_feed(data: Data, config: Config, here: np.ndarray | None = None) -> Fee
     return feature_shift.Shifted(feed, data.shifts, data.degrees, data.dataset.scale)
 
 
+def test_images(dataset: Dataset | StreamedDataset, chosen: np.ndarray) -> np.ndarray:
+    """`[n, H, W, C]` uint8, the test images with these numbers.
+
+    Raises:
+      OSError: A file cannot be read.
+      ValueError: An image cannot be decoded.
+    """
+    if isinstance(dataset, StreamedDataset):
+        read = lambda k: images.decode(dataset.test.read(int(k)), dataset.stored_side)
+        return np.stack(list(map(read, chosen)))
+    return dataset.test_images[chosen]
+
+
 def throughput(data: Data, feed: Feed, row: dict[str, Any]) -> dict[str, Any]:
     """What a row of metrics says of the feed: images a second and seconds a step, so far.
 
@@ -128,9 +149,9 @@ def throughput(data: Data, feed: Feed, row: dict[str, Any]) -> dict[str, Any]:
       More of the row; `unreadable_images` for a streamed set.
     """
     seconds = max(row["seconds_training"], 1e-9)
-    images = float(data.partition.sizes.sum()) * row["step"] / feed.steps
+    seen = float(data.partition.sizes.sum()) * row["step"] / feed.steps
     known = {
-        "images_per_second": images / seconds,
+        "images_per_second": seen / seconds,
         "seconds_per_step": seconds / max(1, row["step"]),
     }
     if not isinstance(data.dataset, StreamedDataset):

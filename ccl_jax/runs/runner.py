@@ -15,8 +15,9 @@ from ccl_jax import algorithms, graphs, models, training
 from ccl_jax.algorithms import capabilities
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.devices import hosts, parallel
+from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import Network, compression
-from ccl_jax.runs import environment, inputs, tensorboard, trainer
+from ccl_jax.runs import environment, inputs, reporter, tensorboard, trainer
 from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.directory import RunDirectory, made_with
 from ccl_jax.runs.signals import stop_signals
@@ -87,7 +88,8 @@ def prepare(
     directory = RunDirectory(config.workdir or new_workdir(config))
     if config.resume:
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
-        directory.check_same(dataclasses.asdict(config), MAY_DIFFER, defaults)
+        longer = {"epochs"} if _more_epochs(directory, config) else set()
+        directory.check_same(dataclasses.asdict(config), MAY_DIFFER | longer, defaults)
     else:
         directory.check_free()
     if config.tensorboard:
@@ -104,13 +106,7 @@ def prepare(
     # Data before the graph: a graph of far too many agents would not fit in memory.
     loaded = inputs.load(config, dataset)
     dataset = loaded.dataset
-    topology = graphs.make(
-        config.topology,
-        config.agents,
-        weights=config.weights,
-        stochastic=method.stochastic,
-        seed=config.seed,
-    )
+    topology = make_topology(config)
     method.check(topology, **config.hyperparameters())
     network = Network(
         topology,
@@ -132,9 +128,7 @@ def prepare(
         measure=config.measure_heterogeneity,
         lambda_warmup_steps=steps * config.lambda_warmup_epochs,
     )
-    model = models.make(
-        config.model, dataset.num_classes, norm=config.norm, dtype=jnp.dtype(config.dtype)
-    )
+    model = make_model(config, dataset.num_classes)
     models.shapes(model, dataset.image_shape)  # Raises where images are too small for the model.
     schedule = schedules.make(
         config.schedule, config.lr, steps * config.epochs, steps * config.warmup_epochs
@@ -153,12 +147,30 @@ def prepare(
     )
 
 
+def make_topology(config: Config) -> Topology:
+    """Who talks to whom in a run."""
+    return graphs.make(
+        config.topology,
+        config.agents,
+        weights=config.weights,
+        stochastic=algorithms.get(config.algorithm).stochastic,
+        seed=config.seed,
+    )
+
+
+def make_model(config: Config, num_classes: int) -> nn.Module:
+    """The network that each agent of a run trains."""
+    return models.make(config.model, num_classes, norm=config.norm, dtype=jnp.dtype(config.dtype))
+
+
 def main(config: Config, given: frozenset[str] = frozenset()) -> None:
     """The main of most experiments: one run, and its result on the terminal."""
     del given
     run = prepare(config)
     hosts.tell(results_table([execute(run)]))
     hosts.tell(f"run directory: {run.directory.path}")
+    if not config.quiet:
+        hosts.tell(reporter.what_next(run.directory.path, config))
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -188,11 +200,27 @@ def execute(run: Run) -> dict[str, Any]:
             run.directory.check_shared()
         stop = stack.enter_context(stop_signals())
         if run.config.resume:
-            if (summary := run.directory.summary()) is not None:
+            summary = run.directory.summary()
+            if more := _more_epochs(run.directory, run.config):
+                hosts.note(
+                    f"{run.directory.path} goes on from {more} to {run.config.epochs} epochs, from here "
+                    f"on at the learning rates of a run of {run.config.epochs}"
+                )
+                settings = run.directory.settings() | {"epochs": run.config.epochs}
+                run.directory.write_json("config.json", settings)
+            elif summary is not None and summary["epochs"] == run.config.epochs:
                 hosts.note(f"{run.directory.path} has ended already; this is its result")
                 return summary
             _warn_of_other_makers(run.directory)
         return trainer.train(run, stop)
+
+
+def _more_epochs(directory: RunDirectory, config: Config) -> int:
+    """How many epochs the run that is there has, if it is to have more; else 0."""
+    if not (directory.path / "config.json").exists():
+        return 0
+    epochs = directory.settings().get("epochs", config.epochs)
+    return epochs if config.epochs > epochs else 0
 
 
 def _warn_of_other_makers(directory: RunDirectory) -> None:

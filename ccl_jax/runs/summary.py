@@ -1,6 +1,6 @@
 """What a run ends with: `summary.json`, and the table that a terminal shows of several."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,9 +95,14 @@ def results_table(summaries: list[dict[str, Any]]) -> str:
         )
         for s in summaries
     ]
+    return text_table(header, rows)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: the first column to the left, the others to the right."""
     widths = np.max([[len(cell) for cell in row] for row in (header, *rows)], axis=0)
 
-    def line(cells: tuple[str, ...]) -> str:
+    def line(cells: Sequence[str]) -> str:
         first, *others = cells
         return "  ".join(
             [first.ljust(widths[0])] + [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]

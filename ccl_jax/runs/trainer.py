@@ -2,21 +2,21 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-from tqdm import tqdm
+import numpy as np
 
 from ccl_jax import training
-from ccl_jax.data import batches, datasets, partition
+from ccl_jax.data import datasets, partition
 from ccl_jax.data.feeds import Feed
 from ccl_jax.devices import hosts
-from ccl_jax.runs import cautions, inputs, plots, tensorboard, terminal
-from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
-from ccl_jax.runs.config import Config
-from ccl_jax.runs.signals import leaving
+from ccl_jax.runs import cautions, forward, inputs, pictures, plots, tensorboard
+from ccl_jax.runs.checkpoints import Autosave, Checkpoints
+from ccl_jax.runs.facts import Facts
+from ccl_jax.runs.reporter import Reporter, nothing_to_save
 from ccl_jax.runs.summary import summarize
 from ccl_jax.training import loop
 from ccl_jax.training.evaluation import Evaluation, Evaluator
@@ -31,6 +31,9 @@ CHUNK_STEPS = 50
 # How often --on_divergence=rollback goes back, each time with a tenth of the learning rate.
 ROLLBACKS = 3
 
+# Images in the picture of features: so few that each can be told from the others.
+IMAGES_A_CLASS, MOST_CLASSES = 15, 8
+
 
 class Trained(NamedTuple):
     """What training leaves.
@@ -39,11 +42,13 @@ class Trained(NamedTuple):
       rows: The rows of metrics of all epochs.
       timing: Where the time went.
       parameters: Number of parameters of one agent's model.
+      variables: The agents' models, leaves `[agents, ...]`, in the memory of each process.
     """
 
     rows: list[Row]
     timing: loop.Timing
     parameters: int
+    variables: dict[str, Any]
 
 
 def train(run: "Run", stop: Callable[[], int]) -> dict[str, Any]:
@@ -62,12 +67,13 @@ def train(run: "Run", stop: Callable[[], int]) -> dict[str, Any]:
     counts = partition.class_counts(
         run.partition, run.dataset.train_labels, run.dataset.num_classes
     )
+    run.directory.write_json("dataset.json", Facts.of(run.dataset)._asdict())
     run.directory.write_json("partition.json", run.data.report)
     title = f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}"
     draw = lambda file: plots.class_bubbles(counts, file, title, run.dataset.class_names)
     _draw(run, "partition.png", draw)
     with Checkpoints(run.directory.checkpoints, config.keep) as saved, _board(run) as board:
-        rows, timing, parameters = _train_on(run, saved, stop, board)
+        rows, timing, parameters, variables = _train_on(run, saved, stop, board)
     summary = summarize(
         config,
         run.network.topology,
@@ -81,6 +87,8 @@ def train(run: "Run", stop: Callable[[], int]) -> dict[str, Any]:
     # Results are on disk before figures are drawn.
     run.directory.write_json("summary.json", summary)
     _draw(run, "accuracy.png", lambda file: plots.accuracy_curves({config.label: rows}, file))
+    if config.lambda_m or config.lambda_d or config.measure_heterogeneity:
+        _draw(run, "features.png", lambda file: draw_features(run, variables, file))
     return summary
 
 
@@ -91,7 +99,7 @@ def _train_on(
     feed = inputs.make_feed(run.data, run.config, run.plan.agents_here(run.config.agents))
     rollbacks = None
     while True:
-        with _nothing_to_save(stop):
+        with nothing_to_save(stop):
             state, start = _begin(run, saved)
         if rollbacks is not None:
             start = start._replace(rollbacks=rollbacks)
@@ -122,11 +130,15 @@ def _fit(
     )
     in_use = jax.jit(run.algorithm.models)
 
+    def models_of(state: training.TrainState) -> tuple[Any, Any]:
+        return in_use(state.params, state.algorithm), state.model_state
+
     def evaluate(state: training.TrainState) -> Evaluation:
-        return evaluator(in_use(state.params, state.algorithm), state.model_state)
+        return evaluator(*models_of(state))
 
     parameters = sum(x[0].size for x in jax.tree.leaves(state.params))
-    _, timing = loop.fit(
+    reporter.opening(state, parameters)
+    state, timing = loop.fit(
         state,
         make_data_step(run, feed, start.rollbacks),
         feed,
@@ -145,69 +157,8 @@ def _fit(
             saved, config.epochs, config.checkpoint_every, config.checkpoint_minutes, stop
         ),
     )
-    return Trained(reporter.rows, timing, parameters)
-
-
-class Reporter:
-    """What a run shows on the terminal and writes into its metrics while it trains.
-
-    Args:
-      run: The run.
-      feed: Where its batches come from.
-      start: Where it starts.
-      stop: As for `train`.
-      board: Is given every row, too.
-
-    Attributes:
-      rows: The rows of metrics of all epochs so far.
-    """
-
-    def __init__(
-        self,
-        run: "Run",
-        feed: Feed,
-        start: Progress,
-        stop: Callable[[], int],
-        board: Callable[[Row], None],
-    ) -> None:
-        self.rows = list(start.rows)
-        self._run, self._feed, self._start = run, feed, start
-        self._stop, self._board = stop, board
-        self._bar = progress_bar(run, start.step)
-
-    def __enter__(self) -> "Reporter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    @contextlib.contextmanager
-    def compiling(self, programs: str) -> Iterator[None]:
-        """Says that something compiles, and for how long; a signal ends the process meanwhile."""
-        if self._bar.disable:
-            with _nothing_to_save(self._stop, self._start.step):
-                yield
-            return
-        said = terminal.waiting(f"compiling {programs} of {described(self._run.config)}")
-        with said, _nothing_to_save(self._stop, self._start.step, before="\n"):
-            yield
-        self._bar.unpause()  # Its speed is that of the steps.
-
-    def step(self, step: int) -> None:
-        """One step is done."""
-        self._bar.update()
-
-    def epoch(self, row: Row) -> None:
-        """An epoch has ended, perhaps early; `row` is its row of metrics."""
-        row |= inputs.throughput(self._run.data, self._feed, row)
-        self.rows.append(row)
-        self._run.directory.log(row)
-        self._board(row)
-        shown = {"loss": f"{row['cross_entropy']:.3f}"}
-        if "local_accuracy_mean" in row:
-            shown["local"] = f"{100 * row['local_accuracy_mean']:.1f}%"
-            shown["consensus"] = f"{100 * row['consensus_accuracy']:.1f}%"
-        self._bar.set_postfix(shown)
+    params, model_state = run.plan.fetch(models_of(state))
+    return Trained(reporter.rows, timing, parameters, {"params": params, **model_state})
 
 
 def _roll_back(run: "Run", saved: Checkpoints, start: Progress, error: loop.Diverged) -> int:
@@ -276,23 +227,35 @@ def chunk_steps(run: "Run") -> int:
     return run.config.chunk_steps or (1 if alone else CHUNK_STEPS)
 
 
-@contextlib.contextmanager
-def _nothing_to_save(stop: Callable[[], int], step: int = 0, before: str = "") -> Iterator[None]:
-    """Before the first step, a signal ends the process even while something compiles.
+def draw_features(run: "Run", variables: dict[str, Any], file: Path) -> None:
+    """Draws the features that two neighbours have of the same test images.
 
     Args:
-      stop: As for `train`.
-      step: Steps that are saved.
-      before: Ends the line that stderr is in.
-
-    Raises:
-      Stopped: A signal has come already.
+      run: The run.
+      variables: The agents' models, leaves `[agents, ...]`.
+      file: Where to.
     """
-    with leaving(lambda number: f"{before}error: {Stopped(number, step)}\n"):
-        (signal,) = hosts.largest(stop())
-        if signal:
-            raise Stopped(signal, step)
-        yield
+    topology = run.network.topology
+    pairs = np.argwhere(topology.mask)
+    if not len(pairs):
+        return
+    hop, one, slot = pairs[0]
+    pair = (int(one), int(topology.neighbors[hop, one, slot]))
+    labels = run.dataset.test_labels
+    chosen = np.concatenate(
+        [np.flatnonzero(labels == k)[:IMAGES_A_CLASS] for k in np.unique(labels)[:MOST_CLASSES]]
+    )
+    images = jax.numpy.asarray(inputs.test_images(run.dataset, chosen))
+    facts, pick = Facts.of(run.dataset), lambda k: jax.tree.map(lambda x: x[k], variables)
+    of = lambda k: forward.features_and_logits(run.model, facts, pick(k), images)[0]
+    pictures.features(
+        tuple(f"agent {k}" for k in pair),
+        np.stack([of(k) for k in pair]),
+        labels[chosen],
+        run.dataset.class_names,
+        file,
+        f"{run.config.label}: features of two neighbours on the same test images",
+    )
 
 
 def _draw(run: "Run", name: str, draw: Callable[[Path], None]) -> None:
@@ -307,21 +270,3 @@ def _board(run: "Run") -> contextlib.AbstractContextManager[Callable[[Row], None
     if hosts.is_first() and run.config.tensorboard:
         return tensorboard.scalars(run.directory.path / "tensorboard")
     return contextlib.nullcontext(lambda row: None)
-
-
-def described(config: Config) -> str:
-    """What a run trains, as `CCL + qg-dsgdm-n: digits-cnn, 8 agents`."""
-    return f"{config.label}: {config.model}, {config.agents} agents"
-
-
-def progress_bar(run: "Run", done: int) -> tqdm:
-    """A bar over the steps of a run, on stderr; `done` of them are done."""
-    steps = batches.steps_per_epoch(run.partition, run.config.batch_size) * run.config.epochs
-    return tqdm(
-        total=steps,
-        initial=done,
-        delay=1e-6,  # Not before the first step: until then it is said what is compiled.
-        desc=run.config.label,
-        unit="step",
-        disable=not (run.config.progress and hosts.is_first()),
-    )

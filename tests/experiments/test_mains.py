@@ -75,6 +75,21 @@ def test_digits_compares_three_methods(comparison):
     assert is_picture(comparison / "figures" / "accuracy.png")
 
 
+def test_a_comparison_says_how_to_go_on(tmp_path, capsys):
+    flags = (*QUICK, "--epochs=1", "--batch_size=256", "--nofigures", "--quiet")
+    assert run(digits, *flags, f"--workdir={tmp_path / 'c'}") == 0
+    assert "next:" not in capsys.readouterr().out
+    flags = (*QUICK, "--epochs=2", "--batch_size=256", "--nofigures", "--resume")
+    assert run(digits, *flags, f"--workdir={tmp_path / 'c'}") == 0
+    out, err = capsys.readouterr()
+    assert err.count("goes on from 1 to 2 epochs") == 3
+    _, predict, compare, _ = out.splitlines()[-4:]
+    assert predict.endswith(f"experiments.predict --run={tmp_path}/c/ccl")
+    assert compare.endswith(f"experiments.compare {tmp_path}/c")
+    for name in ("dsgdm-n", "qg-dsgdm-n", "ccl"):
+        assert [row["epoch"] for row in rows(tmp_path / "c" / name)] == [1, 2]
+
+
 def test_the_methods_share_data_and_start(comparison):
     configs = [read(comparison / name / "config.json") for name in ("dsgdm-n", "qg-dsgdm-n", "ccl")]
     chosen = {"workdir", "algorithm", "lambda_m", "lambda_d"}
@@ -123,7 +138,7 @@ def test_one_method_alone_prints_its_table_and_learns(tmp_path, capsys):
     code = run(digits, *QUICK, *flags, "--epochs=6", "--batch_size=32", f"--workdir={workdir}")
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
-    head, rule, row, where = out.splitlines()
+    head, rule, row, where, *others = out.splitlines()
     assert " ".join(head.split()) == "method local mean min max consensus disagreement MB sent"
     assert set(rule) == {"-", " "}
     summary = read(workdir / "summary.json")
@@ -137,7 +152,7 @@ def test_one_method_alone_prints_its_table_and_learns(tmp_path, capsys):
         assert text == f"{100 * summary[key]:.2f}%"
     assert disagreement == f"{summary['consensus_distance']:.4f}"
     assert sent == f"{summary['bytes_sent_per_agent'] / 1e6:.2f}"
-    assert where == f"run directory: {workdir}"
+    assert where == f"run directory: {workdir}" and others[0] == "next:"
     # Chance is 0.1; in the evaluations of epochs 2, 4 and 6 it must be clearly better in the end.
     assert [row["epoch"] for row in rows(workdir) if "consensus_accuracy" in row] == [2, 4, 6]
     assert summary["consensus_accuracy"] > 0.4
@@ -255,12 +270,12 @@ def test_fmnist_trains_from_the_original_files(fashion, tmp_path, capsys):
 
 
 def test_the_command_line_runs(tmp_path):
-    """One real process: a module that can be run, a progress bar, and exit code 2 for nonsense."""
+    """One real process: a module that can be run, and says how far it is."""
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "experiments.digits", f"--workdir={workdir}"]
     flags = ["--algorithm=dsgd", "--agents=2", "--batch_size=512", "--epochs=1", "--alpha=100"]
     done = subprocess.run([*command, *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "2/2" in done.stderr  # the progress bar
+    assert "2 steps in 1 epoch" in done.stderr and "epoch 1 of 1: loss" in done.stderr
     assert f"run directory: {workdir}" in done.stdout
     assert read(workdir / "summary.json")["device"]

@@ -74,3 +74,11 @@ def test_wrong_names():
         from_torch("resnet20", {"bn1.running_mean": np.zeros(16)})
     with pytest.raises(ValueError, match="'stem/kernel' is no parameter of lenet5"):
         to_torch("lenet5", {"stem": {"kernel": np.zeros((1, 1, 1, 1))}})
+
+
+def test_batch_statistics_get_pytorchs_names():
+    stats = {"layer1_0": {"norm2": {"mean": numbered(16), "var": numbered(16) + 1}}}
+    params = {"norm1": {"scale": numbered(16)}}
+    arrays = to_torch("resnet20", params, norm="batch", batch_stats=stats)
+    assert list(arrays) == ["bn1.weight", "layer1.0.bn2.running_mean", "layer1.0.bn2.running_var"]
+    np.testing.assert_array_equal(arrays["layer1.0.bn2.running_var"], np.arange(1, 17))

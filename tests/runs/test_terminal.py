@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 MAINS = ("digits", "cifar10", "cifar100", "fmnist", "imagenette", "imagenet")
 TOOLS = (
     "study", "report", "methods", "topologies", "prepare", "benchmark", "parity", "presets",
+    "predict", "export", "compare",
 )  # fmt: skip
 
 

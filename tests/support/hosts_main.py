@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from ccl_jax.runs import trainer
+from ccl_jax.runs import reporter
 from tests.support import tiny_main
 
 
@@ -32,10 +32,10 @@ if __name__ == "__main__":
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    usual = trainer.progress_bar
+    usual = reporter.progress_bar
     for entry in json.loads(Path(sys.argv[1]).read_text()):
         hit = "terminate" in entry and "--process_id=1" in sys.argv
-        trainer.progress_bar = terminated_at(entry["terminate"]) if hit else usual
+        reporter.progress_bar = terminated_at(entry["terminate"]) if hit else usual
         code = tiny_main.main(["tiny_main", *entry["flags"], *sys.argv[2:]])
         print(f"exit code {code}", flush=True)
     sys.exit(code)

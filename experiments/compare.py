@@ -1,0 +1,206 @@
+"""Puts runs side by side: a table, a figure of their curves, and all their metrics in one CSV file.
+
+    python -m experiments.compare runs/a runs/b runs/c --output=comparison.csv
+
+Takes any run directories, of runs that have ended or not; of a directory that holds several runs, such
+as a comparison of experiments.digits, all of them. The table has the settings that differ. The CSV file
+has a line for each run and epoch, with those settings and all metrics. The figure goes beside it.
+"""
+
+import csv
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from ccl_jax.runs import plots
+from ccl_jax.runs.config import Config
+from ccl_jax.runs.directory import RunDirectory, plain
+from ccl_jax.runs.settings import OUTPUT
+from ccl_jax.runs.summary import text_table
+from experiments import cli
+from experiments.flag_values import FlagValues
+
+# Settings that say where a run's files are and what it shows, and not what it computes or how fast.
+_FIELDS = dataclasses.fields(Config)
+_ASIDE = {f.name for f in _FIELDS if f.metadata["group"] == OUTPUT and f.metadata["may_differ"]}
+_ASIDE |= {"data_dir", "coordinator", "process_id", "compile_cache", "verify_checksums"}
+_OUTPUT = "comparison.csv"
+
+
+class Compared(NamedTuple):
+    """A run as far as its directory tells.
+
+    Attributes:
+      name: What tells it from the others.
+      settings: All of them.
+      rows: Its metrics, one row an epoch.
+      status: "done", "diverged", or how far it has come.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    status: str
+
+    def last(self, metric: str) -> float | None:
+        """The last value of a metric; None where there is none."""
+        known = (row[metric] for row in reversed(self.rows) if row.get(metric) is not None)
+        return next(known, None)
+
+
+def read(paths: Sequence[str | os.PathLike]) -> list[Compared]:
+    """Reads run directories; of one that holds several runs, all of them.
+
+    Raises:
+      ValueError: One is no run, is damaged, or is given twice.
+    """
+    found: dict[Path, Path] = {}
+    for path in (run for given in paths for run in _runs(Path(given))):
+        if path.resolve() in found:
+            raise ValueError(f"{path} is given twice; give each run once")
+        found[path.resolve()] = path
+    return [
+        _read(RunDirectory(path), name)
+        for path, name in zip(found.values(), _names(list(found)), strict=True)
+    ]
+
+
+def differing(runs: Sequence[Compared]) -> list[str]:
+    """Names of the settings that are not the same in all runs."""
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in _ASIDE)
+    value = lambda run, name: run.settings.get(name)
+    return [name for name in names if any(value(r, name) != value(runs[0], name) for r in runs)]
+
+
+def table(runs: Sequence[Compared]) -> str:
+    """The settings that differ, and what each run has come to, as text."""
+    settings = differing(runs)
+    head = ("run", *settings, *(title for title, _, _ in _COLUMNS), "status")
+    rows = []
+    for run in runs:
+        shown = [_text(run.settings.get(name)) for name in settings]
+        values = [(run.last(metric), form) for _, metric, form in _COLUMNS]
+        shown += ["–" if value is None else form(value) for value, form in values]
+        rows.append([run.name, *shown, run.status])
+    return text_table(head, rows)
+
+
+_PERCENT = lambda value: f"{100 * value:.2f}%"
+_COLUMNS = (
+    ("local mean", "local_accuracy_mean", _PERCENT),
+    ("min", "local_accuracy_min", _PERCENT),
+    ("max", "local_accuracy_max", _PERCENT),
+    ("consensus", "consensus_accuracy", _PERCENT),
+    ("disagreement", "consensus_distance", "{:.4f}".format),
+    ("MB sent", "bytes_sent_per_agent", lambda value: f"{value / 1e6:.2f}"),
+    ("seconds", "seconds_training", "{:.1f}".format),
+)
+
+
+def write_csv(runs: Sequence[Compared], path: Path) -> None:
+    """A line for each run and epoch: run, status, differing settings as config.NAME, all metrics."""
+    settings = differing(runs)
+    first = ["run", "status", *(f"config.{name}" for name in settings)]
+    metrics = dict.fromkeys(name for run in runs for row in run.rows for name in row)
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*first, *metrics])
+        for run in runs:
+            known = [run.name, run.status, *(_text(run.settings.get(name)) for name in settings)]
+            for row in run.rows:
+                writer.writerow([*known, *(_text(row.get(name)) for name in metrics)])
+
+
+def draw(runs: Sequence[Compared], path: Path) -> None:
+    """Accuracy against rounds, a colour a run."""
+    settings = differing(runs)
+    if len(settings) > 3:  # More would fill the figure.
+        settings = []
+
+    def label(run: Compared) -> str:
+        values = {name: _text(run.settings.get(name)) for name in settings}
+        known = ", ".join(f"{name} {value}" for name, value in values.items() if value)
+        return f"{run.name}: {known}" if known else run.name
+
+    plots.accuracy_curves({label(run): run.rows for run in runs}, path)
+
+
+def _runs(path: Path) -> list[Path]:
+    """The run that a directory is, or the runs below it."""
+    if (path / "config.json").exists():
+        return [path]
+    below = sorted(file.parent for file in path.glob("*/config.json"))
+    if not below:
+        RunDirectory(path).settings()  # Says what is wrong.
+    return below
+
+
+def _read(directory: RunDirectory, name: str) -> Compared:
+    # Of before there was a setting: its default.
+    defaults = plain({field.name: field.default for field in _FIELDS})
+    settings = defaults | directory.settings()
+    settings.pop("made_with", None)
+    try:
+        rows, summary = directory.read_metrics(), directory.summary()
+    except FileNotFoundError:
+        rows, summary = [], None
+    except ValueError as error:
+        raise ValueError(f"{directory.path} is damaged ({error}); leave it out") from error
+    if rows and "diverged" in rows[-1]:
+        status = "diverged"
+    elif summary is not None and summary.get("epochs") == settings.get("epochs"):
+        status = "done"
+    else:
+        status = f"{rows[-1]['epoch'] if rows else 0} of {settings.get('epochs')} epochs"
+    return Compared(name, settings, rows, status)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of paths that differ from each other."""
+    for parts in range(1, 1 + max(len(path.parts) for path in paths)):
+        names = [str(Path(*path.parts[-parts:])) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _text(value: object) -> str:
+    """A value as a table has it; "" for none."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compares what the command line names; returns the exit code."""
+
+    def body() -> None:
+        values = FlagValues()
+        flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+        flags.DEFINE_string("output", _OUTPUT, "CSV file to write", flag_values=values)
+        given = cli.parse(values, argv, others=True)
+        if values["help"].value:
+            print(cli.page(__doc__, values))
+            return
+        if not given:
+            raise ValueError("give the directories of runs, as runs/a runs/b; --help tells more")
+        runs, output = read(given), Path(values["output"].value)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure = output.with_suffix(".png")
+        write_csv(runs, output)
+        print(table(runs))
+        with plots.attempt(figure):
+            draw(runs, figure)
+        print(f"accuracy against rounds: {figure}")
+        print(f"all metrics: {output}")
+
+    return cli.guard(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

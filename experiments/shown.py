@@ -1,0 +1,272 @@
+"""Images that a trained model is shown, as it knows them: a run's test set, or a user's own."""
+
+import concurrent.futures
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ccl_jax.data import folders, images, npz
+from ccl_jax.data.base import Dataset, ImageStore, StreamedDataset
+from ccl_jax.data.streaming import Skipped
+from ccl_jax.runs.facts import Facts
+
+# What the brightness of red, green and blue is in grey (ITU-R BT.601), as Pillow has it.
+_GREY = np.array([0.299, 0.587, 0.114])
+
+
+class Shown:
+    """Images by number.
+
+    Attributes:
+      names: `[n]` what the images are called.
+      labels: `[n]` int32 classes of the run; None where they are not known.
+      left_out: Numbers of images that could not be read; read as black.
+    """
+
+    CHUNK = 10_000
+
+    def __init__(self, names: Sequence[str], labels: np.ndarray | None) -> None:
+        self.names, self.labels = names, labels
+        self.left_out: set[int] = set()
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """`[k, H, W, C]`, as the run's `predict` takes them."""
+        raise NotImplementedError
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All numbers and images, as many at a time as fit in memory."""
+        for start in range(0, len(self.names), self.CHUNK):
+            indices = np.arange(start, min(start + self.CHUNK, len(self.names)))
+            yield indices, self.read(indices)
+
+    def notes(self) -> list[str]:
+        """What was done to the images that have been read, one line each."""
+        return []
+
+
+class Arrays(Shown):
+    """Images in memory.
+
+    Args:
+      images: `[n, H, W, C]`.
+      labels: `[n]` int32, or None.
+      notes: What was done to them.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray | None, notes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(range(len(images)), labels)
+        self._images, self._notes = images, list(notes)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return self._images[indices]
+
+    def notes(self) -> list[str]:
+        return self._notes
+
+
+class Files(Shown):
+    """Encoded images, brought to the size, the channels and the range of pixels that the run knows.
+
+    Args:
+      store: Where they are.
+      names: What they are called.
+      labels: `[n]` int32, or None.
+      facts: Of the run's dataset.
+      skipped: Takes those that cannot be read; None if that is an error.
+      known: Notes that are known before any image is read.
+
+    Raises:
+      ValueError: No image file has as many channels as the run's images.
+    """
+
+    CHUNK = 512
+
+    def __init__(
+        self,
+        store: ImageStore,
+        names: Sequence[str],
+        labels: np.ndarray | None,
+        facts: Facts,
+        skipped: Skipped | None = None,
+        known: Sequence[str] = (),
+    ) -> None:
+        super().__init__(names, labels)
+        if facts.image_shape[2] not in (1, 3):
+            raise ValueError(
+                f"the run's images have {facts.image_shape[2]} channels, image files have 1 or 3; "
+                "give a .npz with arrays of that shape"
+            )
+        self._store, self._facts, self._skipped = store, facts, skipped
+        self._known = list(known)
+        self._resized: set[int] = set()
+        self._recoloured: set[int] = set()
+        if skipped is not None:
+            self.left_out = skipped.indices
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            return np.stack(list(pool.map(self._decode, map(int, indices))))
+
+    def _decode(self, index: int) -> np.ndarray:
+        side, channels = self._facts.side, self._facts.image_shape[2]
+        try:
+            content = self._store.read(index)
+            pixels = images.decode(content, side)
+        except (OSError, ValueError) as error:
+            name = self._store.name(index)
+            if self._skipped is None:
+                raise ValueError(f"{name}: {error}; mend or remove it") from error
+            self._skipped.add(index, name, error)
+            return np.zeros((side, side, channels), np.uint8)
+        with Image.open(io.BytesIO(content)) as image:
+            if image.size != (side, side):
+                self._resized.add(index)
+        if _is_grey(pixels) != (channels == 1):
+            self._recoloured.add(index)
+        return _in_range(_as_grey(pixels) if channels == 1 else pixels, self._facts.scale)
+
+    def notes(self) -> list[str]:
+        # The run's own test set is prepared in this way wherever it is evaluated.
+        if self._skipped is not None:
+            unread = len(self.left_out)
+            return [f"{unread} images that cannot be read are left out"] if unread else []
+        side, kind = self._facts.side, "grey" if self._facts.image_shape[2] == 1 else "colour"
+        notes = list(self._known)
+        if self._resized:
+            notes.append(
+                f"{len(self._resized)} of {len(self.names)} images were resized to {side} x {side} "
+                "pixels (the shorter side; of the longer the middle is seen)"
+            )
+        if self._recoloured:
+            notes.append(f"{len(self._recoloured)} of {len(self.names)} images were made {kind}")
+        if self._facts.scale != 255:
+            notes.append(f"white, 255 in a file, is {self._facts.scale:g} in the run's images")
+        return notes
+
+
+def test_set(dataset: Dataset | StreamedDataset, facts: Facts, max_unreadable: int) -> Shown:
+    """A dataset's test images.
+
+    Raises:
+      ValueError: Its classes are not those of the run.
+    """
+    if tuple(dataset.class_names) != facts.class_names:
+        raise ValueError(
+            f"the test set has the classes {_listed(dataset.class_names)}, the run was trained on "
+            f"{_listed(facts.class_names)}; give the data that it was trained on as --data_dir"
+        )
+    if isinstance(dataset, StreamedDataset):
+        names = range(len(dataset.test_labels))
+        skipped = Skipped(max_unreadable)
+        return Files(dataset.test, names, dataset.test_labels, facts, skipped)
+    return Arrays(dataset.test_images, dataset.test_labels)
+
+
+def given(path: Path, facts: Facts) -> Shown:
+    """A user's own images.
+
+    Args:
+      path: A folder of images, a folder with a folder of images for each class, an image, or a .npz.
+      facts: Of the run's dataset.
+
+    Raises:
+      ValueError: There are none, they cannot be read, or their classes are not those of the run.
+    """
+    if path.is_dir():
+        return _folder(path, facts)
+    if not path.exists():
+        raise ValueError(f"{path}: does not exist; give a folder of images, an image or a .npz")
+    if path.suffix.lower() == ".npz":
+        return _npz(path, facts)
+    if path.suffix.lower() not in folders.suffixes():
+        raise ValueError(f"{path}: is no folder of images, image or .npz")
+    store = folders.FolderImages((path,), np.zeros(1, np.int32))
+    return Files(store, [path.name], None, facts)
+
+
+def _folder(root: Path, facts: Facts) -> Shown:
+    store, labels = folders.list_flat(root), None
+    if not store.paths:
+        if not folders.is_undivided(root):
+            hint = f"; give {root}/val" if folders.is_divided(root) else ""
+            raise ValueError(
+                f"{root}: has no images that Pillow reads (.jpg, .png, .webp ...){hint}"
+            )
+        store, classes = folders.list_undivided(root)
+        _check_classes(root, [name for name in classes if name not in facts.class_names], facts)
+        number = np.array([facts.class_names.index(name) for name in classes], np.int32)
+        labels = number[store.labels]
+    names = [str(file.relative_to(root)) for file in store.paths]
+    note = folders.unused_note(root, store.unused).rstrip(".")
+    return Files(store, names, labels, facts, known=[note] if note else [])
+
+
+def _npz(path: Path, facts: Facts) -> Shown:
+    found, labels, class_names = npz.read_images(path)
+    if class_names is not None and class_names != facts.class_names:
+        _check_classes(path, class_names, facts)
+    if labels is not None and labels.max() >= facts.num_classes:
+        _check_classes(path, [labels.max()], facts)
+    if found.min() < 0 or found.max() > facts.scale:
+        raise ValueError(
+            f"{path}: has pixels from {found.min():g} to {found.max():g}; those of the run go from 0 to "
+            f"{facts.scale:g} and are normalised by it: bring them there"
+        )
+    (height, width, channels), notes = facts.image_shape, []
+    if found.max() <= 1 < facts.scale:
+        notes.append(f"the brightest pixel is {found.max():g} of {facts.scale:g}")
+    if found.shape[3] != channels:
+        if {found.shape[3], channels} != {1, 3}:
+            raise ValueError(
+                f"{path}: images have {found.shape[3]} channels, those of the run {channels}"
+            )
+        found = _as_grey(found) if channels == 1 else np.repeat(found, 3, axis=3)
+        notes.append(f"all images were made {'grey' if channels == 1 else 'colour'}")
+    if found.shape[1:3] not in ((height, width), (facts.side, facts.side)):
+        before = " x ".join(map(str, found.shape[1:3]))
+        found = np.stack([_resized(image, facts.side) for image in found])
+        notes.append(
+            f"all images were resized from {before} to {facts.side} x {facts.side} pixels (the "
+            "shorter side; of the longer the middle is seen)"
+        )
+    return Arrays(found, labels, notes)
+
+
+def _check_classes(path: Path, others: Sequence[object], facts: Facts) -> None:
+    """Raises ValueError if there are classes that the run does not have."""
+    if len(others):
+        raise ValueError(
+            f"{path}: has the classes {_listed(others)}, the run was trained on "
+            f"{_listed(facts.class_names)}; give images of those, or leave out the classes"
+        )
+
+
+def _listed(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:10])) + (f" ... ({len(names)})" if len(names) > 10 else "")
+
+
+def _is_grey(pixels: np.ndarray) -> bool:
+    return bool((pixels == pixels[..., :1]).all())
+
+
+def _as_grey(pixels: np.ndarray) -> np.ndarray:
+    grey = (pixels @ _GREY)[..., None]
+    return grey.round().astype(np.uint8) if pixels.dtype == np.uint8 else grey.astype(np.float32)
+
+
+def _in_range(pixels: np.ndarray, scale: float) -> np.ndarray:
+    """Pixels of 0 to 255 as those of 0 to scale."""
+    return pixels if scale == 255 else pixels.astype(np.float32) * np.float32(scale / 255)
+
+
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    """As `images.square`, of any type and number of channels."""
+    planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(image, -1, 0)]
+    pixels = np.stack([np.asarray(images.square(plane, side)) for plane in planes], axis=-1)
+    return pixels.round().astype(np.uint8) if image.dtype == np.uint8 else pixels
