@@ -173,22 +173,6 @@ def test_agents_that_send_nothing_are_spread_too(form):
     assert metrics.traffic.messages.shape == (AGENTS, 0)
 
 
-@pytest.mark.parametrize("form", parallel.FORMS)
-def test_the_mesh_may_have_another_order_than_the_numbers_of_devices(form, monkeypatch):
-    """As on a TPU v5e of 2 x 2 chips, whose mesh has 0, 1, 3, 2."""
-    devices = jax.devices()
-    make_mesh = jax.make_mesh
-
-    def reordered(*args, devices, **kwargs):
-        return make_mesh(*args, devices=[devices[k] for k in (0, 1, 3, 2)], **kwargs)
-
-    one, _ = run("qg-dsgdm-n", 1)
-    monkeypatch.setattr(jax, "make_mesh", reordered)
-    assert list(parallel.Plan(4, form).mesh.devices.flat) == [devices[k] for k in (0, 1, 3, 2)]
-    many, _ = run("qg-dsgdm-n", 4, form=form)
-    assert_equal(many, one)
-
-
 @pytest.mark.slow
 def test_each_step_with_int8_is_the_same_on_four_devices():
     """From the same state. What is then quantized is the same to the bit, and so are its levels.
