@@ -1,7 +1,7 @@
 """Devices whose mesh has another order than their numbers, as on TPUs, and what is to be seen there.
 
 `python -m tests.support.mesh_order AGENTS ORDERS [COORDINATOR NUMBER ID]` sees it in a process of its
-own, or in several, for each order in a JSON list. An order says which of all devices, process by process,
+own, or in several, for each order in a JSON list. An order says which device of all, process by process,
 is at each place of the mesh.
 """
 
