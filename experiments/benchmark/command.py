@@ -313,7 +313,7 @@ def compile_for(values: flags.FlagValues) -> None:
     print(
         f"CCL: {values.model}, {values.topology}, {values.agents} agents x {values.batch_size} samples; "
         f"{values.compile_for} by libtpu {compiled.version()} and JAX {jax.__version__}. Of a chip: "
-        "memory, the compiler's estimate of its cycles, what it receives of others"
+        "memory, the compiler's estimate of its cycles, what it has of collectives"
     )
     print(tables.table(("chips", "compiles", *(head for head, *_ in _COMPILED_COLUMNS)), rows))
     print(f"JSON lines: {values.output}")

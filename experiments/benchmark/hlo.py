@@ -81,7 +81,10 @@ class Hlo:
         return total
 
     def collectives(self) -> dict[str, tuple[int, int]]:
-        """By name: how many, and the bytes that one device has of them afterwards, without padding."""
+        """By name: how many, and the bytes that a device has of them, without padding.
+
+        Of an all-gather these are everybody's, its own among them.
+        """
         count: Counter[str] = Counter()
         size: Counter[str] = Counter()
         for times, instruction in self._instructions():
