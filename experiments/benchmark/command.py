@@ -354,12 +354,12 @@ _SCALING_COLUMNS = (
 _COMPILED_COLUMNS = (
     ("trace s", "seconds_trace", 1, ".1f"),
     ("compile s", "seconds_compile", 1, ".1f"),
-    ("MB", "chip_bytes", 1e-6, ".1f"),
-    ("temporary", "temporary_bytes", 1e-6, ".1f"),
+    ("chip MB", "chip_bytes", 1e-6, ".1f"),
+    ("temporary MB", "temporary_bytes", 1e-6, ".1f"),
     ("M cycles", "cycles", 1e-6, ".2f"),
     *((kind, f"cycles_{kind}", 1e-6, ".2f") for kind in hlo.KINDS),
     ("collectives", "collective_count", 1, "d"),
-    ("KB", "collective_bytes", 1e-3, ".0f"),
+    ("their KB", "collective_bytes", 1e-3, ".0f"),
 )
 
 
