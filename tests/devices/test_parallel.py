@@ -273,6 +273,19 @@ def test_more_devices_than_there_are_is_refused():
         parallel.Plan(2, "xmap")
 
 
+def test_what_a_program_has_to_expect_is_what_put_gives():
+    """Among devices of one's own choice, which only a description has to be there of."""
+    plan = parallel.Plan(2, among=jax.devices()[4:])
+    assert list(plan.mesh.devices.flat) == jax.devices()[4:6] and plan.processes == 1
+    tree = {"params": jnp.zeros((4, 3)), "step": jnp.int32(0), "key": KEY}
+    expected, given = plan.expected(jax.eval_shape(lambda: tree)), plan.put(tree)
+    for name, x in given.items():
+        assert (expected[name].shape, expected[name].dtype) == (x.shape, x.dtype)
+        assert expected[name].sharding.is_equivalent_to(x.sharding, x.ndim)
+    with pytest.raises(ValueError, match="5 devices were asked for, and there are 4"):
+        parallel.Plan(5, among=jax.devices()[4:])
+
+
 def test_usable_devices_divide_the_agents():
     assert [parallel.usable_devices(n) for n in (1, 6, 7, 8, 12, 16)] == [1, 6, 7, 8, 6, 8]
 
