@@ -300,7 +300,15 @@ def compile_for(values: flags.FlagValues) -> None:
     log, rows, errors = make_log(values), [], []
     asked = lambda name, every: [values[name].value] if values[name].present else every
     dtypes, forms = asked("dtype", DTYPES), asked("spmd", parallel.FORMS)
-    for n, dtype, form in compiled.variants(chips, values.agents, dtypes, forms, values.devices):
+    variants = compiled.variants(chips, values.agents, dtypes, forms, values.devices)
+    left = sorted(set(compiled.CHIPS) - {n for n, *_ in variants})
+    if left and not values.devices:
+        print(
+            f"not for {left} chips: {values.compile_for} has {len(chips)}, and the number has to divide "
+            f"{values.agents} agents",
+            file=sys.stderr,
+        )
+    for n, dtype, form in variants:
         work = make_workload(values, values.agents, dtype, parallel.Plan(n, form, among=chips))
         name = f"{n} x {dtype}, {form}" if n > 1 else f"1 x {dtype}"
         print(f"compiling for {name}", file=sys.stderr)

@@ -132,7 +132,7 @@ def facts(work: Workload, method: str) -> dict[str, Any]:
             lowered = jax.jit(step, donate_argnums=0).lower(*expected)
         traced = time.perf_counter()
         compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         return {"error": " ".join(str(error).split())[:300]}
     seconds = time.perf_counter() - traced
     program = hlo.Hlo(compiled.as_text())

@@ -133,6 +133,16 @@ def test_slices_that_are_not_known_are_refused(target, says, capsys):
 
 
 @needs_libtpu
+def test_numbers_of_chips_that_are_left_out_are_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(compiled, "facts", lambda work, method: {"cycles": 10**6})
+    flags = ["--compile_for=tpu:v5e:2x2", "--agents=6", "--spmd=pmap", f"--output={tmp_path}/x"]
+    assert command.main(["benchmark", *flags]) == 0
+    out, error = capsys.readouterr()
+    assert "not for [4, 8] chips: tpu:v5e:2x2 has 4, and the number has to divide 6 agents" in error
+    assert "1 x float32" in out and "1 x bfloat16" in out
+
+
+@needs_libtpu
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_lenet5_compiles_for_four_chips(tmp_path, capsys):
