@@ -117,6 +117,8 @@ class Capabilities:
       uncompressed: Why the network must not compress what it sends.
       lossless: Why it needs every message to arrive; may be a function of the hyper-parameters.
       keeps_sums: Whether sums over all agents must stay what they are, which old messages break.
+      float64: Whether it needs float64, which TPUs do not have; what their compiler puts in its place
+        has not been seen to be enough.
     """
 
     how: Literal["gossip", "average", "relay", "none"] = "gossip"
@@ -124,6 +126,7 @@ class Capabilities:
     uncompressed: str = ""
     lossless: str | Callable[[dict[str, Any]], str] = ""
     keeps_sums: bool = False
+    float64: bool = False
 
 
 GOSSIP = Capabilities()

@@ -1,4 +1,4 @@
-"""Whether a method stays what it is with the settings of a network, by what it has declared."""
+"""Whether a method stays what it is on a network and a platform, by what it has declared."""
 
 import numpy as np
 
@@ -49,6 +49,23 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
         raise ValueError(f"{name} {bears.uncompressed}, or leave out compression")
     if wanted["faults"]:
         _check_faults(method, bears, network, hyperparameters)
+
+
+def check_platform(method: base.Method, platform: str) -> None:
+    """Makes sure that a method stays what it is where it runs.
+
+    Args:
+      method: The method.
+      platform: As `jax.default_backend` says it: "cpu", "gpu" or "tpu".
+
+    Raises:
+      ValueError: It does not; the message says why and what to do.
+    """
+    if platform == "tpu" and method.capabilities and method.capabilities.float64:
+        raise ValueError(
+            f"{method.name} needs float64, which a TPU does not have, and what stands in for it there "
+            "has not been checked; run it on a CPU or a GPU, or take another method (ngc is near)"
+        )
 
 
 def _check_faults(

@@ -13,7 +13,7 @@ are plain ones (docs/benchmark.md).
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -71,19 +71,32 @@ class Plan:
       form: "shard_map" or "pmap".
       batch_devices: Devices that share the batches of each block of agents. The compiler divides the
         batch axis among them, and sums over it stay sums over all of it.
+      among: The devices to choose from. They need not be at hand for a program that is only compiled
+        for them (`jax.experimental.topologies`). Default: those of all processes.
 
     Attributes:
       blocks: Number of blocks of agents.
+      mesh: The devices, in an order of its own, which suits how they are wired.
+      processes: Number of processes that have them.
 
     Raises:
       ValueError: The devices are not there or cannot be divided so, or the form is unknown or cannot
         do this.
     """
 
-    def __init__(self, devices: int = 1, form: str = "shard_map", batch_devices: int = 1) -> None:
+    def __init__(
+        self,
+        devices: int = 1,
+        form: str = "shard_map",
+        batch_devices: int = 1,
+        *,
+        among: Sequence[jax.Device] | None = None,
+    ) -> None:
         if form not in FORMS:
             raise ValueError(f"spmd is {form!r}; it must be {' or '.join(FORMS)}")
-        processes, here = hosts.count(), _devices_a_process()
+        processes, here = (
+            (hosts.count(), _devices_a_process()) if among is None else (1, len(among))
+        )
         if form == "pmap" and batch_devices > 1:
             raise ValueError(
                 f"spmd is 'pmap' and batch_devices is {batch_devices}; with pmap it must be 1: leave "
@@ -107,8 +120,9 @@ class Plan:
             (self.blocks, batch_devices),
             (AXIS, BATCH),
             axis_types=(jax.sharding.AxisType.Auto,) * 2,
-            devices=_of_each_process(devices // processes),
+            devices=_of_each_process(devices // processes) if among is None else among[:devices],
         )
+        self.processes = len({device.process_index for device in self.mesh.devices.flat})
 
     def wrap(self, step: Step) -> Step:
         """Turns a step of a block into a step of all agents.
@@ -120,7 +134,7 @@ class Plan:
         if self.devices == 1:
             return step
         # Several processes cannot call jax.pmap inside of a jitted step. It is made of shard_map, too.
-        if self.form == "shard_map" or hosts.count() > 1:
+        if self.form == "shard_map" or self.processes > 1:
             return self._shard_map(step)
         return self._pmap(step)
 
@@ -132,6 +146,15 @@ class Plan:
         if self.devices == 1:
             return tree
         return jax.tree.map(lambda x: self._place(x, _spec(x)), tree)
+
+    def expected(self, tree: PyTree) -> PyTree:
+        """Shapes, dtypes and places of what `put` gives a program: to compile it without the values."""
+
+        def describe(x: Any) -> jax.ShapeDtypeStruct:
+            sharding = NamedSharding(self.mesh, _spec(x))
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(describe, tree)
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Gives every device a copy."""

@@ -208,6 +208,13 @@ class Config:
         "compute type of the network: float32 or bfloat16; parameters and losses are float32",
         ranges.one_of(("float32", "bfloat16")),
     )
+    precision: str = setting(
+        "default",
+        TRAINING,
+        "of products with --dtype=float32 on accelerators: default is JAX's, where a TPU rounds factors "
+        "to bfloat16 and a GPU may use TF32; highest is float32, and slower. Gossip always has it",
+        ranges.one_of(("default", "highest")),
+    )
     gossip_batch_stats: bool = setting(
         False,
         TRAINING,

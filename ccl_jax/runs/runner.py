@@ -117,6 +117,7 @@ def prepare(
         faults=config.faults(),
     )
     capabilities.check(method, network, **config.hyperparameters())
+    capabilities.check_platform(method, jax.default_backend())
     steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
     objective = training.Objective(
         num_classes=dataset.num_classes,
@@ -212,6 +213,8 @@ def execute(run: Run) -> dict[str, Any]:
                 hosts.note(f"{run.directory.path} has ended already; this is its result")
                 return summary
             _warn_of_other_makers(run.directory)
+        if run.config.precision == "highest":
+            stack.enter_context(jax.default_matmul_precision("highest"))
         return trainer.train(run, stop)
 
 

@@ -9,6 +9,12 @@ mathematics as a PyTorch loop over agents is timed in the same turns, after para
 agree after two steps. With --scaling, numbers of agents double from 8 to --max_agents, and gossip is
 also timed alone, by the mixing matrix (dense) and by neighbour sums (sparse). Every measurement is
 appended to --output as a JSON line, with versions, device and command.
+
+    python -m experiments.benchmark --model=lenet5 --compile_for=tpu:v5e:2x4
+
+measures nothing: it compiles CCL's step for 1, 4 and 8 chips that need not be there, in float32 and
+bfloat16 and both SPMD forms (--devices, --dtype and --spmd choose), and prints a chip's memory, messages
+and estimated cycles. It needs libtpu: pip install 'ccl_jax[aot]'.
 """
 
 import datetime
@@ -17,7 +23,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +37,7 @@ from ccl_jax.devices import parallel
 from ccl_jax.runs.directory import made_with, plain
 from ccl_jax.runs.runner import MOST_CPU_DEVICES
 from experiments import cli
-from experiments.benchmark import workload
+from experiments.benchmark import compiled, hlo, tables, workload
 from experiments.benchmark.workload import METHODS, Program, Workload
 from experiments.flag_values import FlagValues
 
@@ -61,6 +67,8 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("torch_threads", os.cpu_count(), "threads of PyTorch", **count)
     flags.DEFINE_bool("scaling", False, "numbers of agents from 8 to --max_agents", **here)
     flags.DEFINE_integer("max_agents", 64, "with --scaling", lower_bound=FIRST_SCALE, **here)
+    text = "compile for these chips, as tpu:v5e:2x4, instead of measuring"
+    flags.DEFINE_string("compile_for", None, text, **here)
     flags.DEFINE_string("output", "runs/benchmark.jsonl", "JSON lines are appended here", **here)
     flags.DEFINE_bool("help", False, "show this help", short_name="h", **here)
     return values
@@ -74,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.parse(values, argv)
         if values["help"].value:
             print(cli.page(__doc__, values))
+            return
+        if values.compile_for is not None:
+            compile_for(values)
             return
         agents = scales(values.max_agents) if values.scaling else [values.agents]
         parallel.request_cpu_devices(values.devices or min(agents[-1], MOST_CPU_DEVICES))
@@ -90,18 +101,24 @@ def scales(most: int) -> list[int]:
     return [n for n in (FIRST_SCALE * 2**k for k in range(most.bit_length())) if n <= most]
 
 
-def make_workload(values: flags.FlagValues, agents: int) -> Workload:
-    """What the flags ask for, with this number of agents; raises ValueError where it cannot be."""
-    on_cpu = jax.default_backend() == "cpu"
-    devices = values.devices or (parallel.usable_devices(agents) if on_cpu else 1)
+def make_workload(
+    values: flags.FlagValues,
+    agents: int,
+    dtype: str | None = None,
+    plan: parallel.Plan | None = None,
+) -> Workload:
+    """What the flags ask for, with this number of agents, and another dtype or plan if given.
+
+    Raises:
+      ValueError: It cannot be.
+    """
+    if plan is None:
+        on_cpu = jax.default_backend() == "cpu"
+        devices = values.devices or (parallel.usable_devices(agents) if on_cpu else 1)
+        plan = parallel.Plan(devices, values.spmd)
     topology = graphs.make(values.topology, agents)
     work = Workload(
-        values.model,
-        values.norm,
-        values.dtype,
-        topology,
-        values.batch_size,
-        parallel.Plan(devices, values.spmd),
+        values.model, values.norm, dtype or values.dtype, topology, values.batch_size, plan
     )
     models.shapes(work.make_model(), work.image_shape)
     return work
@@ -161,7 +178,7 @@ def compare(work: Workload, values: flags.FlagValues, log: Log) -> None:
     if values.torch and (reason := why_not_torch(work)):
         print(f"no comparison with PyTorch: {reason}")
     elif values.torch:
-        from experiments.benchmark.command import torch_loop  # Needs PyTorch, an optional extra.
+        from experiments.benchmark import torch_loop  # Needs PyTorch, an optional extra.
 
         torch_loop.torch.set_num_threads(values.torch_threads)
         for method in ("qg-dsgdm-n", "ccl"):
@@ -192,10 +209,10 @@ def compare(work: Workload, values: flags.FlagValues, log: Log) -> None:
                 fields |= {"ratio_to_torch": seconds.ratio_to(times[f"torch {method}"])}
                 fields |= {"torch_error": errors[method]}
             log("step", work, **fields)
-        rows.append((name, *_cells(fields, _STEP_COLUMNS)))
+        rows.append((name, *tables.cells(fields, _STEP_COLUMNS)))
     print(title(work))
     print(f"matrix products run at {rate:.0f} GFLOP/s here in {work.dtype}")
-    print(table(("method", *(head for head, *_ in _STEP_COLUMNS)), rows))
+    print(tables.table(("method", *(head for head, *_ in _STEP_COLUMNS)), rows))
     for method, error in errors.items():
         print(f"{method}: {error:.1e} from PyTorch, relative to the move of the first two steps")
 
@@ -266,9 +283,50 @@ def compare_scales(works: Sequence[Workload], values: flags.FlagValues, log: Log
         for way, measured in gossip.items():
             fields |= {f"seconds_{way}": measured.median}
             log("gossip", work, way=way, edges=edges, **measured.row())
-        rows.append((str(agents), *_cells(fields, _SCALING_COLUMNS)))
+        rows.append((str(agents), *tables.cells(fields, _SCALING_COLUMNS)))
     print(title(works[-1]))
-    print(table(("agents", *(head for head, *_ in _SCALING_COLUMNS)), rows))
+    print(tables.table(("agents", *(head for head, *_ in _SCALING_COLUMNS)), rows))
+
+
+def compile_for(values: flags.FlagValues) -> None:
+    """Compiles CCL's step for chips, and prints a table of what their compiler says.
+
+    Raises:
+      ValueError: libtpu or the chips are not known, or it does not compile.
+    """
+    if values.scaling:
+        raise ValueError("compile_for and scaling do not go together; leave one of them out")
+    chips = compiled.chips(values.compile_for)
+    log, rows, errors = make_log(values), [], []
+    asked = lambda name, every: [values[name].value] if values[name].present else every
+    dtypes, forms = asked("dtype", DTYPES), asked("spmd", parallel.FORMS)
+    variants = compiled.variants(chips, values.agents, dtypes, forms, values.devices)
+    left = sorted(set(compiled.CHIPS) - {n for n, *_ in variants})
+    if left and not values.devices:
+        print(
+            f"not for {left} chips: {values.compile_for} has {len(chips)}, and the number has to divide "
+            f"{values.agents} agents",
+            file=sys.stderr,
+        )
+    for n, dtype, form in variants:
+        work = make_workload(values, values.agents, dtype, parallel.Plan(n, form, among=chips))
+        name = f"{n} x {dtype}, {form}" if n > 1 else f"1 x {dtype}"
+        print(f"compiling for {name}", file=sys.stderr)
+        fields = compiled.facts(work, "ccl")
+        error = fields.get("error")
+        errors += [f"{name}: {error}"] if error else []
+        about = {"target": values.compile_for, "libtpu": compiled.version(), "method": "ccl"}
+        log("compiled", work, **about, **fields)
+        rows.append((name, "no" if error else "yes", *tables.cells(fields, _COMPILED_COLUMNS)))
+    print(
+        f"CCL: {values.model}, {values.topology}, {values.agents} agents x {values.batch_size} samples; "
+        f"{values.compile_for} by libtpu {compiled.version()} and JAX {jax.__version__}. Of a chip: "
+        "memory, the compiler's estimate of its cycles, what it has of collectives"
+    )
+    print(tables.table(("chips", "compiles", *(head for head, *_ in _COMPILED_COLUMNS)), rows))
+    print(f"JSON lines: {values.output}")
+    if errors:
+        raise ValueError("does not compile: " + "; ".join(errors))
 
 
 # Heading, field, scale, format.
@@ -301,14 +359,16 @@ _SCALING_COLUMNS = (
     ("dense gossip ms", "seconds_dense", 1e3, ".1f"),
     ("sparse", "seconds_sparse", 1e3, ".1f"),
 )
-
-
-def _cells(fields: Mapping[str, Any], columns: Sequence[tuple]) -> list[str]:
-    """A line of a table; what was not measured is left empty."""
-    return [
-        "" if fields.get(field) is None else format(scale * fields[field], form)
-        for _, field, scale, form in columns
-    ]
+_COMPILED_COLUMNS = (
+    ("trace s", "seconds_trace", 1, ".1f"),
+    ("compile s", "seconds_compile", 1, ".1f"),
+    ("chip MB", "chip_bytes", 1e-6, ".1f"),
+    ("temporary MB", "temporary_bytes", 1e-6, ".1f"),
+    ("M cycles", "cycles", 1e-6, ".2f"),
+    *((kind, f"cycles_{kind}", 1e-6, ".2f") for kind in hlo.KINDS),
+    ("collectives", "collective_count", 1, "d"),
+    ("their KB", "collective_bytes", 1e-3, ".0f"),
+)
 
 
 def title(work: Workload) -> str:
@@ -318,20 +378,6 @@ def title(work: Workload) -> str:
         f"{work.model}, {work.dtype}, {work.topology.name}, {work.topology.agents} agents x "
         f"{work.batch_size} samples; {devices}, {os.cpu_count()} cores of {cpu_name()}"
     )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of a table; columns that are empty are left out."""
-    columns = [(name, *cells) for name, *cells in zip(head, *rows, strict=True) if any(cells)]
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(
-            cell.rjust(w) if k else cell.ljust(w)
-            for k, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in zip(*columns, strict=True)
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def cpu_name() -> str:

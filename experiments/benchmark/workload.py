@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccl_jax import algorithms, models, training
-from ccl_jax.devices.parallel import Plan
+from ccl_jax.devices.parallel import Plan, Step
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.losses import Batch
 from ccl_jax.network import Network
@@ -71,8 +71,25 @@ class Workload:
         )
 
 
+def make_step(work: Workload, method: str) -> tuple[Step, training.TrainState]:
+    """One method's step of all agents and its first state; built by the functions that a run uses.
+
+    Args:
+      work: What it works on.
+      method: Key of METHODS.
+    """
+    name, weight = METHODS[method]
+    algorithm, model = algorithms.make(name), work.make_model()
+    network = Network(work.topology, devices=work.plan.devices)
+    objective = Objective(CLASSES, lambda_m=weight, lambda_d=weight)
+    rate = lambda _: jnp.float32(LEARNING_RATE)
+    step = work.plan.wrap(training.make_step(model, algorithm, network, objective, rate))
+    key = jax.random.key(0)
+    return step, training.init_state(model, algorithm, network, objective, work.image_shape, key)
+
+
 class Program:
-    """One method's compiled step and its state; built by the functions that a run uses.
+    """One method's compiled step and its state.
 
     Args:
       work: What it works on.
@@ -84,18 +101,7 @@ class Program:
 
     def __init__(self, work: Workload, method: str) -> None:
         self.work = work
-        name, weight = METHODS[method]
-        algorithm, model = algorithms.make(name), work.make_model()
-        network = Network(work.topology, devices=work.plan.devices)
-        objective = Objective(CLASSES, lambda_m=weight, lambda_d=weight)
-        step = work.plan.wrap(
-            training.make_step(
-                model, algorithm, network, objective, lambda _: jnp.float32(LEARNING_RATE)
-            )
-        )
-        state = training.init_state(
-            model, algorithm, network, objective, work.image_shape, jax.random.key(0)
-        )
+        step, state = make_step(work, method)
         # No two models alike, as in a run that has begun.
         rng = np.random.default_rng(1)
         noise = lambda x: x + 0.01 * rng.standard_normal(x.shape, np.float32)

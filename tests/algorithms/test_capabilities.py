@@ -27,6 +27,19 @@ def test_methods_that_a_setting_would_change_are_refused(setting):
     assert refused == REFUSED[setting]
 
 
+def test_methods_that_need_float64_are_refused_on_tpus_only():
+    refused = set()
+    for name, method in algorithms.REGISTRY.items():
+        capabilities.check_platform(method, "cpu")
+        capabilities.check_platform(method, "gpu")
+        try:
+            capabilities.check_platform(method, "tpu")
+        except ValueError as error:
+            assert f"{name} needs float64" in str(error) and "take another method" in str(error)
+            refused.add(name)
+    assert refused == {"cga", "comp-cga"}
+
+
 def test_nothing_is_refused_on_a_plain_network():
     for method in algorithms.REGISTRY.values():
         capabilities.check(method, Network(graphs.make("ring", 5)))

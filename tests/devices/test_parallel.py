@@ -173,22 +173,6 @@ def test_agents_that_send_nothing_are_spread_too(form):
     assert metrics.traffic.messages.shape == (AGENTS, 0)
 
 
-@pytest.mark.parametrize("form", parallel.FORMS)
-def test_the_mesh_may_have_another_order_than_the_numbers_of_devices(form, monkeypatch):
-    """As on a TPU v5e of 2 x 2 chips, whose mesh has 0, 1, 3, 2."""
-    devices = jax.devices()
-    make_mesh = jax.make_mesh
-
-    def reordered(*args, devices, **kwargs):
-        return make_mesh(*args, devices=[devices[k] for k in (0, 1, 3, 2)], **kwargs)
-
-    one, _ = run("qg-dsgdm-n", 1)
-    monkeypatch.setattr(jax, "make_mesh", reordered)
-    assert list(parallel.Plan(4, form).mesh.devices.flat) == [devices[k] for k in (0, 1, 3, 2)]
-    many, _ = run("qg-dsgdm-n", 4, form=form)
-    assert_equal(many, one)
-
-
 @pytest.mark.slow
 def test_each_step_with_int8_is_the_same_on_four_devices():
     """From the same state. What is then quantized is the same to the bit, and so are its levels.
@@ -287,6 +271,19 @@ def test_more_devices_than_there_are_is_refused():
         Network(graphs.make("ring", 6), devices=4)
     with pytest.raises(ValueError, match="shard_map or pmap"):
         parallel.Plan(2, "xmap")
+
+
+def test_what_a_program_has_to_expect_is_what_put_gives():
+    """Among devices of one's own choice, which only a description has to be there of."""
+    plan = parallel.Plan(2, among=jax.devices()[4:])
+    assert list(plan.mesh.devices.flat) == jax.devices()[4:6] and plan.processes == 1
+    tree = {"params": jnp.zeros((4, 3)), "step": jnp.int32(0), "key": KEY}
+    expected, given = plan.expected(jax.eval_shape(lambda: tree)), plan.put(tree)
+    for name, x in given.items():
+        assert (expected[name].shape, expected[name].dtype) == (x.shape, x.dtype)
+        assert expected[name].sharding.is_equivalent_to(x.sharding, x.ndim)
+    with pytest.raises(ValueError, match="5 devices were asked for, and there are 4"):
+        parallel.Plan(5, among=jax.devices()[4:])
 
 
 def test_usable_devices_divide_the_agents():

@@ -1,0 +1,165 @@
+"""What is compiled for TPUs that are not there, and how a compiled program is read."""
+
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from experiments.benchmark import command, compiled
+from experiments.benchmark.hlo import Hlo
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%matrix (p: f32[2,4], q: f32[4,8]) -> f32[2,8] {
+  %p = f32[2,4]{1,0} parameter(0)
+  %q = f32[4,8]{1,0} parameter(1)
+  ROOT %c = f32[2,8]{1,0} convolution(%p, %q), dim_labels=bf_io->bf
+}
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%rows (x: f32[2,8]) -> f32[2] {
+  %x = f32[2,8]{1,0} parameter(0)
+  %zero = f32[] constant(0)
+  ROOT %r = f32[2]{0} reduce(%x, %zero), dimensions={1}, to_apply=%sum
+}
+
+%laid (y: f32[2,8]) -> f32[8,2] {
+  %y = f32[2,8]{1,0} parameter(0)
+  ROOT %t = f32[8,2]{1,0} transpose(%y), dimensions={1,0}
+}
+
+%body (i: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
+  %i = (s32[], f32[2,8]{1,0:T(2,128)S(1)}) parameter(0)
+  %e = f32[2,8]{1,0} exponential(%i), backend_config={"window":{"estimated_cycles":"7"}}
+  ROOT %moved = bf16[3]{0} collective-permute(%e), source_target_pairs={{0,1},{1,0}}
+}
+
+%more (i: (s32[], f32[2,8])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %i), direction=LT, backend_config={"estimated_cycles":"1"}
+}
+
+ENTRY %main (m: f32[2,4], n: f32[4,8]) -> f32[2] {
+  %m = f32[2,4]{1,0:T(2,128)} parameter(0)
+  %n = f32[4,8]{1,0:T(4,128)} parameter(1)
+  %f.1 = f32[2,8]{1,0} fusion(%m, %n), kind=kOutput, calls=%matrix, backend_config={"estimated_cycles":"1000"}
+  %f.2 = f32[8,2]{1,0} fusion(%f.1), kind=kLoop, calls=%laid, backend_config={"estimated_cycles":"30"}
+  %w = (s32[], /*index=1*/f32[2,8]{1,0}) while(%f.2), condition=%more, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %g = f32[4,2]{1,0} all-gather(%f.2), replica_groups={{0,1}}, dimensions={0}
+  %s.1 = (f32[10]{0}, f32[10]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%g), source_target_pairs={{0,1}}
+  %d.1 = f32[10]{0:T(1,128)S(1)} collective-permute-done(%s.1)
+  ROOT %f.3 = f32[2]{0} fusion(%w), kind=kLoop, calls=%rows, backend_config={"estimated_cycles":"200"}
+}
+"""  # noqa: E501
+
+
+def test_cycles_by_kind_and_in_loops():
+    expected = {"convolution": 1000, "reduction": 200, "movement": 30, "elementwise": 5 * (7 + 1)}
+    assert Hlo(PROGRAM).cycles() == expected
+
+
+def test_collectives_are_counted_where_they_are_done():
+    # Five turns of three bfloat16, and ten float32; eight float32.
+    expected = {"collective-permute": (6, 5 * 3 * 2 + 40), "all-gather": (1, 32)}
+    assert Hlo(PROGRAM).collectives() == expected
+
+
+class Chip:
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+def test_one_chip_and_several_processes_know_one_form():
+    both, here = ("shard_map", "pmap"), [Chip(0)] * 8
+    assert compiled.variants(here, 8, ["float32"], both) == [
+        (1, "float32", "shard_map"),
+        (4, "float32", "shard_map"),
+        (4, "float32", "pmap"),
+        (8, "float32", "shard_map"),
+        (8, "float32", "pmap"),
+    ]
+    hosts = [Chip(0)] * 4 + [Chip(1)] * 4
+    assert [v for v in compiled.variants(hosts, 8, ["float32"], both) if v[0] == 8] == [
+        (8, "float32", "shard_map")
+    ]
+    # Eight chips cannot share twelve agents, and there are no more than four.
+    dtypes = ["float32", "bfloat16"]
+    assert [n for n, *_ in compiled.variants(here, 12, dtypes, both[:1])] == [1, 1, 4, 4]
+    assert compiled.variants(here[:4], 8, dtypes[1:], both[1:], 2) == [(2, "bfloat16", "pmap")]
+
+
+def refused(flags, capsys) -> str:
+    """The line that a command says before it ends with 2."""
+    assert command.main(["benchmark", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("target", ["gpu", "tpu", "tpu:v5e", "tpu:v5e:8", "cuda:h100:1x1"])
+def test_what_is_no_slice_of_tpus_is_refused(target, capsys):
+    expected = f"compile_for is {target!r}; it must be tpu:GENERATION:SHAPE, as tpu:v5e:2x4"
+    assert expected in refused([f"--compile_for={target}"], capsys)
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'ccl_jax[aot]'" in refused(["--compile_for=tpu:v5e:2x4"], capsys)
+
+
+def test_not_with_growing_numbers_of_agents(capsys):
+    assert "leave one" in refused(["--compile_for=tpu:v5e:2x4", "--scaling"], capsys)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "target, says",
+    [
+        ("tpu:v9:2x2", "does not know it (INVALID_ARGUMENT: Invalid TPU external name"),
+        ("tpu:v5e:3x5", "is not divisible"),
+        ("tpu:v4:2x2x1", "take v5e, v5p or v6e"),
+    ],
+)
+def test_slices_that_are_not_known_are_refused(target, says, capsys):
+    assert says in refused([f"--compile_for={target}"], capsys)
+
+
+@needs_libtpu
+def test_numbers_of_chips_that_are_left_out_are_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(compiled, "facts", lambda work, method: {"cycles": 10**6})
+    flags = ["--compile_for=tpu:v5e:2x2", "--agents=6", "--spmd=pmap", f"--output={tmp_path}/x"]
+    assert command.main(["benchmark", *flags]) == 0
+    out, error = capsys.readouterr()
+    assert "not for [4, 8] chips: tpu:v5e:2x2 has 4, and the number has to divide 6 agents" in error
+    assert "1 x float32" in out and "1 x bfloat16" in out
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+def test_lenet5_compiles_for_four_chips(tmp_path, capsys):
+    file = tmp_path / "lines.jsonl"
+    flags = ["--model=lenet5", "--dtype=float32", "--compile_for=tpu:v5e:2x2", f"--output={file}"]
+    assert command.main(["benchmark", *flags, "--devices=4"]) == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["devices"], line["spmd"]) for line in lines] == [(4, "shard_map"), (4, "pmap")]
+    for line in lines:
+        kinds = [line[f"cycles_{kind}"] for kind in ("convolution", "reduction", "elementwise")]
+        assert min(kinds) > 0 and sum(kinds) + line["cycles_movement"] == line["cycles"]
+        # Two neighbours' models, and their images for the features.
+        model, images = 4 * 61_706, 32 * 28 * 28 * 4
+        assert 2 * (model + images) < line["collective_bytes"] < 4 * (model + images)
+        assert set(line["collectives"]) == {"collective-permute"}
+        # Four agents' models and their momentum, at least.
+        assert line["chip_bytes"] > 4 * 2 * model
+    shown = capsys.readouterr().out
+    assert "4 x float32, pmap" in shown and "M cycles" in shown
+    assert jax.default_backend() == "cpu"
