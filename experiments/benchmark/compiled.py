@@ -4,18 +4,17 @@ libtpu holds the compiler and needs no TPU; `jax.experimental.topologies` descri
 estimates of the compiler's cost model, not measurements.
 """
 
-import contextlib
 import importlib.util
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
-from unittest import mock
 
 import jax
 
+from ccl_jax.models import lowering
 from experiments.benchmark import hlo, workload
 from experiments.benchmark.workload import Workload
 
@@ -128,7 +127,7 @@ def facts(work: Workload, method: str) -> dict[str, Any]:
     expected = work.plan.expected((state, jax.eval_shape(work.batch)))
     began = time.perf_counter()
     try:
-        with _lowered_for("tpu"):
+        with lowering.compiled_for("tpu"):
             lowered = jax.jit(step, donate_argnums=0).lower(*expected)
         traced = time.perf_counter()
         compiled = lowered.compile()
@@ -148,10 +147,3 @@ def facts(work: Workload, method: str) -> dict[str, Any]:
         "collective_count": sum(number for number, _ in collectives.values()),
         "collective_bytes": sum(size for _, size in collectives.values()),
     }
-
-
-@contextlib.contextmanager
-def _lowered_for(platform: str) -> Iterator[None]:
-    """What is traced inside is lowered as that platform is best served."""
-    with mock.patch.object(jax, "default_backend", lambda: platform):
-        yield

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import export
 
 from ccl_jax import algorithms, graphs, training
-from ccl_jax.models import layers, norm
+from ccl_jax.models import layers, lowering, norm
 from ccl_jax.network import Network
 from ccl_jax.training import Objective
 from tests.devices.test_parallel import SUITABLE
@@ -26,22 +26,22 @@ class Small(nn.Module):
 
     @nn.compact
     def __call__(self, images):
-        x = layers.conv(images, 2, 3, dtype=jnp.float32, name="conv")
+        x = layers.conv(images, 8, 3, dtype=jnp.float32, name="conv")
         x = norm.norm("evonorm", train=True, dtype=jnp.float32, name="norm")(x)
         features = x.mean(axis=(1, 2))
         return features, layers.dense(features, CLASSES, dtype=jnp.float32, name="head")
 
 
 @pytest.mark.parametrize("name", sorted(algorithms.REGISTRY))
-def test_every_method_with_ccl_is_lowered(name, monkeypatch):
+def test_every_method_with_ccl_is_lowered(name):
     method = algorithms.get(name)
     graph = graphs.make(SUITABLE.get(name, "ring"), AGENTS, stochastic=method.stochastic)
     parts = (algorithms.make(name), Network(graph), Objective(CLASSES, 0.1, 0.1))
     state = training.init_state(Small(), *parts, IMAGE, jax.random.key(0))
     for platform, backend in BACKENDS.items():
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         step = training.make_step(Small(), *parts, lambda t: jnp.float32(0.1))
-        exported = export.export(jax.jit(step), platforms=[platform])(state, batch(AGENTS, 2))
+        with lowering.compiled_for(backend):
+            exported = export.export(jax.jit(step), platforms=[platform])(state, batch(AGENTS, 2))
         text = exported.mlir_module()
         assert exported.platforms == (platform,)
         assert "stablehlo.convolution" in text
