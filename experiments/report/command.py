@@ -7,6 +7,7 @@ They lie in RESULTS/STUDY-DATA beside runs.jsonl. A file finding.md that lies th
 found, in words.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
     if outcome.study.tune is not None:
         known = records.known(results)
         tuned = tuning.table_of_tuning(outcome.study, known)
-        tuning_runs = [known[job.identity] for job in outcome.study.tuning_jobs()]
+        jobs = tuning.wanted(outcome.study, known)
+        tuning_runs = [known[job.identity] for job in jobs if job.identity in known]
     target, made = _to_target(outcome), _made(outcome, tuning_runs)
     parts = [
         *_opening(outcome, total),
@@ -131,21 +133,21 @@ def _when_reached(outcome: Outcome) -> str:
 
 
 def _to_target(outcome: Outcome) -> tuning.Table | None:
-    study_ = outcome.study
-    if study_.target is None:
-        return None
-    rows = []
-    for cell in study_.cells:
+    study_, rows = outcome.study, []
+    for target, cell in itertools.product(study_.targets, study_.cells):
         for method in study_.methods:
-            reached = {axis: outcome.reached(cell, method, axis) for axis in AXES}
+            reached = {axis: outcome.reached(cell, method, axis, target) for axis in AXES}
             if not reached["rounds"].of:
                 continue
             shown = [_amount(r.mean) if r.seeds else "never" for r in reached.values()]
-            rows.append(
-                [*cell, method, f"{reached['rounds'].seeds} of {reached['rounds'].of}", *shown]
-            )
-    reach = f"runs that reach {100 * study_.target:g}% {heading(outcome.metric, unit=False)}"
-    return [*study_.axes, "method", reach, *AXES.values()], rows
+            count = f"{reached['rounds'].seeds} of {reached['rounds'].of}"
+            rows.append([f"{100 * target:g}%", *cell, method, count, *shown])
+    target = f"{heading(outcome.metric, unit=False)} of"
+    return (
+        ([target, *study_.axes, "method", "runs that reach it", *AXES.values()], rows)
+        if rows
+        else None
+    )
 
 
 def _amount(value: float) -> str:
@@ -155,7 +157,7 @@ def _amount(value: float) -> str:
 
 def _shown_target(outcome: Outcome, target: tuning.Table) -> list[str]:
     header, rows = target
-    table = page.table(header, rows, len(outcome.study.axes))
+    table = page.table(header, rows, 1 + len(outcome.study.axes))
     return [
         page.element("h2", "To the target"),
         table if len(rows) <= 24 else page.folded(f"{len(rows)} rows", table),
@@ -258,15 +260,34 @@ def _tuned(outcome: Outcome, tuned: tuning.Table | None) -> list[str]:
 
 
 def _how_tuned(outcome: Outcome) -> str:
-    study_ = outcome.study
-    seeds = ", ".join(map(str, study_.tune.seeds))
-    elsewhere = [axis for axis in study_.axes if axis not in study_.tune.each]
-    return (
-        f"Learning rates: {heading(study_.metrics[0])} on {study_.tune.validation:.0%} of the training "
-        f"data, held out, after training on the rest; seeds {seeds}. Every method has the same grid "
-        "and the same number of runs."
-        + (f" What is chosen serves for every {' and '.join(elsewhere)}." if elsewhere else "")
+    study_, tune = outcome.study, outcome.study.tune
+    seeds = ", ".join(map(str, tune.seeds))
+    elsewhere = [axis for axis in study_.axes if axis not in tune.each]
+    text = (
+        f"Learning rates: {heading(study_.metrics[0])} on {tune.validation:.0%} of the training "
+        f"data, held out, after training on the rest; seeds {seeds}. "
     )
+    if tune.epochs is not None:
+        text += f"Runs of tuning have {tune.epochs} epochs. "
+    text += "Every method has the same grid" + " and the same number of runs" * (not tune.options)
+    if tune.options:
+        text += ", and those with options have it for each of them"
+    text += ". A run that diverged counts as chance."
+    if len(tune.seeds) > 1:
+        if tune.keep < 1:
+            text += (
+                f" All candidates are run with the first seed; {tune.keep:.0%} of a method's, the best, "
+                "and never fewer than two, go on to the next seed."
+            )
+        text += (
+            " A choice is called not clearly ahead if its lead is at most the standard deviation of "
+            "that lead over the seeds; the runner-up is then run, too."
+        )
+    for method, other in tune.same_lr.items():
+        text += f" {method} is a control: it takes the learning rate of {other}."
+    if elsewhere:
+        text += f" What is chosen serves for every {' and '.join(elsewhere)}."
+    return text
 
 
 def _made(outcome: Outcome, tuning_runs: Sequence[Record]) -> list[tuple[str, str]]:
@@ -347,13 +368,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(cli.page(__doc__, values))
             return
         wanted, results = command.requested(values), Path(values["results"].value)
-        found, total = command.collect(wanted, results)
+        found = command.collect(wanted, results)
         if not found:
             raise ValueError(
                 f"no run of {wanted.name} on {wanted.label} is in {results}; run `python -m "
                 f"experiments.study {wanted.options}` first"
             )
         assumed = Link(**{name: values[name].value for name in Link._fields})
-        print(write(Outcome(wanted, found, assumed), results, total))
+        print(write(Outcome(wanted, found, assumed), results, wanted.total))
 
     return cli.guard(body)

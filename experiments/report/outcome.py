@@ -120,13 +120,11 @@ class Outcome:
         cost = Cost(**record["cost"])
         return [self.link.seconds(cost, *point) for point in zip(steps, sent, strict=True)]
 
-    def reached(self, cell: Cell, method: str, axis: str) -> Reached:
-        """When the deciding accuracy first reached the study's target, of the evaluated epochs."""
+    def reached(self, cell: Cell, method: str, axis: str, target: float) -> Reached:
+        """When the deciding accuracy first reached a target, of the evaluated epochs."""
         runs = self.runs(cell, method).values()
         when = [
-            statistics.first_reaching(
-                self.along(record, axis), record["rows"][self.metric], self.study.target
-            )
+            statistics.first_reaching(self.along(record, axis), record["rows"][self.metric], target)
             for record in runs
             if record["rows"].get(self.metric)
         ]

@@ -154,7 +154,7 @@ def test_curves_against_rounds_bytes_and_time(found, study):
     assert found.along(record, "megabytes") == [1.0, 2.5]
     # 12 rounds of 1 GFLOP at 10 GFLOP/s and 10 ms, and 8 Mbit at 100 Mbit/s.
     assert found.along(record, "seconds") == pytest.approx([12 * 0.11 + 0.08, 24 * 0.11 + 0.2])
-    assert found.reached(("alpha 1",), "plain", "megabytes") == (3, 3, 2.5)
+    assert found.reached(("alpha 1",), "plain", "megabytes", 0.7) == (3, 3, 2.5)
 
 
 def test_runs_with_one_evaluation_are_seen_in_the_curves(study, monkeypatch):
@@ -250,8 +250,8 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
     assert "| alpha 1 | far | 3, 1 diverged | 81.10 ± 1.56 |" in markdown
     assert markdown.count("It **helps**.") == 1
     # 24 rounds of 0.11 s and 20 Mbit at 100 Mbit/s.
-    assert "| alpha 0.1 | plain | 3 of 3 | 24 | 2.5 | 2.84 |" in markdown
-    assert "| alpha 1 | far | 2 of 3 | 24 | 2.5 | 2.84 |" in markdown
+    assert "| 80% | alpha 0.1 | plain | 3 of 3 | 24 | 2.5 | 2.84 |" in markdown
+    assert "| 80% | alpha 1 | far | 2 of 3 | 24 | 2.5 | 2.84 |" in markdown
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_what_differs_and_what_was_tuned_is_said(tmp_path):
     path.write_text(STUDY + "[tune]\nlr = [0.1, 0.3]\nvalidation = 0.25\nseeds = [9]\n")
     plan = catalogue.load(str(path))
     records.write(tmp_path / "tuned-digits/runs.jsonl", map(made_up, plan.tuning_jobs()))
-    jobs = plan.jobs(dict.fromkeys(catalogue._any_rates(plan), 0.3))[:2]
+    jobs = plan.jobs({pair: {"lr": 0.3} for pair in catalogue._any_choices(plan)})[:2]
     command.write(outcome.Outcome(plan, [(job, made_up(job)) for job in jobs]), tmp_path, total=24)
     markdown = (tmp_path / "tuned-digits" / "results.md").read_text()
     assert "on 25% of the training data, held out, after training on the rest; seeds 9." in markdown
