@@ -133,13 +133,13 @@ def _by_comparison(
         axes.set_xlim(limits)
         axes.set_xlabel(label)
 
-    height = 0.9 + 0.28 * len(cells)
+    height = 1.05 + 0.28 * len(cells)
     return [
         panel(
             lambda axes, m=method: shown(axes, m),
             f"{salt} {method}",
             height,
-            f"{method} against {study.reference_of(method)}",
+            f"{method}\nagainst {study.reference_of(method)}",
         )
         for method in _compared(outcome)
     ]

@@ -158,8 +158,8 @@ class Outcome:
     def short_rows(self) -> list[list[str]]:
         """At most `MOST_SHORT_ROWS` comparisons, those of the question.
 
-        Those of all cells, or else averages over cells; of these, where they are too many, those with
-        the highest and the lowest differences, half of each.
+        Those of all cells, or else averages over cells; of these, where they are too many, those that
+        are farthest from no difference, in units of their intervals.
         """
         study, rows = self.study, []
         compared = [m for m in study.methods if study.reference_of(m)]
@@ -173,11 +173,10 @@ class Outcome:
         else:
             rows = [(self.overall(m, self.metric), [m], m, study.cells) for m in compared]
         if len(rows) > MOST_SHORT_ROWS:
-            known = sorted(
-                (row for row in rows if row[0].n), key=lambda row: row[0].mean, reverse=True
+            clear = lambda found: (
+                abs(found.mean) / (found.high - found.mean + 1e-12) if found.n > 1 else 0.0
             )
-            half = MOST_SHORT_ROWS // 2
-            kept = known[:half] + known[max(half, len(known) - half) :]
+            kept = sorted(rows, key=lambda row: -clear(row[0]))[:MOST_SHORT_ROWS]
             rows = [row for row in rows if row in kept]
         return [
             [
@@ -196,11 +195,11 @@ class Outcome:
         compared = [m for m in self.study.methods if self.study.reference_of(m)]
         if not self._averages():
             return ""
-        text = f"Averages over {len(self.study.cells)} cells for each seed."
+        cells = len(self.study.cells)
+        text = f"Averages over {cells} cells for each seed. " if cells > 1 else ""
         if len(compared) > MOST_SHORT_ROWS:
-            half = MOST_SHORT_ROWS // 2
-            text += f" The {half} highest and the {half} lowest of {len(compared)}; all are below."
-        return text
+            text += f"The {MOST_SHORT_ROWS} that differ most clearly, of {len(compared)}; all are below."
+        return text.strip()
 
     def _averages(self) -> bool:
         compared = [m for m in self.study.methods if self.study.reference_of(m)]

@@ -31,13 +31,13 @@ def test_a_panel_a_comparison_and_all_of_one_scale(found, monkeypatch):
 
     monkeypatch.setattr(comparisons, "panel", keep)
     comparisons.differences(found)
-    assert list(drawn) == ["ccl against plain", "both against ccl", "far against plain"]
+    assert list(drawn) == ["ccl\nagainst plain", "both\nagainst ccl", "far\nagainst plain"]
     assert len({axes.get_xlim() for axes in drawn.values()}) == 1
     at = [
-        line.get_xdata()[0] for line in drawn["both against ccl"].lines if line.get_marker() == "o"
+        line.get_xdata()[0] for line in drawn["both\nagainst ccl"].lines if line.get_marker() == "o"
     ]
     np.testing.assert_allclose(at, [-2, -2], atol=1e-9)
-    names = [text.get_text() for text in drawn["both against ccl"].get_yticklabels()]
+    names = [text.get_text() for text in drawn["both\nagainst ccl"].get_yticklabels()]
     assert names == ["alpha 0.1", "alpha 1"]
 
 
@@ -56,7 +56,7 @@ def test_a_page_opens_with_eight_rows_at_most(tmp_path):
     assert many.short_note() == "Averages over 4 cells for each seed."
 
 
-def test_of_too_many_methods_the_highest_and_the_lowest(tmp_path):
+def test_of_too_many_methods_those_that_differ_most_clearly(tmp_path):
     path = tmp_path / "mine.toml"
     more = "".join(f'"m{k}" = {{ lr = {0.2 + k / 100} }}\n' for k in range(10))
     path.write_text(STUDY.replace("[against]", more + "[against]"))
@@ -74,7 +74,7 @@ def test_of_too_many_methods_the_highest_and_the_lowest(tmp_path):
     shown = [row[0] for row in many.short_rows()]
     # ccl is 2 points ahead, both 2 behind, far level as m0: 13 comparisons, of which eight are shown.
     assert len(shown) == 8 and {"ccl", "both", "m9", "m8", "m7"} < set(shown)
-    assert "The 4 highest and the 4 lowest of 13; all are below." in many.short_note()
+    assert "The 8 that differ most clearly, of 13; all are below." in many.short_note()
 
 
 def test_records_whose_dirt_may_be_results_are_marked(study):
