@@ -9,8 +9,10 @@ from ccl_jax.runs import runner
 from ccl_jax.runs.config import Config
 from experiments import cli
 
-# The published runs take 0.1; at alpha 0.01 methods on a ring do better with this (main_table).
-DEFAULTS = Config(dataset="fmnist", model="lenet5", lr=0.03, epochs=100)
+# Epochs as in all of the authors' commands; the studies here run 100 or fewer, as their plans say. The
+# published runs take a learning rate of 0.1; at alpha 0.01 methods on a ring do better with this
+# (main_table).
+DEFAULTS = Config(dataset="fmnist", model="lenet5", lr=0.03, epochs=200)
 
 if __name__ == "__main__":
     sys.exit(cli.run_main(runner.main, DEFAULTS, __doc__))

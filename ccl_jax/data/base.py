@@ -242,6 +242,30 @@ def hold_out(
     return dataclasses.replace(dataset, **parts)
 
 
+def take(dataset: Dataset | StreamedDataset, size: int, seed: int) -> Dataset | StreamedDataset:
+    """A random part of the training images; the test images stay.
+
+    Args:
+      dataset: The whole set.
+      size: How many training images are taken.
+      seed: Seed of the choice, 0 to 2**32 - 1.
+
+    Raises:
+      ValueError: There are not so many.
+    """
+    there = len(dataset.train_labels)
+    if not 1 <= size <= there:
+        raise ValueError(f"train_samples is {size}; {dataset.name} has 1 to {there} to take")
+    taken = np.sort(generator(Stream.TAKE, seed).permutation(there)[:size])
+    if isinstance(dataset, StreamedDataset):
+        return dataclasses.replace(dataset, train=Part(dataset.train, taken))
+    parts = {
+        "train_images": dataset.train_images[taken],
+        "train_labels": dataset.train_labels[taken],
+    }
+    return dataclasses.replace(dataset, **parts)
+
+
 def renumber(dataset: Dataset | StreamedDataset) -> Dataset | StreamedDataset:
     """Leaves out classes that no image shows, as class 0 of labels that count from 1.
 

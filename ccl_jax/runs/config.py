@@ -100,6 +100,12 @@ class Config:
         "set: for choosing settings",
         ranges.BELOW_1,
     )
+    train_samples: int | None = setting(
+        None,
+        DATA,
+        "train on so many training images only, a random choice by the seed; default: all",
+        ranges.at_least(1),
+    )
     renumber_labels: bool = setting(
         False, DATA, "leave out classes that no image shows, as 0 of labels that count from 1"
     )

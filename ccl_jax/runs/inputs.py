@@ -16,7 +16,7 @@ from ccl_jax.data import (
     images,
     partition,
 )
-from ccl_jax.data.base import Dataset, StreamedDataset, hold_out, renumber
+from ccl_jax.data.base import Dataset, StreamedDataset, hold_out, renumber, take
 from ccl_jax.data.feeds import Feed, InMemory, OnHost
 from ccl_jax.data.streaming import Streaming
 from ccl_jax.names import check_distinct
@@ -63,6 +63,8 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
     if config.renumber_labels:
         sets = [renumber(each) for each in sets]
     notes = [note for pair in zip(sources, sets, strict=True) for note in _notes(*pair)]
+    if config.train_samples is not None:
+        sets = [take(each, config.train_samples, config.seed) for each in sets]
     if config.validation > 0:
         sets = [hold_out(each, config.validation, config.seed) for each in sets]
     dataset = sets[0]

@@ -3,10 +3,15 @@
     python -m experiments.report --study=first_three
     python -m experiments.report --study=rounds --bandwidth_mbps=10 --latency_ms=50 --gflops=2
 
-They lie in RESULTS/STUDY-DATA beside runs.jsonl. A file finding.md that lies there is taken in: what was
-found, in words.
+    python -m experiments.report --all
+
+They lie in RESULTS/STUDY-DATA beside runs.jsonl. A file finding.md that lies there is taken in: its
+first paragraph is the verdict, a sentence of at most 25 words, and then come at most five bullets. --all
+makes the pages of all results that have been reported before, each with the command in its results.md.
 """
 
+import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +19,11 @@ from absl import flags
 
 from ccl_jax.runs import plots
 from experiments import cli
-from experiments.report import figures, page
+from experiments.report import comparisons, figures, made, page
 from experiments.report.outcome import AXES, Outcome, heading
 from experiments.report.panels import COLORS, css_color
 from experiments.report.wall_clock import Link
 from experiments.study import command, records, tuning
-from experiments.study.records import Record
-
-_VERSIONS = ("python", "jax", "flax", "optax", "numpy", "device", "cpu", "git_commit")
 
 _PICTURE = "differences.png"
 
@@ -38,54 +40,82 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
       Where they lie.
     """
     where = command.folder(outcome.study, results)
-    finding = (where / "finding.md").read_text() if (where / "finding.md").exists() else ""
-    tuned, tuning_runs = None, []
+    verdict, found = _finding(outcome, where / "finding.md")
+    tuned, second, tuning_runs = None, None, []
     if outcome.study.tune is not None:
         known = records.known(results)
         tuned = tuning.table_of_tuning(outcome.study, known)
-        tuning_runs = [known[job.identity] for job in outcome.study.tuning_jobs()]
-    target, made = _to_target(outcome), _made(outcome, tuning_runs)
+        second = tuning.table_of_runners_up(outcome.study, known)
+        jobs = tuning.wanted(outcome.study, known)
+        tuning_runs = [known[job.identity] for job in jobs if job.identity in known]
+    facts = made.facts(outcome, tuning_runs)
+    short = outcome.short_header(), outcome.short_rows()
+    text = lambda words: page.element("p", words, "soft")
+    tables = [
+        ("All results", (outcome.header(), outcome.rows()), _reading(outcome)),
+        ("To the target", _to_target(outcome), _when_reached(outcome)),
+        ("Runs that diverged", _diverged(outcome), ""),
+        ("Learning rates", tuned, _how_tuned(outcome) if tuned else ""),
+        (
+            "Runners-up of tuning, on the test set",
+            second,
+            "As good as what was chosen, on held-out data.",
+        ),
+    ]
+    tables = [(title, table, note) for title, table, note in tables if table and table[1]]
+    methods = [*outcome.statements(), caution(outcome)]
+    lead, figures_ = _figures(outcome)
     parts = [
-        *_opening(outcome, total),
-        *([f'<div class="finding">{page.markdown(finding)}</div>'] if finding else []),
-        page.element("h2", "In short"),
-        page.bullets(outcome.statements()),
-        page.element("p", caution(outcome), "soft"),
-        page.element("h2", "Results"),
-        page.table(outcome.header(), outcome.rows(), len(outcome.study.axes)),
-        page.element("p", _reading(outcome), "soft"),
-        *(_shown_target(outcome, target) if target else []),
-        *_diverged(outcome),
-        page.element("h2", "Figures"),
-        f'<div class="figures">{"".join(_figures(outcome))}</div>',
-        *_left_out(outcome),
-        *_tuned(outcome, tuned),
-        page.element("h2", "How it was made"),
-        page.facts(made),
+        *_opening(outcome, total, verdict),
+        lead,
+        *([page.table(*short), text(outcome.short_note())] if short[1] else []),
+        *([f'<div class="finding">{page.markdown(found)}</div>'] if found else []),
+        page.folded("Method by method", page.bullets(methods)),
+        *(
+            page.folded(title, page.table(*table, len(outcome.study.axes)) + text(note))
+            for title, table, note in tables
+        ),
+        page.folded(
+            "Figures", f'<div class="figures">{"".join(figures_)}</div>' + _left_out(outcome)
+        ),
+        page.folded("How it was made", page.facts(facts)),
     ]
     where.mkdir(parents=True, exist_ok=True)
     title = f"{outcome.study.title} ({outcome.study.label})"
     study_ = outcome.study
+    fold = lambda name, *inside: "\n\n".join(
+        [f"<details><summary>{name}</summary>", *filter(None, inside), "</details>"]
+    )
     texts = [
         f"# {title}",
-        *([f"The paper: {study_.claim}"] if study_.claim else []),
-        *([f"Asked: {study_.question}"] if study_.question else []),
+        f"**{verdict}**",
+        f"![Differences]({_PICTURE})",
+        *([page.markdown_table(*short)] if short[1] else []),
+        outcome.short_note(),
+        found,
+        f"Asked: {study_.question}" if study_.question else "",
+        f"The paper: {study_.claim}" if study_.claim else "",
         f"{len(outcome.records)} of {total} runs.",
-        *([finding.strip()] if finding else []),
-        "\n".join(f"- {text}" for text in outcome.statements()),
-        caution(outcome),
-        page.markdown_table(outcome.header(), outcome.rows()),
-        _reading(outcome),
-        f"![Differences of the table]({_PICTURE})",
-        *([page.markdown_table(*target), _when_reached(outcome)] if target else []),
-        *([_how_tuned(outcome), page.markdown_table(*tuned)] if tuned else []),
-        "\n".join(f"- {name}: {text}" for name, text in made),
+        fold("Method by method", "\n".join(f"- {line}" for line in methods)),
+        *(fold(name, page.markdown_table(*table), note) for name, table, note in tables),
+        fold("How it was made", "\n".join(f"- {name}: {words}" for name, words in facts)),
     ]
-    (where / "results.md").write_text("\n\n".join(texts) + "\n")
+    (where / "results.md").write_text("\n\n".join(filter(None, texts)) + "\n")
     (where / "report.html").write_text(page.page(title, parts))
     with plots.attempt(_PICTURE):
-        (where / _PICTURE).write_bytes(figures.picture(outcome))
+        (where / _PICTURE).write_bytes(comparisons.picture(outcome))
     return where
+
+
+def _finding(outcome: Outcome, file: Path) -> tuple[str, str]:
+    """The verdict, and what follows it: the first paragraph of finding.md, and its bullets.
+
+    Without that file the first statement on a method.
+    """
+    if not file.exists():
+        return next(iter(outcome.statements()), "Nothing is compared."), ""
+    verdict, _, rest = file.read_text().strip().partition("\n\n")
+    return verdict, rest.strip()
 
 
 def caution(outcome: Outcome) -> str:
@@ -100,14 +130,15 @@ def caution(outcome: Outcome) -> str:
     )
 
 
-def _opening(outcome: Outcome, total: int) -> list[str]:
+def _opening(outcome: Outcome, total: int, verdict: str) -> list[str]:
     study_ = outcome.study
     count = f"{len(outcome.records)} of {total} runs"
+    asked = " ".join(filter(None, [study_.question, study_.claim and f"The paper: {study_.claim}"]))
     return [
         page.element("p", f"ccl_jax · study {study_.name} · {study_.label} · {count}", "soft"),
         page.element("h1", study_.title),
-        *([page.element("p", f"The paper: {study_.claim}")] if study_.claim else []),
-        *([page.element("p", f"Asked: {study_.question}")] if study_.question else []),
+        page.element("p", verdict, "verdict"),
+        *([page.element("p", asked, "soft")] if asked else []),
     ]
 
 
@@ -131,21 +162,21 @@ def _when_reached(outcome: Outcome) -> str:
 
 
 def _to_target(outcome: Outcome) -> tuning.Table | None:
-    study_ = outcome.study
-    if study_.target is None:
-        return None
-    rows = []
-    for cell in study_.cells:
+    study_, rows = outcome.study, []
+    for target, cell in itertools.product(study_.targets, study_.cells):
         for method in study_.methods:
-            reached = {axis: outcome.reached(cell, method, axis) for axis in AXES}
+            reached = {axis: outcome.reached(cell, method, axis, target) for axis in AXES}
             if not reached["rounds"].of:
                 continue
             shown = [_amount(r.mean) if r.seeds else "never" for r in reached.values()]
-            rows.append(
-                [*cell, method, f"{reached['rounds'].seeds} of {reached['rounds'].of}", *shown]
-            )
-    reach = f"runs that reach {100 * study_.target:g}% {heading(outcome.metric, unit=False)}"
-    return [*study_.axes, "method", reach, *AXES.values()], rows
+            count = f"{reached['rounds'].seeds} of {reached['rounds'].of}"
+            rows.append([f"{100 * target:g}%", *cell, method, count, *shown])
+    target = f"{heading(outcome.metric, unit=False)} of"
+    return (
+        ([target, *study_.axes, "method", "runs that reach it", *AXES.values()], rows)
+        if rows
+        else None
+    )
 
 
 def _amount(value: float) -> str:
@@ -153,53 +184,42 @@ def _amount(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _shown_target(outcome: Outcome, target: tuning.Table) -> list[str]:
-    header, rows = target
-    table = page.table(header, rows, len(outcome.study.axes))
-    return [
-        page.element("h2", "To the target"),
-        table if len(rows) <= 24 else page.folded(f"{len(rows)} rows", table),
-        page.element("p", _when_reached(outcome), "soft"),
-    ]
-
-
-def _diverged(outcome: Outcome) -> list[str]:
+def _diverged(outcome: Outcome) -> tuning.Table:
     rows = [
         [*cell, method, str(record["seed"]), str(record["step"]), record["reason"]]
         for cell in outcome.study.cells
         for method in outcome.study.methods
         for record in outcome.diverged(cell, method)
     ]
-    if not rows:
-        return []
-    header = [*outcome.study.axes, "method", "seed", "step", "what happened"]
-    return [
-        page.element("h2", "Runs that diverged"),
-        page.table(header, rows, len(outcome.study.axes)),
-    ]
+    return [*outcome.study.axes, "method", "seed", "step", "what happened"], rows
 
 
-def _figures(outcome: Outcome) -> list[str]:
+def _figures(outcome: Outcome) -> tuple[str, list[str]]:
+    """The figure that a page opens with, and the others.
+
+    It is the first one that the study asks for, or the differences if that is of dots.
+    """
     study_ = outcome.study
     names = list(study_.methods)
     colors = [css_color(index) for index in range(len(names))]
     dashed = [index >= len(COLORS) for index in range(len(names))]
     legend = page.legend(list(zip(names, colors, dashed, strict=True)))
-    parts = []
+    own = []
     for spec in study_.figures:
         title = spec.get("title") or heading(spec.get("metric", outcome.metric))
         title = title[0].upper() + title[1:]
         shown = "" if spec["kind"] == "heatmap" else legend
         panels = figures.of_study(outcome, spec)
-        parts.append(page.figure(title, _CAPTIONS[spec["kind"]], panels, shown))
-    parts.append(
-        page.figure(
-            "Differences",
-            "Mean and 95% interval, paired by seed; 0 is what the method is compared with.",
-            figures.differences(outcome),
-            legend,
-        )
+        own.append(page.figure(title, _CAPTIONS[spec["kind"]], panels, shown))
+    differences = page.figure(
+        "Differences",
+        "Mean and 95% interval, paired by seed; 0 is what the method is compared with.",
+        comparisons.differences(outcome),
     )
+    if study_.figures and study_.figures[0]["kind"] != "dots":
+        lead, *parts = [*own, differences]
+    else:
+        lead, parts = differences, own
     for axis, unit in AXES.items():
         caption = "Line or dot: mean over seeds; band or stroke: lowest to highest seed."
         caption += " " + _model(outcome) if axis == "seconds" else ""
@@ -213,17 +233,16 @@ def _figures(outcome: Outcome) -> list[str]:
             legend,
         )
     )
-    panels = figures.splits(outcome)
-    if panels:
+    if panels := figures.splits(outcome):
         caption = "The area of a bubble is the number of samples of a class that an agent holds."
         parts.append(page.figure("Who holds which classes", caption, panels))
-    return parts
+    return lead, parts
 
 
-def _left_out(outcome: Outcome) -> list[str]:
+def _left_out(outcome: Outcome) -> str:
     more = len(outcome.study.cells) - figures.MOST_CELLS
     text = f"Curves and splits of {more} more cells are not drawn; runs.jsonl has them."
-    return [page.element("p", text, "soft")] if more > 0 else []
+    return page.element("p", text, "soft") if more > 0 else ""
 
 
 _CAPTIONS = {
@@ -247,84 +266,54 @@ def _model(outcome: Outcome) -> str:
     )
 
 
-def _tuned(outcome: Outcome, tuned: tuning.Table | None) -> list[str]:
-    if tuned is None:
-        return []
-    return [
-        page.element("h2", "Learning rates"),
-        page.table(*tuned, len(outcome.study.axes)),
-        page.element("p", _how_tuned(outcome), "soft"),
-    ]
-
-
 def _how_tuned(outcome: Outcome) -> str:
-    study_ = outcome.study
-    seeds = ", ".join(map(str, study_.tune.seeds))
-    elsewhere = [axis for axis in study_.axes if axis not in study_.tune.each]
-    return (
-        f"Learning rates: {heading(study_.metrics[0])} on {study_.tune.validation:.0%} of the training "
-        f"data, held out, after training on the rest; seeds {seeds}. Every method has the same grid "
-        "and the same number of runs."
-        + (f" What is chosen serves for every {' and '.join(elsewhere)}." if elsewhere else "")
+    study_, tune = outcome.study, outcome.study.tune
+    seeds = ", ".join(map(str, tune.seeds))
+    elsewhere = [axis for axis in study_.axes if axis not in tune.each]
+    text = (
+        f"Learning rates: {heading(study_.metrics[0])} on {tune.validation:.0%} of the training "
+        f"data, held out, after training on the rest; seeds {seeds}. "
     )
+    if tune.epochs is not None:
+        text += f"Runs of tuning have {tune.epochs} epochs. "
+    text += "Every method has the same grid" + " and the same number of runs" * (not tune.options)
+    if tune.options:
+        text += ", and those with options have it for each of them"
+    text += ". A run that diverged counts as chance."
+    if len(tune.seeds) > 1:
+        if tune.keep < 1:
+            text += (
+                f" All candidates are run with the first seed; {tune.keep:.0%} of a method's, the best, "
+                "and never fewer than two, go on to the next seed."
+            )
+        text += (
+            " A choice is called not clearly ahead if its lead is at most the standard deviation of "
+            "that lead over the seeds; the runner-up is then run, too."
+        )
+    for method, other in tune.same_lr.items():
+        text += f" {method} is a control: it takes the learning rate of {other}."
+    if elsewhere:
+        text += f" What is chosen serves for every {' and '.join(elsewhere)}."
+    return text
 
 
-def _made(outcome: Outcome, tuning_runs: Sequence[Record]) -> list[tuple[str, str]]:
-    """Command, versions, hardware, date and cost."""
-    study_, found = outcome.study, outcome.records
-    made = [record["made_with"] for record in (*found, *tuning_runs)]
-    dates = sorted(m["date"] for m in made)
-    values = {name: {records.value(record, name) for record in found} for name in _SHOWN}
-    show = lambda name: f"{name} {', '.join(map(str, sorted(values[name])))}"
-    facts = [
-        ("runs", f"python -m experiments.study {study_.options}"),
-        ("this page", f"python -m experiments.report {study_.options}{_options(outcome.link)}"),
-        (
-            "settings of all runs",
-            ", ".join(show(name) for name in _SHOWN if len(values[name]) == 1),
-        ),
-        ("settings that differ", "; ".join(show(name) for name in _SHOWN if len(values[name]) > 1)),
-        ("seeds", ", ".join(map(str, study_.seeds))),
-        *((name.replace("_", " "), _every(made, name)) for name in _VERSIONS),
-        ("dates", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none"),
-        ("time of the runs", _time(found)),
-        ("time of tuning", _time(tuning_runs)),
-    ]
-    return [(name, text) for name, text in facts if text]
+def _all(results: Path) -> None:
+    """Makes the pages of all results that have a results.md, with the command that it names.
 
-
-def _time(found: Sequence[Record]) -> str:
-    """How long some runs took in all; one that stands for several cells counts once."""
-    unique = {record["id"]: record["summary"] for record in found}.values()
-    kinds = ("seconds_compile", "seconds_training", "seconds_evaluation")
-    seconds = sum(summary.get(kind) or 0.0 for summary in unique for kind in kinds)
-    return f"{command.duration(seconds)} in {len(unique)} runs" if unique else ""
-
-
-def _every(made: Sequence[Record], name: str) -> str:
-    """All values of a version; "unknown" where it was asked for and not found, as a commit may be."""
-    asked = [m[name] for m in made if name in m]
-    return ", ".join(sorted({str(value) for value in asked if value})) or "unknown" * bool(asked)
-
-
-def _options(link: Link) -> str:
-    """The flags of a link that is not the default one."""
-    plain = Link()._asdict()
-    changed = {name: value for name, value in link._asdict().items() if value != plain[name]}
-    return "".join(f" --{name}={value:g}" for name, value in changed.items())
-
-
-_SHOWN = (
-    "dataset",
-    "model",
-    "epochs",
-    "batch_size",
-    "lr",
-    "schedule",
-    "agents",
-    "topology",
-    "alpha",
-)
+    Raises:
+      ValueError: One of them cannot be made.
+    """
+    files = sorted(results.glob("*/results.md"))
+    if not files:
+        raise ValueError(f"no results.md is in a folder of {results}; report a study first")
+    for file in files:
+        lines = file.read_text().splitlines()
+        said = next((line for line in lines if line.startswith("- this page: ")), None)
+        if said is None:
+            raise ValueError(f"{file} does not say by which command it was made")
+        flags_ = shlex.split(said.partition("experiments.report ")[2])
+        if main(["report", *flags_, f"--results={results}"]):
+            raise ValueError(f"{file}: its page could not be made")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -341,19 +330,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "computing time of a round, as measured, in place of --gflops"
     flags.DEFINE_float("seconds_per_step", None, text, lower_bound=0, flag_values=values)
 
+    flags.DEFINE_bool("all", False, "all that have been reported before", flag_values=values)
+
     def body() -> None:
         cli.parse(values, argv)
         if values["help"].value:
             print(cli.page(__doc__, values))
             return
+        if values["all"].value:
+            _all(Path(values["results"].value))
+            return
         wanted, results = command.requested(values), Path(values["results"].value)
-        found, total = command.collect(wanted, results)
+        found = command.collect(wanted, results)
         if not found:
             raise ValueError(
                 f"no run of {wanted.name} on {wanted.label} is in {results}; run `python -m "
                 f"experiments.study {wanted.options}` first"
             )
         assumed = Link(**{name: values[name].value for name in Link._fields})
-        print(write(Outcome(wanted, found, assumed), results, total))
+        print(write(Outcome(wanted, found, assumed), results, wanted.total))
 
     return cli.guard(body)

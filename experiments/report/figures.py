@@ -3,23 +3,18 @@
 A panel is as wide as a phone; panels side by side make a figure, and the page has the legend.
 """
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ccl_jax.runs import plots
-from experiments.report.outcome import AXES, Outcome, heading, is_share
+from experiments.report.comparisons import dots
+from experiments.report.outcome import AXES, Outcome, heading, scale
 from experiments.report.panels import (
-    COLORS,
     INK,
-    INKED,
-    RC,
     Panel,
     color,
     line_style,
@@ -53,76 +48,6 @@ def curves(outcome: Outcome, axis: str) -> list[Panel]:
     ]
 
 
-def dots(outcome: Outcome, metric: str | None = None) -> list[Panel]:
-    """A metric of every method and cell: each seed, and the mean with its standard deviation."""
-    metric = metric or outcome.metric
-
-    def draw(axes: Axes, y: float, cell: Cell, method: str, index: int) -> None:
-        values = np.array(list(outcome.values(cell, method, metric).values())) * _scale(metric)
-        if len(values) == 0:
-            return
-        std = values.std(ddof=1) if len(values) > 1 else 0.0
-        axes.plot(values, [y] * len(values), "|", color=color(index), alpha=0.6, markersize=7)
-        axes.errorbar(values.mean(), y, xerr=std, fmt="o", color=color(index), markersize=5)
-
-    return _by_row(outcome, draw, heading(metric), f"dots {metric}")
-
-
-def differences(outcome: Outcome) -> list[Panel]:
-    """What each method is better or worse by than what it is compared with: mean and 95% interval."""
-
-    def draw(axes: Axes, y: float, cell: Cell, method: str, index: int) -> None:
-        if outcome.study.reference_of(method) is not None:
-            _interval(axes, y, outcome, cell, method, color(index))
-            axes.axvline(0, color=INK, linewidth=0.8)
-
-    return _by_row(outcome, draw, _difference_label(outcome), "differences")
-
-
-def picture(outcome: Outcome) -> bytes:
-    """The differences of all cells and methods in one PNG picture, for where there is no page."""
-    study = outcome.study
-    compared = [m for m in study.methods if study.reference_of(m)]
-    step = 0.8 / max(1, len(compared))
-    with mpl.rc_context({**RC, **dict.fromkeys(INKED, "black"), "axes.facecolor": "white"}):
-        height = 1.2 + len(study.cells) * (0.2 + 0.14 * len(compared))
-        figure = Figure(figsize=(8, height), layout="constrained")
-        axes = figure.subplots()
-        for index, method in enumerate(compared):
-            shown = COLORS[list(study.methods).index(method) % len(COLORS)]
-            label = plots.text(f"{method} against {study.reference_of(method)}", 120)
-            axes.plot([], [], "o", color=shown, label=label)
-            for row, cell in enumerate(study.cells):
-                y = row + step * (index - (len(compared) - 1) / 2)
-                _interval(axes, y, outcome, cell, method, shown)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(
-            range(len(study.cells)), [plots.text(", ".join(cell)) for cell in study.cells]
-        )
-        axes.set_ylim(len(study.cells) - 0.5, -0.5)
-        axes.set_xlabel(f"{_difference_label(outcome)}: mean over seeds and 95% interval")
-        if compared:
-            figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
-    return out.getvalue()
-
-
-def _interval(axes: Axes, y: float, outcome: Outcome, cell: Cell, method: str, shown: str) -> None:
-    """Mean and 95% interval of a difference, in a row of its own."""
-    found = outcome.difference(cell, method, outcome.metric)
-    if found.n == 0:
-        return
-    mean, low, high = np.array(found[1:]) * _scale(outcome.metric)
-    reach = None if found.n < 2 else [[mean - low], [high - mean]]
-    axes.errorbar(mean, y, xerr=reach, fmt="o", color=shown, markersize=5)
-
-
-def _difference_label(outcome: Outcome) -> str:
-    unit = "points" if is_share(outcome.metric) else ""
-    return f"difference in {heading(outcome.metric, unit=False)} {unit}".strip()
-
-
 def agents(outcome: Outcome) -> list[Panel]:
     """The agents of a run: test accuracy of the worst, the mean and the best, averaged over seeds."""
 
@@ -147,9 +72,7 @@ def lines(outcome: Outcome, x: str, metric: str | None = None, log: bool = False
                 at = [records.value(r, x) for r in outcome.runs(cell, method).values()]
                 spread = outcome.spread(cell, method, metric)
                 if at and spread.n:
-                    points.append(
-                        (at[0], spread.mean * _scale(metric), spread.std * _scale(metric))
-                    )
+                    points.append((at[0], spread.mean * scale(metric), spread.std * scale(metric)))
             if points:
                 at, mean, std = np.array(sorted(points)).T
                 style = {"color": color(index), "linestyle": line_style(index)}
@@ -174,8 +97,8 @@ def scatter(outcome: Outcome, x: str, y: str) -> list[Panel]:
                 if r["status"] == "done"
             ]
             known = np.array([p for p in points if None not in p], float).reshape(-1, 2)
-            scale = (_scale(x), _scale(y))
-            axes.scatter(*(known * scale).T, s=18, color=color(index), alpha=0.75)
+            units = (scale(x), scale(y))
+            axes.scatter(*(known * units).T, s=18, color=color(index), alpha=0.75)
         axes.set_xlabel(heading(x))
         axes.set_ylabel(heading(y))
 
@@ -200,7 +123,7 @@ def heatmap(
     def number(cell: Cell, method: str) -> float:
         found = outcome.difference(cell, method, metric)
         shown = found.mean if difference else outcome.spread(cell, method, metric).mean
-        return shown * _scale(metric)
+        return shown * scale(metric)
 
     # One scale for all panels; for differences white is 0.
     everything = np.array(
@@ -284,7 +207,7 @@ def _curve(outcome: Outcome, record: dict, axis: str) -> np.ndarray | None:
     if values is None:
         return None
     known = [
-        (x, y * _scale(outcome.metric))
+        (x, y * scale(outcome.metric))
         for x, y in zip(outcome.along(record, axis), values, strict=True)
         if y is not None
     ]
@@ -337,7 +260,3 @@ def _by_row(
         panel(lambda axes, c=c: whole(axes, [c]), f"{salt} {c}", height, ", ".join(c))
         for c in cells
     ]
-
-
-def _scale(name: str) -> float:
-    return 100.0 if is_share(name) else 1.0

@@ -19,6 +19,10 @@ AXES = {
 }
 
 
+MOST_SHORT_ROWS = 8
+"""Rows of the table that a page opens with."""
+
+
 class Reached(NamedTuple):
     """When a target accuracy was reached.
 
@@ -120,13 +124,11 @@ class Outcome:
         cost = Cost(**record["cost"])
         return [self.link.seconds(cost, *point) for point in zip(steps, sent, strict=True)]
 
-    def reached(self, cell: Cell, method: str, axis: str) -> Reached:
-        """When the deciding accuracy first reached the study's target, of the evaluated epochs."""
+    def reached(self, cell: Cell, method: str, axis: str, target: float) -> Reached:
+        """When the deciding accuracy first reached a target, of the evaluated epochs."""
         runs = self.runs(cell, method).values()
         when = [
-            statistics.first_reaching(
-                self.along(record, axis), record["rows"][self.metric], self.study.target
-            )
+            statistics.first_reaching(self.along(record, axis), record["rows"][self.metric], target)
             for record in runs
             if record["rows"].get(self.metric)
         ]
@@ -146,6 +148,70 @@ class Outcome:
             "compared with",
             "MB sent",
         ]
+
+    def short_header(self) -> list[str]:
+        """Heads of the columns of `short_rows`."""
+        name = heading(self.metric)
+        axes = [] if self._averages() else list(self.study.axes)
+        return [*axes, "method", "compared with", name, "difference [95% interval]", "", "seeds"]
+
+    def short_rows(self) -> list[list[str]]:
+        """At most `MOST_SHORT_ROWS` comparisons, those of the question.
+
+        Those of all cells, or else averages over cells; of these, where they are too many, those that
+        are farthest from no difference, in units of their intervals.
+        """
+        study, rows = self.study, []
+        compared = [m for m in study.methods if study.reference_of(m)]
+        if not self._averages():
+            for cell in study.cells:
+                rows += [
+                    (self.difference(cell, m, self.metric), [*cell, m], m, [cell])
+                    for m in compared
+                    if self.runs(cell, m)
+                ]
+        else:
+            rows = [(self.overall(m, self.metric), [m], m, study.cells) for m in compared]
+        if len(rows) > MOST_SHORT_ROWS:
+            clear = lambda found: (
+                abs(found.mean) / (found.high - found.mean + 1e-12) if found.n > 1 else 0.0
+            )
+            kept = sorted(rows, key=lambda row: -clear(row[0]))[:MOST_SHORT_ROWS]
+            rows = [row for row in rows if row in kept]
+        return [
+            [
+                *names,
+                study.reference_of(method),
+                self._mean(cells, method),
+                show_difference(found, self.metric),
+                found.verdict,
+                str(found.n),
+            ]
+            for found, names, method, cells in rows
+        ]
+
+    def short_note(self) -> str:
+        """What `short_rows` has, where that is not each comparison; else nothing."""
+        compared = [m for m in self.study.methods if self.study.reference_of(m)]
+        if not self._averages():
+            return ""
+        cells = len(self.study.cells)
+        text = f"Averages over {cells} cells for each seed. " if cells > 1 else ""
+        if len(compared) > MOST_SHORT_ROWS:
+            text += f"The {MOST_SHORT_ROWS} that differ most clearly, of {len(compared)}; all are below."
+        return text.strip()
+
+    def _averages(self) -> bool:
+        compared = [m for m in self.study.methods if self.study.reference_of(m)]
+        there = sum(bool(self.runs(cell, m)) for cell in self.study.cells for m in compared)
+        return there > MOST_SHORT_ROWS
+
+    def _mean(self, cells: Sequence[Cell], method: str) -> str:
+        """Mean and standard deviation over seeds, averaged over cells."""
+        values = [self.values(cell, method, self.metric) for cell in cells]
+        seeds = set.intersection(*map(set, values))
+        means = [sum(v[seed] for v in values) / len(values) for seed in sorted(seeds)]
+        return show_spread(statistics.spread(means), self.metric)
 
     def rows(self) -> list[list[str]]:
         """The table of the study: a row for each cell and method that has a run."""
@@ -207,11 +273,16 @@ def is_share(name: str) -> bool:
     return "accuracy" in name
 
 
+def scale(name: str) -> float:
+    """What a metric is multiplied by to be shown."""
+    return 100.0 if is_share(name) else 1.0
+
+
 def show_spread(spread: Spread, name: str) -> str:
     """`93.21 ± 0.45`; a dash without any value."""
     if spread.n == 0:
         return "–"
-    mean, std = _scaled(spread.mean, name), _scaled(spread.std, name)
+    mean, std = scale(name) * spread.mean, scale(name) * spread.std
     return _digits(mean, name) + (f" ± {_digits(std, name)}" if spread.n > 1 else "")
 
 
@@ -219,12 +290,8 @@ def show_difference(found: Difference, name: str) -> str:
     """`+1.20 [−0.31, +2.71]`; a dash without any pair."""
     if found.n == 0:
         return "–"
-    numbers = [_digits(_scaled(x, name), name, sign=True) for x in found[1:]]
+    numbers = [_digits(scale(name) * x, name, sign=True) for x in found[1:]]
     return numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if found.n > 1 else "")
-
-
-def _scaled(number: float, name: str) -> float:
-    return 100 * number if is_share(name) else number
 
 
 def _digits(number: float, name: str, sign: bool = False) -> str:

@@ -11,18 +11,23 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --page: #14181c; --soft: #9aa5b1;
   --line: #333c45; --band: #1c2228; --accent: #56b4e9; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem clamp(.8rem, 3vw, 2.5rem) 3rem; max-width: 84rem;
+body { margin: 0 auto; padding: 1rem clamp(.8rem, 3vw, 2.5rem) 3rem; max-width: 58rem;
   background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: .6rem 0; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
-p, ul { max-width: 46rem; margin: .5rem 0; }
+p, ul { margin: .5rem 0; }
+.verdict { font-size: 1.2rem; line-height: 1.4; font-weight: 600; margin: .8rem 0; }
+details { margin: .6rem 0; border-top: 1px solid var(--line); padding-top: .5rem; }
+summary { cursor: pointer; font-weight: 600; }
 .soft, figcaption, dt { color: var(--soft); }
 .finding { border-left: 4px solid var(--accent); padding: .1rem 1rem; background: var(--band); }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .55rem; text-align: left; white-space: nowrap; vertical-align: top; }
 th { background: var(--band); font-weight: 600; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); }
+th:first-child { background: var(--band); }
 thead th { white-space: normal; min-width: 5rem; vertical-align: bottom; }
 tbody tr + tr { border-top: 1px solid var(--line); }
 tr.new td { border-top: 2px solid var(--soft); }
@@ -43,6 +48,7 @@ figure.many { grid-column: 1 / -1; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .92rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 code { font-size: .9em; overflow-wrap: anywhere; }
+@media (max-width: 30rem) { td:first-child { white-space: normal; max-width: 8rem; } }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
 """
 

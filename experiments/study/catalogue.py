@@ -5,8 +5,8 @@
     metrics                  fields of a record; the first one decides; default: both accuracies
     reference                the method that the others are compared with; default: the first
     [against]                METHOD = "METHOD": what this one is compared with instead
-    target                   accuracy for "rounds to target"; default: none
-    [settings]               of all runs: names as the flags of the mains
+    target                   accuracy, or a list of them, for "rounds to target"; default: none
+    [settings]               of all runs: names as the flags of the mains; eval_every is 1 unless given
     [axes.AXIS]              LABEL = {settings}: the cells of the study are the product of all axes
     [methods]                LABEL = {settings}: each is run in every cell, with every seed
     [[figures]]              kind = dots, lines, heatmap or scatter, with title, x, y, metric, log or
@@ -14,7 +14,11 @@
     [tune]                   lr = [...], validation = 0.2, seeds = [...], each = [axes]: every method
                              takes its learning rate from the grid, by the first metric on a held-out
                              part of the training data; of its own in every label of the axes `each`,
-                             elsewhere that of the first label
+                             elsewhere that of the first label. epochs = 20 makes these runs so long.
+                             keep = 0.5 lets the best half of a method's candidates go on from one
+                             seed to the next, at least two
+    [tune.options]           METHOD = {LABEL = {settings}}: tried with each learning rate
+    [tune.same_lr]           METHOD = "METHOD": a control, which takes the learning rate of another
     [data.NAME]              the same on another dataset: `settings` of its own, and any of the above
                              in place of what is said for all. `main` has the defaults; default: NAME
 
@@ -36,15 +40,30 @@ from ccl_jax.runs.config import Config
 from experiments.study.plan import (
     METRICS,
     Cell,
+    Choices,
     Job,
     Settings,
     Study,
     Tune,
+    default_of,
     identity,
     settings_of,
 )
 
-__all__ = ["METRICS", "Cell", "Job", "Study", "Tune", "identity", "load", "names", "settings_of"]
+__all__ = [
+    "METRICS",
+    "Cell",
+    "Choices",
+    "Job",
+    "Settings",
+    "Study",
+    "Tune",
+    "default_of",
+    "identity",
+    "load",
+    "names",
+    "settings_of",
+]
 
 FOLDER = Path(__file__).with_name("plans")
 MAINS = ("digits", "fmnist", "cifar10", "cifar100", "imagenette", "imagenet")
@@ -62,14 +81,18 @@ _RESERVED = frozenset(
         "on_divergence",
     ]
 )
-_KEYS: dict[str, type] = {
+_KEYS: dict[str, Any] = {
     **dict.fromkeys(["title", "claim", "question", "reference"], str),
     **dict.fromkeys(["seeds", "metrics", "figures"], list),
     **dict.fromkeys(["settings", "axes", "methods", "against", "tune", "data"], dict),
-    "target": float,
+    "target": (int, float, list),
 }
 _DATA_KEYS = {"main": str} | {key: kind for key, kind in _KEYS.items() if key != "data"}
-_TUNE_KEYS = {"lr": list, "validation": float, "seeds": list, "each": list}
+_TUNE_KEYS = {
+    **dict.fromkeys(["lr", "seeds", "each"], list),
+    **dict.fromkeys(["options", "same_lr"], dict),
+    **{"validation": float, "keep": float, "epochs": int},
+}
 _FIGURE_KEYS = {
     **dict.fromkeys(["kind", "title", "x", "y", "metric"], str),
     **dict.fromkeys(["log", "difference"], bool),
@@ -86,6 +109,15 @@ _FIGURE_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def names(folder: Path = FOLDER) -> list[str]:
     """The names of all studies."""
     return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def datasets(name: str, folder: Path = FOLDER) -> list[str]:
+    """The names of a study's data tables.
+
+    Raises:
+      ValueError: As `load`.
+    """
+    return list(_read(name, folder)[1].get("data", {}))
 
 
 def load(
@@ -107,6 +139,15 @@ def load(
     Raises:
       ValueError: There is no such study, or something in it is wrong; one line says what.
     """
+    path, table = _read(name, folder)
+    try:
+        return _study(path.stem, data, table, tuple(seeds), changes)
+    except ValueError as error:
+        raise ValueError(f"study {path.stem}: {error}") from error
+
+
+def _read(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A study's file and what stands in it."""
     path = Path(name)
     if path.suffix != ".toml":
         known = {each: folder / f"{each}.toml" for each in names(folder)}
@@ -115,10 +156,7 @@ def load(
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"study {name}: {error}") from error
-    try:
-        return _study(path.stem, data, table, tuple(seeds), changes)
-    except ValueError as error:
-        raise ValueError(f"study {path.stem}: {error}") from error
+    return path, table
 
 
 def _study(
@@ -136,7 +174,8 @@ def _study(
     main = own.get("main", data)
     look_up("main", main, dict.fromkeys(MAINS))
     defaults: Config = importlib.import_module(f"experiments.{main}").DEFAULTS
-    base = table.get("settings", {}) | own.get("settings", {})
+    every = {"eval_every": default_of("eval_every")}  # Whatever the mains' is, now or later.
+    base = every | table.get("settings", {}) | own.get("settings", {})
     shown = {"progress": False, "figures": False}
     defaults = defaults.replace(**_settings(base, "settings") | shown | changes)
     for axis, labels in whole.get("axes", {}).items():
@@ -162,13 +201,13 @@ def _study(
         axes,
         methods,
         tuple(_figure(figure) for figure in whole.get("figures", ())),
-        _tune(whole["tune"], axes) if "tune" in whole else None,
+        _tune(whole["tune"], axes, methods) if "tune" in whole else None,
         whole.get("title", name),
         whole.get("claim", ""),
         whole.get("question", ""),
         seeds or tuple(whole.get("seeds", ())),
         tuple(whole.get("metrics", METRICS)),
-        whole.get("target"),
+        _targets(whole.get("target", [])),
         tuple(whole.get("seeds", ())),
     )
     _check_seeds("seeds", study.seeds)
@@ -176,20 +215,30 @@ def _study(
         raise ValueError(f"metrics are {list(study.metrics)}; they must be texts, at least one")
     check_distinct("metrics", study.metrics)
     for where, labels in (("methods", methods), *((f"axes.{axis}", axes[axis]) for axis in axes)):
-        _check_different(where, labels)
+        controls = study.tune.same_lr if study.tune and where == "methods" else {}
+        _check_different(where, {k: v for k, v in labels.items() if k not in controls})
     if study.tune is not None and study.metrics[0] not in METRICS:
         raise ValueError(f"tune needs {' or '.join(METRICS)} as the first of metrics")
-    for job in (*study.tuning_jobs(), *study.jobs(_any_rates(study))):
+    for job in (*study.tuning_jobs(), *study.jobs(_any_choices(study))):
         del job  # Building its Config has checked it.
     return study
 
 
-def _any_rates(study: Study) -> dict[tuple[str, Cell], float] | None:
-    """Some learning rate for every method and cell, to check what jobs there will be."""
+def _any_choices(study: Study) -> Choices | None:
+    """Some choice for every method and cell, to check what jobs there will be."""
     if study.tune is None:
         return None
     cells = map(study.tuning_cell, study.cells)
-    return {pair: study.tune.lr[0] for pair in itertools.product(study.methods, cells)}
+    rate = {"lr": study.tune.lr[0]}
+    return {pair: rate for pair in itertools.product(study.methods, cells)}
+
+
+def _targets(given: Any) -> tuple[float, ...]:
+    targets = given if isinstance(given, list) else [given]
+    if not all(type(target) in (int, float) and 0 < target <= 1 for target in targets):
+        raise ValueError(f"target is {given}; it must be an accuracy, as 0.8, or a list of them")
+    check_distinct("target", targets)
+    return tuple(map(float, targets))
 
 
 def _settings(table: Any, where: str) -> Settings:
@@ -222,7 +271,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def _tune(table: dict[str, Any], axes: Mapping[str, Any]) -> Tune:
+def _tune(table: dict[str, Any], axes: Mapping[str, Any], methods: Mapping[str, Any]) -> Tune:
     _only(table, _TUNE_KEYS, "tune")
     each = tuple(table.get("each", ()))
     for axis in each:
@@ -235,7 +284,24 @@ def _tune(table: dict[str, Any], axes: Mapping[str, Any]) -> Tune:
     rates = tuple(_value(lr, float, "tune.lr") for lr in grid)
     for name, values in (("tune.lr", rates), ("tune.each", each)):
         check_distinct(name, values)
-    return Tune(rates, float(table["validation"]), tuple(seeds), each)
+    same, options = table.get("same_lr", {}), {}
+    for method, other in same.items():
+        look_up("method", method, methods)
+        look_up("method", other, methods)
+        if other in same or method in table.get("options", {}):
+            raise ValueError(f"tune.same_lr.{method} = {other!r}: one is tuned, and the other not")
+    for method, labels in table.get("options", {}).items():
+        look_up("method", method, methods)
+        where = f"tune.options.{method}"
+        if not isinstance(labels, dict) or not labels:
+            raise ValueError(f"{where} is {labels!r}; it must be a table LABEL = {{settings}}")
+        options[method] = {k: _settings(v, f"{where}.{k}") for k, v in labels.items()}
+        _check_different(where, options[method])
+    keep, epochs = float(table.get("keep", 1.0)), table.get("epochs")
+    if not 0 < keep <= 1:
+        raise ValueError(f"tune.keep is {keep:g}; it must be above 0 and at most 1")
+    held_out = float(table["validation"])
+    return Tune(rates, held_out, tuple(seeds), each, options, same, epochs, keep)
 
 
 def _check_different(where: str, labels: Mapping[str, Settings]) -> None:
@@ -263,7 +329,7 @@ def _figure(table: dict[str, Any]) -> dict[str, Any]:
     return dict(table)
 
 
-def _only(table: Mapping[str, Any], known: Mapping[str, type], where: str) -> None:
+def _only(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     """Makes sure that a table has known keys only, with values of their kinds."""
     names = {
         str: "a text",
@@ -271,6 +337,8 @@ def _only(table: Mapping[str, Any], known: Mapping[str, type], where: str) -> No
         dict: "a table",
         float: "a number",
         bool: "true or false",
+        int: "a whole number",
+        (int, float, list): "a number or a list of numbers",
     }
     for key, value in table.items():
         kind = look_up(f"key of {where}", key, known)

@@ -4,26 +4,32 @@
     python -m experiments.study --study=first_three
     python -m experiments.study --study=first_three --data=cifar10 --data_dir=DIR --workers=2
     python -m experiments.study --study=first_three --data=fmnist --epochs=5
+    python -m experiments.study --study=main_table --only="ring 16" --only="alpha 0.01" --hours=12
 
 What a run gave is kept in RESULTS/STUDY-DATA/runs.jsonl, and studies share runs. RESULTS is --results,
 by default experiments/results in the root of a checkout and results elsewhere. The same command goes on
-where it was stopped. With --epochs all runs are so long, and lie in RESULTS/STUDY-DATA-5-epochs.
+where it was stopped, by a signal or by --hours. With --epochs all runs are so long, and lie in
+RESULTS/STUDY-DATA-5-epochs. --only leaves out what has not this text in a label of its cell, or of its
+method.
 `python -m experiments.report` makes tables and figures of it.
 """
 
+import contextlib
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 
 from experiments import cli
 from experiments.flag_values import FlagValues
-from experiments.study import catalogue, pool, records
+from experiments.study import catalogue, pool, records, tuning
 from experiments.study.catalogue import Job, Study
 from experiments.study.records import Record
-from experiments.study.tuning import chosen_rates
 
 
 def default_results() -> str:
@@ -37,85 +43,114 @@ def folder(study: Study, results: Path) -> Path:
     return results / f"{study.name}-{study.label}"
 
 
-def run(study: Study, results: Path, workers: int = 1) -> None:
-    """Runs what is missing of a study, and writes its runs.jsonl when all is run or something fails.
+def run(study: Study, results: Path, workers: int = 1, tune_only: bool = False) -> None:
+    """Runs what is missing of a study: tuning, what it chose, and runners-up that are as good.
+
+    Every record is added to the study's runs.jsonl when it is there.
+
+    Args:
+      study: The study.
+      results: The results directory.
+      workers: How many run at a time.
+      tune_only: Run no more than tuning.
 
     Raises:
       pool.Interrupted: A signal came; what has been run is kept.
       OSError, ValueError: A run cannot be made.
     """
-    tuning = study.tuning_jobs()
     try:
-        _run_missing(tuning, results, workers, "tuning, ")
-        rates = chosen_rates(study, records.known(results)) if tuning else None
-        _run_missing(study.jobs(rates), results, workers)
+        # Which candidates get the next seed depends on what those before it gave.
+        while study.tune is not None:
+            tuning_runs = tuning.wanted(study, records.known(results))
+            if not _run_missing(study, tuning_runs, results, workers, "tuning, "):
+                break
+        if not tune_only:
+            _run_missing(study, _own_jobs(study, records.known(results)), results, workers)
+            if study.tune is not None:
+                second = tuning.runner_up_jobs(study, records.known(results))
+                _run_missing(study, second, results, workers, "runners-up, ")
     finally:
-        found, total = collect(study, results)
-        _tell(f"{len(found)} of {total} runs are in {folder(study, results) / 'runs.jsonl'}")
+        found = collect(study, results)
+        _tell(f"{len(found)} of {study.total} runs are in {folder(study, results) / 'runs.jsonl'}")
 
 
-def _run_missing(jobs: Sequence[Job], results: Path, workers: int, phase: str = "") -> None:
+def _own_jobs(study: Study, known: tuning.Known) -> list[Job]:
+    """The study's runs, as far as tuning has chosen their settings."""
+    return study.jobs(None if study.tune is None else tuning.choices(study, known))
+
+
+def _run_missing(
+    study: Study, jobs: Sequence[Job], results: Path, workers: int, phase: str = ""
+) -> bool:
+    """Runs those that have no record; says whether there were any."""
     known = records.known(results)
     missing = list({job.identity: job for job in jobs if job.identity not in known}.values())
-    if done := len(jobs) - len(missing):
+    if done := sum(job.identity in known for job in jobs):
         _tell(f"{phase}{done} of {len(jobs)} runs are there already")
     began = time.monotonic()
     for count, (job, record, seconds) in enumerate(pool.run_all(missing, results, workers), 1):
+        records.append(folder(study, results) / "runs.jsonl", _lean(study, record))
         each = (time.monotonic() - began) / count
         left = each * (len(missing) - count)
         _tell(
             f"{phase}{count}/{len(missing)} {job}: {_outcome(record)} in {seconds:.0f} s; "
             f"{duration(left)} left"
         )
+    return bool(missing)
 
 
-def collect(study: Study, results: Path) -> tuple[list[tuple[Job, Record]], int]:
+def _lean(study: Study, record: Record) -> Record:
+    """The record without its split, but of the first seed: one split is enough to look at."""
+    if record["seed"] == study.seeds[0]:
+        return record
+    return {k: v for k, v in record.items() if k != "samples_by_agent_and_class"}
+
+
+def collect(study: Study, results: Path) -> list[tuple[Job, Record]]:
     """Gathers what there is of a study, and writes it to its runs.jsonl.
 
     Records that are there already and not asked for now, as those of other seeds, stay.
 
     Returns:
-      The jobs with a record, and how many jobs there are in all. While tuning is not finished there
-      are none.
+      The jobs with a record; of what is tuned, those whose tuning is finished.
     """
     known = records.known(results)
-    tuning = study.tuning_jobs()
-    there = [(job, known[job.identity]) for job in tuning if job.identity in known]
-    jobs = []
-    if len(there) == len(tuning):
-        jobs = study.jobs(chosen_rates(study, known) if tuning else None)
-    found = [(job, known[job.identity]) for job in jobs if job.identity in known]
-    unique = {record["id"]: record for _, record in [*there, *found]}
-    for record in unique.values():
-        if record["seed"] != study.seeds[0]:  # One split is enough to look at.
-            record.pop("samples_by_agent_and_class", None)
+    found = [(job, known[job.identity]) for job in _own_jobs(study, known) if job.identity in known]
+    more = []
+    if study.tune is not None:
+        more = [*tuning.wanted(study, known), *tuning.runner_up_jobs(study, known)]
+    there = [known[job.identity] for job in more if job.identity in known]
+    unique = {r["id"]: _lean(study, r) for r in [*there, *(record for _, record in found)]}
     file = folder(study, results) / "runs.jsonl"
     if file.exists():
         unique |= {r["id"]: r for r in records.read(file) if r["id"] not in unique}
     if unique:
         records.write(file, unique.values())
-    cells = len(study.cells) * len(study.methods) * len(study.seeds)
-    return found, cells
+    return found
 
 
 def listing(study: Study, results: Path) -> str:
     """What a study's runs are, and which of them have been made."""
     known = records.known(results)
-    tuning = study.tuning_jobs()
     lines = [f"{study.name} on {study.label}: {study.title}"]
-    lines += [f"  {_state(known, job)}  {job}, lr {job.config.lr:g} (tuning)" for job in tuning]
-    if not all(job.identity in known for job in tuning):
-        count = len(study.cells) * len(study.methods) * len(study.seeds)
-        return "\n".join([*lines, f"  and then {count} runs with the learning rates found"])
-    jobs = study.jobs(chosen_rates(study, known) if tuning else None)
-    return "\n".join([*lines, *(f"  {_state(known, job)}  {job}" for job in jobs)])
+    if study.tune is not None:
+        wanted = tuning.wanted(study, known)
+        lines += [f"  {_state(known, job)}  {job} (tuning)" for job in wanted]
+    jobs = _own_jobs(study, known)
+    lines += [f"  {_state(known, job)}  {job}" for job in jobs]
+    if study.tune is not None:
+        second = tuning.runner_up_jobs(study, known)
+        lines += [f"  {_state(known, job)}  {job} (runner-up)" for job in second]
+    if later := study.total - len(jobs):
+        lines.append(f"  and then {later} runs with the settings found")
+    return "\n".join(lines)
 
 
 def overview(names: Iterable[str]) -> str:
     """All studies with their titles and the datasets they are ready for."""
     lines = []
     for name in names:
-        study = catalogue.load(name)
+        study = catalogue.load(name, catalogue.datasets(name)[0])
         runs = len(study.jobs() if study.tune is None else study.tuning_jobs())
         what = "runs" if study.tune is None else "tuning runs and then those of the study"
         lines += [f"{name:24} {study.title} ({runs} {what} on {study.data})"]
@@ -139,6 +174,8 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer(
         "epochs", None, "of all runs; default: its own", lower_bound=1, flag_values=values
     )
+    text = 'this part of it: "ring 16" for the cells or methods whose label has it; may be repeated'
+    flags.DEFINE_multi_string("only", [], text, flag_values=values)
     flags.DEFINE_string("results", default_results(), "results directory", flag_values=values)
     return values
 
@@ -158,7 +195,8 @@ def requested(values: flags.FlagValues, **changes: object) -> Study:
         raise ValueError(f"seeds are {values['seeds'].value}; write them as 0,1,2") from None
     study = catalogue.load(name, values["data"].value, seeds, **changes)
     epochs = values["epochs"].value
-    return study if epochs is None else study.of_length(epochs)
+    study = study if epochs is None else study.of_length(epochs)
+    return study.part(values["only"].value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,6 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = define()
     flags.DEFINE_bool("list", False, "show what there is, and run nothing", flag_values=values)
     flags.DEFINE_integer("workers", 1, "runs at a time", lower_bound=1, flag_values=values)
+    text = "stop after so many, as a signal would, and go on with the same command"
+    flags.DEFINE_float("hours", None, text, lower_bound=1e-6, flag_values=values)
+    flags.DEFINE_bool("tune_only", False, "run no more than tuning", flag_values=values)
     flags.DEFINE_string("data_dir", None, "where the dataset's files are", flag_values=values)
     flags.DEFINE_integer(
         "devices", None, "devices of a run; default: the study's own", flag_values=values
@@ -187,9 +228,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if values["list"].value:
             print(listing(study, results))
             return
-        run(study, results, workers)
+        if values["tune_only"].value and study.tune is None:
+            raise ValueError(f"{study.name} on {study.data} tunes nothing; leave out --tune_only")
+        with time_limit(values["hours"].value):
+            run(study, results, workers, values["tune_only"].value)
 
     return cli.guard(body)
+
+
+@contextlib.contextmanager
+def time_limit(hours: float | None) -> Iterator[None]:
+    """Sends this process SIGTERM after some hours, so that it saves what it is at and leaves."""
+    if hours is None:
+        yield
+        return
+    timer = threading.Timer(3600 * hours, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _outcome(record: Record) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccl_jax.runs.config import MAY_DIFFER, Config
@@ -15,6 +15,12 @@ METRICS = ("consensus_accuracy", "local_accuracy_mean", "local_accuracy_min")
 Settings = dict[str, Any]
 Cell = tuple[str, ...]
 """A label for each axis."""
+Choices = Mapping[tuple[str, Cell], Settings]
+"""The settings that tuning has chosen for each method and tuning cell; its learning rate at least."""
+
+# A run is known by what differs from a plain Config. Where a default has changed since runs were made,
+# what it was.
+_DEFAULTS_OF_IDENTITY = {"eval_every": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +31,13 @@ class Job:
       method: The method's label.
       cell: A label for each axis.
       config: The settings.
+      candidate: In tuning, which settings it tries.
     """
 
     method: str
     cell: Cell
     config: Config
+    candidate: str = ""
 
     @property
     def identity(self) -> str:
@@ -37,24 +45,34 @@ class Job:
         return identity(self.config)
 
     def __str__(self) -> str:
-        return ", ".join([self.method, *self.cell, f"seed {self.config.seed}"])
+        tried = [self.candidate] if self.candidate else []
+        return ", ".join([self.method, *self.cell, *tried, f"seed {self.config.seed}"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Tune:
-    """How learning rates are chosen.
+    """How learning rates, and other options of methods, are chosen.
 
     Attributes:
       lr: The grid.
       validation: Part of the training data that is held out.
       seeds: Seeds of the runs, their own.
-      each: Axes with a learning rate for each label.
+      each: Axes with a choice for each label.
+      options: Method -> label -> settings that are tried with every learning rate.
+      same_lr: Method -> the one whose learning rate it takes, in place of tuning: a control.
+      epochs: Of the runs; None for the study's own.
+      keep: Part of a method's candidates that goes on from one seed to the next: the best ones, and
+        never fewer than two.
     """
 
     lr: tuple[float, ...]
     validation: float
     seeds: tuple[int, ...]
     each: tuple[str, ...]
+    options: dict[str, dict[str, Settings]] = dataclasses.field(default_factory=dict)
+    same_lr: dict[str, str] = dataclasses.field(default_factory=dict)
+    epochs: int | None = None
+    keep: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +94,11 @@ class Study:
       question: What is asked.
       seeds: Seeds.
       metrics: The first decides.
-      target: Accuracy.
+      targets: Accuracies.
       own_seeds: Those of the file; `seeds` may be others.
       epochs: Of all runs, where they are not the study's own.
+      only: What was asked of `part`.
+      terms: For each of them that is of cells, labels of which a cell must have one.
     """
 
     name: str
@@ -95,9 +115,11 @@ class Study:
     question: str
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
-    target: float | None
+    targets: tuple[float, ...]
     own_seeds: tuple[int, ...] = ()
     epochs: int | None = None
+    only: tuple[str, ...] = ()
+    terms: tuple[frozenset[str], ...] = ()
 
     @property
     def label(self) -> str:
@@ -110,20 +132,66 @@ class Study:
         data = "" if self.data == "digits" else f" --data={self.data}"
         epochs = "" if self.epochs is None else f" --epochs={self.epochs}"
         seeds = "" if self.seeds == self.own_seeds else f" --seeds={','.join(map(str, self.seeds))}"
-        return f"--study={self.name}{data}{epochs}{seeds}"
+        only = "".join(f' --only="{term}"' for term in self.only)
+        return f"--study={self.name}{data}{epochs}{seeds}{only}"
 
     def of_length(self, epochs: int) -> "Study":
         """The study with so many epochs in every run, evaluated as many times, or every epoch."""
         default = self.defaults
         every = max(1, round(default.eval_every * epochs / default.epochs))
+        tune = self.tune
+        if tune is not None and tune.epochs is not None:
+            tune = dataclasses.replace(tune, epochs=min(tune.epochs, epochs))
         return dataclasses.replace(
-            self, defaults=default.replace(epochs=epochs, eval_every=every), epochs=epochs
+            self,
+            defaults=default.replace(epochs=epochs, eval_every=every),
+            epochs=epochs,
+            tune=tune,
         )
+
+    def part(self, only: Sequence[str]) -> "Study":
+        """The study in some of its cells, or with some of its methods.
+
+        Args:
+          only: Texts; each is a label of an axis or method, or part of one. Methods with which those
+            that are left are compared, or whose learning rate they take, stay.
+
+        Raises:
+          ValueError: A text is in no label.
+        """
+        methods, terms = dict(self.methods), []
+        for text in only:
+            matching = lambda labels, t=text: (
+                {x for x in labels if x == t} or {x for x in labels if t.lower() in x.lower()}
+            )
+            of_cells = matching([label for labels in self.axes.values() for label in labels])
+            of_methods = matching(methods)
+            if of_cells:
+                terms.append(frozenset(of_cells))
+            elif of_methods:
+                methods = {m: s for m, s in methods.items() if m in self._needed(of_methods)}
+            else:
+                labels = [*self.methods, *itertools.chain.from_iterable(self.axes.values())]
+                raise ValueError(
+                    f"--only={text!r} is in no label of {self.name} on {self.data}; "
+                    f"they are: {'; '.join(labels)}"
+                )
+        part = dataclasses.replace(self, methods=methods, only=tuple(only), terms=tuple(terms))
+        if not part.cells:
+            raise ValueError(f"no cell of {self.name} has all of: {'; '.join(only)}")
+        return part
+
+    def _needed(self, methods: set[str]) -> set[str]:
+        """Methods, and those that they are compared with or take their learning rate from."""
+        same = self.tune.same_lr if self.tune else {}
+        more = {self.reference_of(m) or m for m in methods} | {same.get(m, m) for m in methods}
+        return methods if more <= methods else self._needed(methods | more)
 
     @property
     def cells(self) -> list[Cell]:
         """All cells; one without labels where there are no axes."""
-        return list(itertools.product(*self.axes.values()))
+        every = itertools.product(*self.axes.values())
+        return [cell for cell in every if all(term & set(cell) for term in self.terms)]
 
     def reference_of(self, method: str) -> str | None:
         """The method that this one is compared with; None for the reference itself."""
@@ -145,38 +213,68 @@ class Study:
             for (axis, labels), label in zip(self.axes.items(), cell, strict=True)
         )
 
-    def tuning_jobs(self) -> list[Job]:
-        """The runs by which learning rates are chosen."""
+    def candidates(self, method: str) -> dict[str, Settings]:
+        """What tuning tries for a method: label -> settings; nothing for a control."""
+        if method in self.tune.same_lr:
+            return {}
+        options = self.tune.options.get(method, {"": {}})
+        return {
+            ", ".join(filter(None, [label, f"lr {lr:g}"])): settings | {"lr": lr}
+            for label, settings in options.items()
+            for lr in self.tune.lr
+        }
+
+    def tuning_job(self, method: str, cell: Cell, candidate: str, seed: int) -> Job:
+        """The run that tries a candidate with a seed."""
+        tune = self.tune
+        length = {} if tune.epochs is None else {"epochs": tune.epochs}
+        tried = self.candidates(method)[candidate]
+        changes = tried | length | {"seed": seed, "validation": tune.validation}
+        return Job(method, cell, self.config(method, cell, **changes), candidate)
+
+    def tuning_pairs(self) -> list[tuple[str, Cell]]:
+        """The methods and cells for which tuning chooses."""
         if self.tune is None:
             return []
-        cells = list(dict.fromkeys(map(self.tuning_cell, self.cells)))
+        cells = dict.fromkeys(map(self.tuning_cell, self.cells))
+        return [(m, cell) for cell in cells for m in self.methods if m not in self.tune.same_lr]
+
+    def tuning_jobs(self) -> list[Job]:
+        """All runs by which learning rates may be chosen; `tuning.race` says which are called for."""
         return [
-            Job(
-                method,
-                cell,
-                self.config(method, cell, lr=lr, seed=seed, validation=self.tune.validation),
-            )
-            for seed in self.tune.seeds
-            for cell in cells
-            for method in self.methods
-            for lr in self.tune.lr
+            self.tuning_job(method, cell, candidate, seed)
+            for seed in (self.tune.seeds if self.tune else ())
+            for method, cell in self.tuning_pairs()
+            for candidate in self.candidates(method)
         ]
 
-    def jobs(self, rates: Mapping[tuple[str, Cell], float] | None = None) -> list[Job]:
+    def jobs(self, choices: Choices | None = None) -> list[Job]:
         """The runs of the study, seed by seed, so that a part of them is a smaller study.
 
         Args:
-          rates: Learning rate of each method and tuning cell, where they are tuned.
+          choices: What tuning has chosen; methods and cells for which it has not chosen are left out.
+            None for the settings as they are.
         """
-        changes = lambda method, cell: (
-            {} if rates is None else {"lr": rates[method, self.tuning_cell(cell)]}
+        chosen = lambda method, cell: (
+            {} if choices is None else choices.get((method, self.tuning_cell(cell)))
         )
         return [
-            Job(method, cell, self.config(method, cell, seed=seed, **changes(method, cell)))
+            Job(method, cell, self.config(method, cell, seed=seed, **changes))
             for seed in self.seeds
             for cell in self.cells
             for method in self.methods
+            if (changes := chosen(method, cell)) is not None
         ]
+
+    @property
+    def total(self) -> int:
+        """How many runs the study has, without those of tuning."""
+        return len(self.seeds) * len(self.cells) * len(self.methods)
+
+
+def default_of(name: str) -> Any:
+    """What a setting is where a record does not name it; None if there is no such setting."""
+    return _DEFAULTS_OF_IDENTITY.get(name, getattr(Config(), name, None))
 
 
 def identity(config: Config) -> str:
@@ -188,10 +286,11 @@ def identity(config: Config) -> str:
 def settings_of(config: Config) -> Settings:
     """The settings that are not those of a plain Config and can change a result, as plain values.
 
-    A setting that is new to the project, at its default, therefore changes no identity.
+    A setting that is new to the project, at its default, therefore changes no identity; nor does a
+    default that has changed since, see `default_of`.
     """
     return {
         field.name: plain(getattr(config, field.name))
         for field in dataclasses.fields(config)
-        if field.name not in MAY_DIFFER and getattr(config, field.name) != field.default
+        if field.name not in MAY_DIFFER and getattr(config, field.name) != default_of(field.name)
     }

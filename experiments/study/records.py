@@ -3,6 +3,7 @@
     id         of its settings, `catalogue.identity`
     settings   those that differ from a plain Config
     seed       of all that is random
+    classes    how many there are, which makes chance; older records have none
     status     "done", or "diverged" with `step` and `reason`
     summary    numbers at the end, or those of the last epoch before divergence
     rows       name -> list over the evaluated epochs
@@ -116,6 +117,7 @@ def run(config: Config, results: Path) -> Record:
         "id": name,
         "settings": catalogue.settings_of(config),
         "seed": config.seed,
+        "classes": dataset.num_classes,
         "status": "diverged" if diverged else "done",
         **diverged,
         "summary": _numbers(summary, (*_SUMMARY, *_losses())) | _mean_losses(rows),
@@ -162,18 +164,29 @@ def write(file: Path, found: Iterable[Record]) -> None:
     """Writes records, one a line, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(r, separators=(",", ":")) + "\n" for r in found))
+    partial.write_text("".join(map(_line, found)))
     partial.replace(file)
+
+
+def append(file: Path, record: Record) -> None:
+    """Adds a record at the end, so that a study that is killed has what it has made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as out:
+        out.write(_line(record))
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, separators=(",", ":")) + "\n"
 
 
 def value(record: Record, name: str) -> Any:
     """A number of a record's summary, or a setting; None where it has neither.
 
-    Settings that are not in the record have a plain Config's value.
+    Settings that are not in the record have the value of `plan.default_of`.
     """
     if name in record["summary"]:
         return record["summary"][name]
-    return record["settings"].get(name, getattr(Config(), name, None))
+    return record["settings"].get(name, catalogue.default_of(name))
 
 
 @functools.lru_cache(maxsize=2)

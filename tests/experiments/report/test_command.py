@@ -11,81 +11,23 @@ import numpy as np
 import pytest
 
 from ccl_jax.runs.config import Config
-from experiments.report import command, figures, outcome, page, panels, statistics
+from experiments.report import (
+    command,
+    comparisons,
+    figures,
+    outcome,
+    page,
+    panels,
+    statistics,
+)
 from experiments.study import catalogue, records
-
-STUDY = """
-title = "A <small> study"
-claim = "It helps."
-question = "Does it?"
-seeds = [0, 1, 2]
-target = 0.8
-reference = "plain"
-[axes.alpha]
-"alpha 0.1" = { alpha = 0.1 }
-"alpha 1" = { alpha = 1.0 }
-[methods]
-"plain" = {}
-"ccl" = { lambda_m = 0.1 }
-"both" = { lambda_m = 0.1, lambda_d = 1.0 }
-"far" = { lambda_d = 1.0 }
-[against]
-"both" = "ccl"
-[[figures]]
-kind = "dots"
-[[figures]]
-kind = "lines"
-x = "alpha"
-log = true
-[[figures]]
-kind = "heatmap"
-x = "lambda_d"
-y = "lambda_m"
-difference = true
-[[figures]]
-kind = "scatter"
-title = "Against divergence"
-x = "label_divergence"
-y = "consensus_accuracy"
-[data.digits]
-"""
+from tests.support.reported import STUDY, made_up
 
 
 def test_a_target_counts_from_the_first_time_that_it_is_reached():
     assert statistics.first_reaching([10, 20, 30, 40], [0.1, None, 0.8, 0.7], 0.75) == 30
     assert statistics.first_reaching([10], [0.7], 0.7) == 10
     assert statistics.first_reaching([10, 20], [0.1, 0.2], 0.75) is None
-
-
-def made_up(job):
-    """A record: `ccl` is 2 points better in every seed, `far` diverges at alpha 1 with seed 1."""
-    seed, alpha = job.config.seed, job.config.alpha
-    accuracy = 0.8 + 0.01 * seed + (0.02 if job.method == "ccl" else 0) + 0.001 * seed * alpha
-    lost = job.method == "far" and seed == 1 and alpha == 1
-    steps = [12, 24]
-    return {
-        "id": job.identity,
-        "settings": catalogue.settings_of(job.config),
-        "seed": seed,
-        "status": "diverged" if lost else "done",
-        **({"step": 17, "reason": "the loss is <b>no</b> longer finite"} if lost else {}),
-        "summary": {
-            "bytes_sent_per_agent": 2_500_000,
-            "label_divergence": 1 - alpha / 2,
-            "seconds_training": 60.0,
-            **({} if lost else dict.fromkeys(catalogue.METRICS, accuracy)),
-            **({} if lost else {f"local_accuracy_{k}": accuracy - 0.1 for k in ("min", "max")}),
-        },
-        "rows": {
-            "step": steps,
-            "bytes_sent_per_agent_max": [1_000_000, 2_500_000],
-            "consensus_accuracy": [0.5, None if lost else accuracy],
-        },
-        "cost": {"flops": 1e9, "exchanges": 1},
-        "samples_by_agent_and_class": [[4, 0], [0, int(4 * alpha)]],
-        "made_with": {"python": "3.11", "jax": "1.2", "device": "a <chip>", "date": "2026-01-02"}
-        | {"git_commit": None},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +96,7 @@ def test_curves_against_rounds_bytes_and_time(found, study):
     assert found.along(record, "megabytes") == [1.0, 2.5]
     # 12 rounds of 1 GFLOP at 10 GFLOP/s and 10 ms, and 8 Mbit at 100 Mbit/s.
     assert found.along(record, "seconds") == pytest.approx([12 * 0.11 + 0.08, 24 * 0.11 + 0.2])
-    assert found.reached(("alpha 1",), "plain", "megabytes") == (3, 3, 2.5)
+    assert found.reached(("alpha 1",), "plain", "megabytes", 0.7) == (3, 3, 2.5)
 
 
 def test_runs_with_one_evaluation_are_seen_in_the_curves(study, monkeypatch):
@@ -206,7 +148,7 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
     folder = tmp_path / "mine-digits"
     folder.mkdir()
     (folder / "finding.md").write_text(
-        "It **helps**.\n\n<script>no()</script>\n\n| a |\n|---|\n| 1 |"
+        "It helps & hurts.\n\n- It **does**.\n\n<script>no()</script>\n\n| a |\n|---|\n| 1 |"
     )
     assert command.write(found, tmp_path, total=24) == folder
     text = (folder / "report.html").read_text()
@@ -223,13 +165,14 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
     assert "#010203" not in text  # all ink has become the page's
-    # Two cells of curves for three axes, dots of both, a line, two heat maps, a scatter, two panels of
-    # differences, two of agents, and two different splits.
-    assert page.tags.count("svg") == 6 + 2 + 1 + 2 + 1 + 2 + 2 + 2
+    # Two cells of curves for three axes, dots of three comparisons, a line, two heat maps, a scatter,
+    # three panels of differences, two of agents, and two different splits.
+    assert page.tags.count("svg") == 6 + 3 + 1 + 2 + 1 + 3 + 2 + 2
     for part in (
         "A &lt;small&gt; study",
         "24 of 24 runs",
-        "It <strong>helps</strong>.",
+        '<p class="verdict">It helps &amp; hurts.</p>',
+        "It <strong>does</strong>.",
         "&lt;script&gt;no()",
         "<td>1</td>",
         "the loss is &lt;b&gt;no&lt;/b&gt; longer finite",
@@ -248,10 +191,18 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
         assert part in text, part
     markdown = (folder / "results.md").read_text()
     assert "| alpha 1 | far | 3, 1 diverged | 81.10 ± 1.56 |" in markdown
-    assert markdown.count("It **helps**.") == 1
+    assert (
+        markdown.splitlines()[2] == "**It helps & hurts.**" and markdown.count("It **does**.") == 1
+    )
+    # The verdict, the figure, the table of the six comparisons, what was found; and then what is folded.
+    order = ('"verdict"', "<svg", "<td>+2.00 [+2.00, +2.00]</td>", '"finding"', "<details>")
+    at = [text.index(part) for part in order]
+    assert at == sorted(at) and text.index("All results") > at[-1]
+    assert text.count("<details>") == text.count("</details>") == markdown.count("<details>") + 1
+    assert "| alpha 1 | both | ccl | 81.10 ± 1.10 | −2.00 [−2.00, −2.00] | lower | 3 |" in markdown
     # 24 rounds of 0.11 s and 20 Mbit at 100 Mbit/s.
-    assert "| alpha 0.1 | plain | 3 of 3 | 24 | 2.5 | 2.84 |" in markdown
-    assert "| alpha 1 | far | 2 of 3 | 24 | 2.5 | 2.84 |" in markdown
+    assert "| 80% | alpha 0.1 | plain | 3 of 3 | 24 | 2.5 | 2.84 |" in markdown
+    assert "| 80% | alpha 1 | far | 2 of 3 | 24 | 2.5 | 2.84 |" in markdown
 
 
 @pytest.mark.parametrize(
@@ -276,7 +227,7 @@ def test_what_differs_and_what_was_tuned_is_said(tmp_path):
     path.write_text(STUDY + "[tune]\nlr = [0.1, 0.3]\nvalidation = 0.25\nseeds = [9]\n")
     plan = catalogue.load(str(path))
     records.write(tmp_path / "tuned-digits/runs.jsonl", map(made_up, plan.tuning_jobs()))
-    jobs = plan.jobs(dict.fromkeys(catalogue._any_rates(plan), 0.3))[:2]
+    jobs = plan.jobs({pair: {"lr": 0.3} for pair in catalogue._any_choices(plan)})[:2]
     command.write(outcome.Outcome(plan, [(job, made_up(job)) for job in jobs]), tmp_path, total=24)
     markdown = (tmp_path / "tuned-digits" / "results.md").read_text()
     assert "on 25% of the training data, held out, after training on the rest; seeds 9." in markdown
@@ -311,13 +262,13 @@ def test_the_command(study, tmp_path, capsys):
 
 
 def test_the_picture_has_every_method_but_the_reference(found, study, tmp_path):
-    (tmp_path / "differences.png").write_bytes(figures.picture(found))
+    (tmp_path / "differences.png").write_bytes(comparisons.picture(found))
     image = matplotlib.image.imread(tmp_path / "differences.png")[..., :3]
     drawn = lambda color: (
         np.isclose(image, matplotlib.colors.to_rgb(color), atol=0.01).all(-1).sum()
     )
     reference, *others = [drawn(color) for color in panels.COLORS[: len(study.methods)]]
-    # A dot in the legend and one in each of two cells, of some 20 pixels or more.
+    # A dot in each of two cells, of some 30 pixels or more.
     assert reference == 0 and min(others) > 60
 
 
@@ -327,9 +278,9 @@ def test_names_are_text_in_figures_and_one_that_fails_is_left_out(tmp_path, caps
     path.write_text(STUDY.replace("plain", name).replace("alpha 1", "$5 or $6"))
     study = catalogue.load(str(path))
     found = outcome.Outcome(study, [(job, made_up(job)) for job in study.jobs()])
-    texts = "".join(figures.dots(found))
-    assert f">{name}</text>" in texts and ">$5 or $6</text>" in texts
-    assert figures.picture(found).startswith(b"\x89PNG")
+    texts = "".join(comparisons.dots(found))
+    assert f"against {name}</text>" in texts and ">$5 or $6</text>" in texts
+    assert comparisons.picture(found).startswith(b"\x89PNG")
 
     def fail(axes) -> None:
         raise RuntimeError("no such font")

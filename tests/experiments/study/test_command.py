@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,24 +12,9 @@ from ccl_jax import algorithms
 from ccl_jax.runs import inputs, runner
 from ccl_jax.runs.config import Config
 from experiments import digits
-from experiments.study import catalogue, command, records, tuning
+from experiments.study import catalogue, command, records
 from tests.support import tiny_main  # noqa: F401 (registers the model "mlp")
-
-SMALL = """
-title = "small"
-seeds = [0, 1]
-[methods]
-"plain" = { algorithm = "dsgdm-n" }
-"ccl" = { algorithm = "dsgdm-n", lambda_m = 0.1, lambda_d = 0.1 }
-[data.digits.settings]
-model = "mlp"
-agents = 3
-alpha = 1.0
-epochs = 2
-eval_every = 1
-batch_size = 64
-devices = 1
-"""
+from tests.support.studies import SMALL, fake_record
 
 
 @pytest.fixture
@@ -94,7 +80,37 @@ def test_an_identity_is_what_is_computed_and_nothing_else():
     assert catalogue.identity(config) == catalogue.identity(same)
     others = [config.replace(lr=0.1), config.replace(seed=1), config.replace(validation=0.1)]
     assert len({catalogue.identity(c) for c in [config, *others]}) == 4
-    assert catalogue.settings_of(Config()) == {}
+    assert catalogue.settings_of(Config(eval_every=1)) == {}
+
+
+def test_identities_outlive_a_change_of_defaults():
+    """Records are known by what they computed, whatever the mains evaluate by default."""
+    known = catalogue.FOLDER.parents[1] / "results" / "main_table-digits" / "runs.jsonl"
+    (*_, record) = records.read(known)
+    plan = catalogue.load("main_table")
+    assert plan.defaults.eval_every == 2 and record["settings"]["eval_every"] == 2
+    for name in catalogue.names():
+        for data in catalogue.datasets(name):
+            table = catalogue.tomllib.loads((catalogue.FOLDER / f"{name}.toml").read_text())
+            given = table.get("settings", {}) | table["data"][data].get("settings", {})
+            assert "eval_every" in given, (name, data)
+    # As of the first runs, which were evaluated every epoch by default.
+    assert "eval_every" not in catalogue.settings_of(Config(eval_every=1))
+    assert catalogue.identity(Config(eval_every=1, lr=0.3, seed=4)) == "9e93efadd540"
+    assert catalogue.identity(Config(eval_every=3, lr=0.3, seed=4)) == "a662cd2f1410"
+    assert records.value({"summary": {}, "settings": {}}, "eval_every") == 1
+
+
+def test_identities_of_all_records_are_those_of_their_settings():
+    results = catalogue.FOLDER.parents[1] / "results"
+    count = 0
+    for file in sorted(results.glob("*-*/runs.jsonl")):
+        for record in records.read(file):
+            given = {"eval_every": 1} | record["settings"]
+            given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            assert catalogue.identity(Config(**given)) == record["id"]
+            count += 1
+    assert count >= 1799
 
 
 @pytest.mark.parametrize(
@@ -194,7 +210,7 @@ def test_what_is_wrong_on_the_command_line(capsys, flags, message):
 
 def test_lists(capsys, tmp_path):
     assert command.main(["study", "--list"]) == 0
-    assert "first_three" in (out := capsys.readouterr().out) and out.count("\n") == 11
+    assert "first_three" in (out := capsys.readouterr().out) and out.count("\n") == 12
     assert command.main(["study", "--study=main_table", "--list", f"--results={tmp_path}"]) == 0
     out = capsys.readouterr().out
     assert out.count("(tuning)") == 24 and "and then 240 runs" in out
@@ -243,6 +259,7 @@ def test_a_run_that_diverges_is_a_result(whole):
     assert wild["status"] == "diverged" and wild["step"] >= 1
     assert "no longer finite at step" in wild["reason"]
     json.dumps(wild, allow_nan=False)
+    assert wild["classes"] == 10
 
 
 def test_runs_only_what_is_missing(whole, tmp_path, capsys, monkeypatch):
@@ -260,7 +277,7 @@ def test_runs_only_what_is_missing(whole, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert "3 of 6 runs are there already" in error and "3/3 wild, seed 1" in error
     found = records.read(tmp_path / "mine-digits" / "runs.jsonl")
-    assert [r["seed"] for r in found] == [0, 0, 0]  # the fakes were kept nowhere
+    assert [r["seed"] for r in found] == [0, 0, 0, 1, 1, 1]
 
 
 def test_another_length_is_evaluated_as_often_and_lies_apart(write, tmp_path, capsys, monkeypatch):
@@ -294,44 +311,27 @@ def test_goes_on_after_an_interruption(whole, write, tmp_path, capsys, monkeypat
     assert resumed["id"] == straight["id"] and resumed["rows"] == straight["rows"]
 
 
-def fake_record(config):
-    """What a run would give whose accuracy is best at a learning rate of 0.1, in seed 9."""
-    accuracy = 0.9 - abs(config.lr - 0.1) - 0.01 * config.seed
-    accuracies = dict.fromkeys(catalogue.METRICS, accuracy)
-    return {
-        "id": catalogue.identity(config),
-        "settings": catalogue.settings_of(config),
-        "seed": config.seed,
-        "status": "diverged" if config.lr > 1 else "done",
-        "step": 3,
-        "summary": accuracies,
-    }
+def test_records_are_added_as_runs_finish_and_after_some_time_it_stops(
+    write, tmp_path, capsys, monkeypatch
+):
+    file, seen = tmp_path / "mine-digits" / "runs.jsonl", []
 
+    def slow(config, results):
+        seen.append(len(records.read(file)) if file.exists() else 0)
+        if len(seen) == 3:
+            signal.pause()
+        return fake_record(config)
 
-def test_tuning_takes_the_best_rate_on_held_out_data(write):
-    text = (
-        SMALL
-        + "[tune]\nlr = [0.03, 0.1, 10.0]\nvalidation = 0.25\nseeds = [8, 9]\neach = ['graph']\n"
-    )
-    text += '[axes.graph]\n"r" = {}\n"s" = { topology = "full" }\n'
-    text += '[axes.more]\n"1" = {}\n"2" = { alpha = 2.0 }\n'
-    plan = catalogue.load(write(text))
-    jobs = plan.tuning_jobs()
-    # The same budget for all: 2 methods x 2 graphs x 3 rates x 2 seeds; `more` stays at its first.
-    assert len(jobs) == 24 and {job.cell for job in jobs} == {("r", "1"), ("s", "1")}
-    assert {job.config.validation for job in jobs} == {0.25}
-    known = {job.identity: fake_record(job.config) for job in jobs}
-    rates = tuning.chosen_rates(plan, known)
-    assert set(rates.values()) == {0.1} and len(rates) == 4
-    assert {job.config.lr for job in plan.jobs(rates)} == {0.1}
-    assert {job.config.validation for job in plan.jobs(rates)} == {0.0}
-    header, rows = tuning.table_of_tuning(plan, known)
-    assert header == ["graph", "more", "method", "lr 0.03", "lr 0.1", "lr 10", "chosen"]
-    # 0.9 - 0.07 - 0.01 * 8.5, and so on.
-    assert rows[0][3:] == ["74.50 ± 0.71", "81.50 ± 0.71 *", "diverged", "0.1"]
-    lost = {name: record | {"status": "diverged"} for name, record in known.items()}
-    assert set(tuning.chosen_rates(plan, lost).values()) == {0.03}
-    assert tuning.table_of_tuning(plan, lost)[1][0][-1] == "0.03 (edge of the grid)"
+    monkeypatch.setattr(records, "run", slow)
+    argv = ["study", f"--study={write(SMALL)}", f"--results={tmp_path}"]
+    began = time.monotonic()
+    assert command.main([*argv, f"--hours={2 / 3600}"]) == 143
+    assert time.monotonic() - began < 30
+    assert seen == [0, 1, 2] and len(records.read(file)) == 3
+    assert "the same command goes on" in capsys.readouterr().err
+    assert command.main([*argv, "--hours=1"]) == 0
+    assert len(records.read(file)) == 4
+    assert command.main([*argv, "--hours=0"]) == 2
 
 
 @pytest.mark.parametrize("first", ["", "\n", "# which study\n", "// which study\n"])

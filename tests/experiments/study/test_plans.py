@@ -17,11 +17,11 @@ def cells(name):
 ALL = [pair for name in catalogue.names() for pair in cells(name)]
 
 
-def test_all_eleven_are_there():
+def test_all_twelve_are_there():
     expected = (
         "first_three main_table agents ablation lambda_alpha domain_shift rounds orthogonality"
     )
-    expected += " partitions heterogeneity_measure stability"
+    expected += " partitions heterogeneity_measure stability claim"
     assert set(catalogue.names()) == set(expected.split())
     assert {"digits", "fmnist", "cifar10"} <= {data for name, data in ALL if name == "first_three"}
 
@@ -41,7 +41,7 @@ def check_method(name, hyperparameters, *of_graph):
 @pytest.mark.parametrize("name, where", ALL)
 def test_every_study_file_expands_to_runs_that_can_be_made(name, where):
     plan = catalogue.load(name, where)
-    jobs = [*plan.tuning_jobs(), *plan.jobs(catalogue._any_rates(plan))]
+    jobs = [*plan.tuning_jobs(), *plan.jobs(catalogue._any_choices(plan))]
     assert len(jobs) >= len(plan.seeds) * len(plan.methods) * len(plan.cells)
     if where == "digits":
         assert plan.seeds == (0, 1, 2, 3, 4)

@@ -15,8 +15,8 @@ import pytest
 from ccl_jax.runs.checkpoints import Stopped
 from ccl_jax.runs.signals import leaving, stop_signals
 from experiments.study import catalogue, pool
-from tests.experiments.study.test_command import SMALL
 from tests.support import tiny_main  # noqa: F401 (registers the model "mlp")
+from tests.support.studies import SMALL
 
 
 @pytest.fixture

@@ -1,0 +1,145 @@
+"""Figures that compare each method with one other: a panel a comparison, a row a cell."""
+
+import io
+import math
+from collections.abc import Callable
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ccl_jax.runs import plots
+from experiments.report.outcome import Outcome, heading, is_share, scale
+from experiments.report.panels import COLORS, INK, INKED, RC, Panel, color, panel
+from experiments.study.catalogue import Cell
+
+
+def dots(outcome: Outcome, metric: str | None = None) -> list[Panel]:
+    """A metric of a method and of what it is compared with, a panel a comparison, a row a cell.
+
+    Each seed, and the mean with its standard deviation.
+    """
+    metric = metric or outcome.metric
+    methods = list(outcome.study.methods)
+
+    def draw(axes: Axes, y: float, cell: Cell, method: str) -> None:
+        pair = (outcome.study.reference_of(method), method)
+        for shift, each in zip((-0.13, 0.13), pair, strict=True):
+            shown = color(methods.index(each))
+            values = np.array(list(outcome.values(cell, each, metric).values())) * scale(metric)
+            if len(values) == 0:
+                continue
+            std = values.std(ddof=1) if len(values) > 1 else 0.0
+            at = y + shift
+            axes.plot(values, [at] * len(values), "|", color=shown, alpha=0.6, markersize=7)
+            axes.errorbar(values.mean(), at, xerr=std, fmt="o", color=shown, markersize=5)
+
+    return _by_comparison(outcome, draw, heading(metric), f"dots {metric}")
+
+
+def differences(outcome: Outcome) -> list[Panel]:
+    """What each method is better or worse by than what it is compared with: mean and 95% interval.
+
+    A panel a comparison, a row a cell.
+    """
+    methods = list(outcome.study.methods)
+
+    def draw(axes: Axes, y: float, cell: Cell, method: str) -> None:
+        _interval(axes, y, outcome, cell, method, color(methods.index(method)))
+        axes.axvline(0, color=INK, linewidth=0.8)
+
+    return _by_comparison(outcome, draw, _difference_label(outcome), "differences")
+
+
+def picture(outcome: Outcome) -> bytes:
+    """The differences in one PNG picture, a panel a comparison, for where there is no page."""
+    study = outcome.study
+    compared = _compared(outcome)
+    wide = min(3, max(1, len(compared)))
+    high = max(1, math.ceil(len(compared) / wide))
+    with mpl.rc_context({**RC, **dict.fromkeys(INKED, "black"), "axes.facecolor": "white"}):
+        size = (9, 0.4 + high * (0.7 + 0.22 * len(study.cells)))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, method in zip(grid, compared, strict=False):
+            shown = COLORS[list(study.methods).index(method) % len(COLORS)]
+            for row, cell in enumerate(study.cells):
+                _interval(axes, row, outcome, cell, method, shown)
+            axes.axvline(0, color="black", linewidth=0.8)
+            title = plots.text(f"{method}\nagainst {study.reference_of(method)}", 120)
+            axes.set_title(title, fontsize=8)
+        for axes in grid[len(compared) :]:
+            axes.set_axis_off()
+        names = [plots.text(", ".join(cell)) for cell in study.cells]
+        grid[0].set_yticks(range(len(names)), names)
+        grid[0].set_ylim(len(names) - 0.5, -0.5)
+        label = f"{_difference_label(outcome)}: mean over seeds and 95% interval"
+        figure.supxlabel(label, fontsize=9)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _interval(axes: Axes, y: float, outcome: Outcome, cell: Cell, method: str, shown: str) -> None:
+    """Mean and 95% interval of a difference, in a row of its own."""
+    found = outcome.difference(cell, method, outcome.metric)
+    if found.n == 0:
+        return
+    mean, low, high = np.array(found[1:]) * scale(outcome.metric)
+    reach = None if found.n < 2 else [[mean - low], [high - mean]]
+    axes.errorbar(mean, y, xerr=reach, fmt="o", color=shown, markersize=5)
+
+
+def _difference_label(outcome: Outcome) -> str:
+    unit = "points" if is_share(outcome.metric) else ""
+    return f"difference in {heading(outcome.metric, unit=False)} {unit}".strip()
+
+
+def _compared(outcome: Outcome) -> list[str]:
+    """The methods that are compared with another one and have runs."""
+    study = outcome.study
+    return [
+        method
+        for method in study.methods
+        if study.reference_of(method) and any(outcome.runs(cell, method) for cell in study.cells)
+    ]
+
+
+def _by_comparison(
+    outcome: Outcome,
+    draw: Callable[[Axes, float, Cell, str], None],
+    label: str,
+    salt: str,
+) -> list[Panel]:
+    """A panel for each method that is compared with another, rows of cells; all with one scale."""
+    study, cells = outcome.study, outcome.study.cells
+    names = [plots.text(", ".join(cell)) for cell in cells]
+
+    def whole(axes: Axes, method: str) -> None:
+        for row, cell in enumerate(cells):
+            draw(axes, row, cell, method)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+
+    # Drawn once for all to find the scale.
+    scratch = Figure().subplots()
+    for method in _compared(outcome):
+        whole(scratch, method)
+    limits = scratch.get_xlim()
+
+    def shown(axes: Axes, method: str) -> None:
+        whole(axes, method)
+        axes.set_xlim(limits)
+        axes.set_xlabel(label)
+
+    height = 1.05 + 0.28 * len(cells)
+    return [
+        panel(
+            lambda axes, m=method: shown(axes, m),
+            f"{salt} {method}",
+            height,
+            f"{method}\nagainst {study.reference_of(method)}",
+        )
+        for method in _compared(outcome)
+    ]

@@ -1,0 +1,119 @@
+"""What a page opens with, one comparison a panel, and what is said of how it was made."""
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from experiments.report import command, comparisons, made, outcome
+from experiments.study import catalogue, records
+from tests.support.reported import STUDY, made_up
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "mine.toml"
+    path.write_text(STUDY)
+    return catalogue.load(str(path))
+
+
+@pytest.fixture(scope="module")
+def found(study):
+    return outcome.Outcome(study, [(job, made_up(job)) for job in study.jobs()])
+
+
+def test_a_panel_a_comparison_and_all_of_one_scale(found, monkeypatch):
+    drawn = {}
+
+    def keep(draw, salt, height, title):
+        axes = matplotlib.figure.Figure().subplots()
+        draw(axes)
+        drawn[title] = axes
+
+    monkeypatch.setattr(comparisons, "panel", keep)
+    comparisons.differences(found)
+    assert list(drawn) == ["ccl\nagainst plain", "both\nagainst ccl", "far\nagainst plain"]
+    assert len({axes.get_xlim() for axes in drawn.values()}) == 1
+    at = [
+        line.get_xdata()[0] for line in drawn["both\nagainst ccl"].lines if line.get_marker() == "o"
+    ]
+    np.testing.assert_allclose(at, [-2, -2], atol=1e-9)
+    names = [text.get_text() for text in drawn["both\nagainst ccl"].get_yticklabels()]
+    assert names == ["alpha 0.1", "alpha 1"]
+
+
+def test_a_page_opens_with_eight_rows_at_most(tmp_path):
+    path = tmp_path / "mine.toml"
+    cells = "".join(f'"alpha {k}" = {{ alpha = {k}.0 }}\n' for k in range(2, 4))
+    path.write_text(STUDY.replace('"alpha 1" =', cells + '"alpha 1" ='))
+    plan = catalogue.load(str(path))
+    many = outcome.Outcome(plan, [(job, made_up(job)) for job in plan.jobs()])
+    # Three comparisons in four cells: averages.
+    rows = many.short_rows()
+    assert many.short_header()[:2] == ["method", "compared with"] and len(rows) == 3
+    assert rows[0] == [
+        *("ccl", "plain", "83.15 ± 1.15", "+2.00 [+2.00, +2.00]", "higher", "3")
+    ]  # 82 points, and 1 + 0.1 * (0.1 + 1 + 2 + 3) / 4 more from seed to seed.
+    assert many.short_note() == "Averages over 4 cells for each seed."
+
+
+def test_of_too_many_methods_those_that_differ_most_clearly(tmp_path):
+    path = tmp_path / "mine.toml"
+    more = "".join(f'"m{k}" = {{ lr = {0.2 + k / 100} }}\n' for k in range(10))
+    path.write_text(STUDY.replace("[against]", more + "[against]"))
+    plan = catalogue.load(str(path))
+
+    def shifted(job):
+        record = made_up(job)
+        if job.method.startswith("m"):
+            number = int(job.method[1:])
+            values = {k: v + 0.001 * number for k, v in record["summary"].items() if "acc" in k}
+            record["summary"] |= values
+        return record
+
+    many = outcome.Outcome(plan, [(job, shifted(job)) for job in plan.jobs()])
+    shown = [row[0] for row in many.short_rows()]
+    # ccl is 2 points ahead, both 2 behind, far level as m0: 13 comparisons, of which eight are shown.
+    assert len(shown) == 8 and {"ccl", "both", "m9", "m8", "m7"} < set(shown)
+    assert "The 8 that differ most clearly, of 13; all are below." in many.short_note()
+
+
+def test_records_whose_dirt_may_be_results_are_marked(study):
+    jobs = study.jobs()[:2]
+    commits = lambda *given: [
+        (job, made_up(job) | {"made_with": {"date": date, "git_commit": commit}})
+        for job, (commit, date) in zip(jobs, given, strict=True)
+    ]
+    old, new = ("abc-dirty", "2026-11-22"), ("abc-dirty", "2026-11-24")
+    facts = lambda *given: dict(made.facts(outcome.Outcome(study, commits(*given)), []))
+    assert "counts any changed file" in facts(old, new)["of -dirty commits"]
+    assert "of -dirty commits" not in facts(new, ("abc", "2026-11-22"))
+    assert facts(old, new)["git commit"] == "abc-dirty"
+
+
+def test_what_is_found_is_short():
+    """The verdict of every committed page has at most 25 words, and at most five bullets follow."""
+    files = sorted(catalogue.FOLDER.parents[1].glob("results/*/finding.md"))
+    assert len(files) >= 22
+    for file in files:
+        verdict, *rest = file.read_text().strip().split("\n\n")
+        assert len(verdict.split()) <= 25 and "\n" not in verdict, file
+        (bullets,) = rest
+        lines = bullets.splitlines()
+        assert len(lines) <= 5 and all(line.startswith("- ") for line in lines), file
+
+
+def test_all_pages_are_made_again_by_the_commands_they_name(tmp_path, capsys):
+    plan = catalogue.load("first_three")
+    where = tmp_path / "first_three-digits"
+    records.write(where / "runs.jsonl", [made_up(job) for job in plan.jobs()[:8]])
+    flags = ["--study=first_three", "--seeds=0", f"--results={tmp_path}", "--gflops=3"]
+    assert command.main(["report", *flags]) == 0
+    before = {name: (where / name).read_text() for name in ("results.md", "report.html")}
+    (where / "report.html").unlink()
+    assert command.main(["report", "--all", f"--results={tmp_path}"]) == 0
+    assert {name: (where / name).read_text() for name in before} == before
+    assert "3 GFLOP/s" in before["report.html"] and "4 of 4 runs" in before["report.html"]
+    (where / "results.md").write_text("# no command\n")
+    assert command.main(["report", "--all", f"--results={tmp_path}"]) == 2
+    assert "does not say by which command it was made" in capsys.readouterr().err
+    assert command.main(["report", "--all", f"--results={tmp_path}/none"]) == 2
