@@ -211,8 +211,7 @@ def collect(
         heard["class_sums"] = ClassSums(sums, counts)
     if "neighbor_prototypes" in needs:
         sums, counts = talk.gather(talk.send("prototypes", kept["prototypes"], compress=False))
-        means = sums / jnp.maximum(counts, 1.0)[..., None]
-        heard["neighbor_prototypes"] = NeighborPrototypes(means, counts > 0)
+        heard["neighbor_prototypes"] = NeighborPrototypes(class_means(sums, counts), counts > 0)
     return jax.lax.stop_gradient(heard)
 
 
@@ -232,3 +231,8 @@ def class_sums(
     member = member * sample_mask.astype(features.dtype)[:, None]
     sums = jnp.einsum("bc,bf->cf", member, features, precision=jax.lax.Precision.HIGHEST)
     return ClassSums(sums, member.sum(axis=0))
+
+
+def class_means(sums: jax.Array, counts: jax.Array) -> jax.Array:
+    """Means by class, `[..., classes, F]`, of sums and counts `[..., classes]`; 0 for none."""
+    return sums / jnp.maximum(counts, 1.0)[..., None]

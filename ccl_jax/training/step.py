@@ -317,7 +317,7 @@ def make_loss_fn(model: nn.Module, objective: Objective) -> Callable[..., Any]:
         total = cross_entropy
         for name, weight in objective.weights.items():
             total += rise * weight * parts[name]
-        hit = (logits.argmax(axis=-1) == batch.labels) & batch.mask
+        hit = (logits.argmax(axis=-1).astype(batch.labels.dtype) == batch.labels) & batch.mask
         kept = needs.keep(objective.needs, own, objective.num_classes)
         correct = hit.sum(dtype=jnp.int32)
         return total, Seen(cross_entropy, parts, correct, model_state, kept)

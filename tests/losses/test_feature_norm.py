@@ -15,7 +15,7 @@ from tests.support.tiny import CLASSES
 
 FEATURES = jnp.array([[1.0, 2.0], [3.0, -4.0], [0.0, 0.0], [9.0, 9.0]])
 OWN = Own(FEATURES, jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), jnp.array([True] * 3 + [False]))
-NORM = {"feature_losses": (("feature_norm", 0.5),)}
+NORM = {"feature_losses": (("feature_norm", 1.0),)}
 
 
 def loss(features, own=OWN):
@@ -37,7 +37,7 @@ def test_of_an_empty_batch_it_is_zero():
 
 def test_it_makes_features_smaller_and_sends_nothing_more():
     plain, small = FewSteps(), FewSteps(objective=Objective(CLASSES, **NORM))
-    for t in range(5):
+    for t in range(8):
         plain.step(t)
         small.step(t)
     assert small.bytes_sent() == plain.bytes_sent()
