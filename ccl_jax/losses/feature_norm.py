@@ -5,8 +5,8 @@ NeurIPS 2022, where it is the term L2R:
 
     L = mean over samples of ||z_n||^2
 
-as the paper writes it; its code takes the norm itself, with weight 0.01. It is a sum over features, not a
-mean. The loss looks at the agent's own features only, and sends nothing.
+as the paper writes it; its code takes the norm itself, with weight 0.01. It is a sum over features, not
+a mean. The loss looks at the agent's own features only, and sends nothing.
 """
 
 from collections.abc import Mapping
