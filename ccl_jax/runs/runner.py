@@ -136,6 +136,7 @@ def prepare(
         measure=config.measure_heterogeneity,
         lambda_warmup_steps=steps * config.lambda_warmup_epochs,
     )
+    _check_mixed(objective, method, config)
     model = models.make(
         config.model, dataset.num_classes, norm=config.norm, dtype=jnp.dtype(config.dtype)
     )
@@ -155,6 +156,18 @@ def prepare(
         schedule,
         augment.make(config.augment, dataset.image_shape[:2]),
     )
+
+
+def _check_mixed(objective: training.Objective, method: algorithms.Method, config: Config) -> None:
+    """Refuses a loss that compares with the mixed model beside a method that never sees it there."""
+    settings = method.hyperparameters | method.fixed | config.hyperparameters()
+    if "mixed_features" in objective.needs and settings.get("gradient_at") == "unmixed":
+        names = [name for name in objective.weights if "mixed_features" in objective.needs_of(name)]
+        raise ValueError(
+            f"local_steps is {config.local_steps}, so {', '.join(names)} compares with the mixed model, "
+            f"and {method.name} takes its gradient before mixing; give --hparam=gradient_at=mixed, or "
+            "leave the loss out"
+        )
 
 
 def main(config: Config, given: frozenset[str] = frozenset()) -> None:

@@ -98,6 +98,16 @@ REFUSED = [
     (["--feature_loss=moon:1:temperature"], "'moon:1:temperature'", "NAME:WEIGHT:OPTION=VALUE"),
     (["--feature_loss=prototype:1:2"], "'prototype:1:2'", "NAME:WEIGHT:OPTION=VALUE"),
     (["--feature_loss=moon:1:temperature=1:temperature=2"], "'moon:1", "NAME:WEIGHT:OPTION=VALUE"),
+    (
+        [
+            "--algorithm=dsgdm",
+            "--hparam=gradient_at=unmixed",
+            "--local_steps=2",
+            "--feature_loss=moon:1",
+        ],
+        "moon compares with the mixed model",
+        "gradient_at=mixed",
+    ),
     (["--sam_rho=-0.1"], "sam_rho is -0.1", ">= 0"),
     (["--sam_rho=nan"], "sam_rho is nan", ">= 0"),
     (["--sam_adaptive"], "sam_adaptive is True", "--sam_rho > 0"),
