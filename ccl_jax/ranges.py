@@ -46,6 +46,8 @@ SHARED = {
     "lambda_d": NOT_NEGATIVE,
     "lambda_warmup_steps": at_least(0),
     "clip_norm": POSITIVE,
+    "sam_rho": NOT_NEGATIVE,
+    "temperature": POSITIVE,
     "local_steps": at_least(1),
     "gossip_steps": at_least(1),
 }

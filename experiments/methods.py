@@ -2,11 +2,13 @@
 
     python -m experiments.methods
     python -m experiments.methods --algorithm=momentum-tracking
+    python -m experiments.methods --feature_loss=moon
 
 P is the size of a model, S that of the class sums (C x F + C numbers) and d the number of an agent's
 neighbours. What is sent is measured: the method takes a step on a small graph that it accepts, and the
 network counts. A gradient is a forward and a backward pass. CCL adds d forward passes and the class
-sums, and where a method does not send models to neighbours, one exchange of them.
+sums, and where a method does not send models to neighbours, one exchange of them. A second table has the
+other feature losses in the same words, and what an agent keeps for them from step to step.
 """
 
 import sys
@@ -18,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ccl_jax import algorithms, graphs
+from ccl_jax import algorithms, graphs, losses
 from ccl_jax.algorithms.base import Method
 from ccl_jax.graphs.topology import Topology
-from ccl_jax.losses import NEEDS
+from ccl_jax.losses import NEEDS, FeatureLoss, needs
 from ccl_jax.network import Network, Traffic
 from ccl_jax.training import Objective
 from experiments import cli, settings
@@ -94,6 +96,35 @@ def table(methods: Sequence[Method]) -> str:
         cost = measure(method)
         shown = (method.name, str(cost.exchanges), _sends(method, cost), cost.gradients)
         rows.append((*shown, _ccl_adds(cost), method.graph, method.reference))
+    return _aligned(rows)
+
+
+def table_of_losses(entries: Sequence[FeatureLoss]) -> str:
+    """Formats feature losses as lines of text; one that hears other things between exchanges has two."""
+    head = ("feature loss", "forward passes", "sends", "keeps", "options", "citation")
+    rows = [head]
+    for entry in entries:
+        options = " ".join(f"{name}={value:g}" for name, value in entry.options.items()) or "none"
+        # One that needs a model of the agent's own keeps it between exchanges.
+        for steps, name in ((1, entry.name), (2, f"{entry.name}, local steps")):
+            wanted = entry.needs_with(steps)
+            if steps == 1 or needs.own_models(wanted):
+                rows.append((name, *_costs(wanted, steps), options, entry.reference))
+    return _aligned(rows)
+
+
+def _costs(wanted: Sequence[str], local_steps: int) -> tuple[str, str, str]:
+    """Forward passes without gradient, what is sent beside models, and what is kept."""
+    own = needs.own_models(wanted)
+    passes = ["d"] * needs.foreign(wanted) + [str(len(own))] * bool(own)
+    sends = [f"{NEEDS[need].sends} d" for need in wanted if NEEDS[need].sends]
+    keeps = [NEEDS[need].keeps for need in wanted if NEEDS[need].keeps and need not in own]
+    keeps += [f"{len(own)} P"] if own and local_steps > 1 else []
+    return " + ".join(passes) or "0", " + ".join(sends) or "nothing", " + ".join(keeps) or "nothing"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text below a head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -113,21 +144,48 @@ def details(method: Method) -> str:
         f"gradients: {cost.gradients}; CCL adds: {_ccl_adds(cost)}",
         "  hyper-parameters and their defaults",
         *(f"    {name} = {value!r}" for name, value in method.hyperparameters.items()),
-        "  settings (experiments/settings.toml)",
+        *_settings(settings.table().get(method.name, ())),
     ]
-    for setting in settings.table().get(method.name, ()):
+    return "\n".join(lines)
+
+
+def details_of_loss(entry: FeatureLoss) -> str:
+    """All that is known about one feature loss."""
+    passes, sends, keeps = _costs(entry.needs, 1)
+    lines = [
+        f"{entry.name}: {entry.summary}",
+        f"  published in   {entry.reference}",
+        f"  it hears       {'; '.join(NEEDS[need].text for need in entry.needs) or 'nothing'}",
+        f"  a step         forward passes: {passes}; sends: {sends}; keeps: {keeps}",
+    ]
+    if entry.apart is not None:
+        passes, sends, keeps = _costs(entry.apart, 2)
+        lines += [
+            "  with local steps",
+            f"  it hears       {'; '.join(NEEDS[need].text for need in entry.apart)}",
+            f"  a step         forward passes: {passes}; sends: {sends}; keeps: {keeps}",
+        ]
+    lines += ["  options and their defaults"]
+    lines += [f"    {name} = {value!r}" for name, value in entry.options.items()]
+    return "\n".join([*lines, *_settings(settings.table_of_losses().get(entry.name, ()))])
+
+
+def _settings(known: Sequence[settings.Setting]) -> list[str]:
+    lines = ["  settings (experiments/settings.toml)"]
+    for setting in known:
         values = ", ".join(f"{name}={value}" for name, value in setting.values.items())
         lines += [
             f"    {setting.name} ({setting.status}): {values}",
             f"      {setting.source}",
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table, or one method with --algorithm; returns the exit code."""
+    """Prints the tables, or one method or loss in detail; returns the exit code."""
     values = FlagValues()
     flags.DEFINE_string("algorithm", None, "show this method in detail", flag_values=values)
+    flags.DEFINE_string("feature_loss", None, "show this loss in detail", flag_values=values)
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
 
     def body() -> None:
@@ -136,12 +194,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(cli.page(__doc__, values))
         elif values["algorithm"].value is not None:
             print(details(algorithms.get(values["algorithm"].value)))
+        elif values["feature_loss"].value is not None:
+            print(details_of_loss(losses.get(values["feature_loss"].value)))
         else:
             print(table(list(algorithms.REGISTRY.values())))
             print(
                 "\nP: size of a model; S: of the class sums; d: number of neighbours; a gradient is a "
-                "forward and a backward pass"
+                "forward and a backward pass, and with --sam_rho two of them\n"
             )
+            print(table_of_losses(list(losses.REGISTRY.values())))
 
     return cli.guard(body)
 

@@ -11,7 +11,7 @@ from experiments.study import catalogue
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-EXAMPLES = ("after_training", "code", "extending", "method", "scaling", "studies")
+EXAMPLES = ("after_training", "code", "extending", "losses", "method", "scaling", "studies")
 
 # A block of Python and, if the next block is one of text, what it prints.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
@@ -49,7 +49,7 @@ def test_the_examples_of_a_page_print_what_it_shows(
 
 def test_the_loss_that_is_shown_is_the_one_there_is():
     """Line by line, but for the docstring and the check of ranks."""
-    page = (ROOT / "docs/extending.md").read_text()
+    page = (ROOT / "docs/losses.md").read_text()
     shown = re.search(r"^    @base.register\($.*?^(?=\S)", page, re.DOTALL | re.MULTILINE)[0]
     lines = [line.removeprefix("    ") for line in shown.rstrip().splitlines()]
     source = (ROOT / "ccl_jax/losses/prototype.py").read_text().splitlines()

@@ -38,6 +38,7 @@ def local_steps(
     direction: optax.GradientTransformation,
     gossip_rate: float = 1.0,
     gradient_at: str = "mixed",
+    restart: bool = False,
 ) -> base.Algorithm:
     """Gossip, and a step of any local optimizer.
 
@@ -45,6 +46,7 @@ def local_steps(
       direction: Transform of stacked gradients to stacked directions d, without learning rate.
       gossip_rate: gamma in (0, 1].
       gradient_at: "mixed" or "unmixed".
+      restart: Whether the local optimizer begins anew at every exchange.
 
     Raises:
       ValueError: `gradient_at` is neither.
@@ -57,6 +59,9 @@ def local_steps(
     def communicate(params, state, talk, lr):
         message = talk.send("params", params)
         mixed, _ = base.gossip(talk, message, gossip_rate)
+        if restart:
+            fresh = trees.where(talk.active, direction.init(params), state.local)
+            state = state._replace(local=fresh)
         if unmixed:
             return params, state._replace(mixed=mixed), message
         return mixed, state, message
@@ -79,6 +84,7 @@ _REFERENCE = "Lian et al., NeurIPS 2017, arXiv:1705.09056"
     capabilities=base.GOSSIP,
     momentum=0.0,
     nesterov=False,
+    restart_momentum=False,
 )
 @base.register(
     "dsgdm",
@@ -101,6 +107,7 @@ def dsgd(
     weight_decay: float = 1e-4,
     gossip_rate: float = 1.0,
     gradient_at: str = "mixed",
+    restart_momentum: bool = False,
 ) -> base.Algorithm:
     """Decentralized SGD.
 
@@ -110,10 +117,11 @@ def dsgd(
       weight_decay: lam, added to the gradient.
       gossip_rate: gamma in (0, 1]; the authors use 1 on rings, 0.9 on Dyck and torus.
       gradient_at: "mixed" (as CCL) or "unmixed" (combine, then adapt).
+      restart_momentum: Momentum is 0 again at every exchange, as in the clients of federated learning.
 
     Example:
       >>> algorithm = dsgd(momentum=0.9, nesterov=True)
       >>> state = algorithm.init(params, talk)
     """
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
-    return local_steps(direction, gossip_rate, gradient_at)
+    return local_steps(direction, gossip_rate, gradient_at, restart_momentum)

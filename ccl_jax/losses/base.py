@@ -3,10 +3,12 @@
 A feature loss is a term beside the cross-entropy that looks at features. It is written for one agent,
 `loss(own, heard, distance) -> scalar`, and says what it needs to hear by name; the names are the keys of
 `ccl_jax.losses.needs.NEEDS`. The step hears what the chosen losses need, once, and nothing else. What is
-heard is constant: gradients flow through the agent's own features and logits only.
+heard is constant: gradients flow through the agent's own features and logits only. Keyword-only
+arguments of the function are the loss's options, such as a temperature, which users may set.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax import ranges
 from ccl_jax.names import look_up
 
 # distance(features, target), both [..., F], -> [...]: one number a sample, a mean over features.
@@ -49,29 +52,64 @@ class FeatureLoss:
 
     Attributes:
       name: What users, metrics and reports call it.
-      loss: `loss(own, heard, distance) -> scalar` for one agent; `heard` has an entry for each need.
+      loss: `loss(own, heard, distance, **options) -> scalar` for one agent; `heard` has an entry for
+        each need, and no other.
       needs: Keys of `ccl_jax.losses.needs.NEEDS`; () for a loss of the own features and logits alone.
       summary: One line.
       reference: Where it was published.
+      apart: Its needs where agents work alone for some steps between exchanges; None for the same.
     """
 
     name: str
-    loss: Callable[[Own, Mapping[str, Any], Distance], jax.Array]
+    loss: Callable[..., jax.Array]
     needs: tuple[str, ...]
     summary: str
     reference: str
+    apart: tuple[str, ...] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a user may set, with its default."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def needs_with(self, local_steps: int) -> tuple[str, ...]:
+        """What it needs where agents talk in every so many-th step."""
+        return self.needs if local_steps == 1 or self.apart is None else self.apart
+
+    def check_options(self, given: Mapping[str, Any]) -> None:
+        """Makes sure that options are the loss's own, and numbers in their range.
+
+        Raises:
+          ValueError: One is not; the message says which there are, or what it may be.
+        """
+        for name, value in given.items():
+            if name not in self.options:
+                takes = ", ".join(self.options) or "none"
+                raise ValueError(f"feature loss {self.name} has no option {name}; it takes {takes}")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            allowed = ranges.SHARED.get(name, ranges.NOT_NEGATIVE)
+            if not (number and allowed.holds(value)):
+                raise ValueError(
+                    f"{name} of feature loss {self.name} is {value!r}; it must be {allowed.allowed}"
+                )
 
 
 REGISTRY: dict[str, FeatureLoss] = {}
 
 
 def register(
-    name: str, *, needs: tuple[str, ...] = (), summary: str, reference: str
+    name: str,
+    *,
+    needs: tuple[str, ...] = (),
+    summary: str,
+    reference: str,
+    apart: tuple[str, ...] | None = None,
 ) -> Callable[..., Any]:
     """Decorator that enters a loss into the registry; arguments as the fields of `FeatureLoss`."""
 
     def enter(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        REGISTRY[name] = FeatureLoss(name, loss, needs, summary, reference)
+        REGISTRY[name] = FeatureLoss(name, loss, needs, summary, reference, apart)
         return loss
 
     return enter

@@ -19,6 +19,16 @@ import jax.numpy as jnp
 
 from ccl_jax.losses import base
 from ccl_jax.losses.base import Distance, Own
+from ccl_jax.losses.needs import NeighborPrototypes
+
+
+def mean_prototypes(prototypes: NeighborPrototypes) -> tuple[jax.Array, jax.Array]:
+    """The mean of neighbours' class means, `[classes, F]`, and which classes have one, `[classes]`."""
+    means, known = prototypes
+    chex.assert_rank([means, known], [3, 2])
+    neighbors = known.sum(axis=0, dtype=means.dtype)
+    sums = jnp.where(known[..., None], means, 0.0).sum(axis=0)
+    return sums / jnp.maximum(neighbors, 1.0)[:, None], neighbors > 0
 
 
 @base.register(
@@ -29,11 +39,7 @@ from ccl_jax.losses.base import Distance, Own
 )
 def prototype_loss(own: Own, heard: Mapping[str, Any], distance: Distance) -> jax.Array:
     """The loss of one agent: a mean over samples and features."""
-    prototypes, known = heard["neighbor_prototypes"]
-    chex.assert_rank([own.features, own.labels, prototypes, known], [2, 1, 3, 2])
-    neighbors = known.sum(axis=0, dtype=prototypes.dtype)
-    sums = jnp.where(known[..., None], prototypes, 0.0).sum(axis=0)
-    target = (sums / jnp.maximum(neighbors, 1.0)[:, None])[own.labels]
-    has_target = (neighbors > 0)[own.labels]
-    distances = distance(own.features, jax.lax.stop_gradient(target))
-    return base.masked_mean(jnp.where(has_target, distances, 0.0), own.mask)
+    chex.assert_rank([own.features, own.labels], [2, 1])
+    means, known = jax.lax.stop_gradient(mean_prototypes(heard["neighbor_prototypes"]))
+    distances = distance(own.features, means[own.labels])
+    return base.masked_mean(jnp.where(known[own.labels], distances, 0.0), own.mask)

@@ -22,7 +22,7 @@ from ccl_jax.runs.settings import (
     OUTPUT,
     TRAINING,
     check_ranges,
-    name_and_weight,
+    feature_loss,
     named_values,
     names,
     setting,
@@ -180,7 +180,8 @@ class Config:
     feature_loss: tuple[str, ...] = setting(
         (),
         METHOD,
-        "another loss on features, NAME:WEIGHT as prototype:0.1; may be repeated. Names: "
+        "another loss on features, NAME:WEIGHT as prototype:0.1, with options of its own as "
+        "moon:1:temperature=0.2; may be repeated. Names: "
         + names(name for name in losses.REGISTRY if name not in LAMBDAS),
     )
     lambda_warmup_epochs: int = setting(
@@ -203,6 +204,13 @@ class Config:
     clip_norm: float | None = setting(
         None, METHOD, "clip each agent's gradient to this l2 norm; default: no clipping"
     )
+
+    sam_rho: float = setting(
+        0.0,
+        METHOD,
+        "SAM: gradients are taken where an ascent of this length leads; 0 for plain ones",
+    )
+    sam_adaptive: bool = setting(False, METHOD, "scale that ascent by parameters' sizes (ASAM)")
 
     model: str = setting("lenet5", TRAINING, f"network: {names(models.MODELS)}")
     norm: str | None = setting(
@@ -349,6 +357,8 @@ class Config:
         _check(self, "batch_devices", whole, f"a divisor of batch_size {self.batch_size}")
         self.faults()
         self.feature_losses()
+        plain = self.sam_rho == 0
+        _check(self, "sam_adaptive", not (plain and self.sam_adaptive), "given with --sam_rho > 0")
         _check(self, "resume", not self.resume or self.workdir is not None, "given with --workdir")
 
     def replace(self, **changes: Any) -> "Config":
@@ -376,12 +386,12 @@ class Config:
         )
 
     def feature_losses(self) -> tuple[tuple[str, float], ...]:
-        """Names and weights of `feature_loss`.
+        """Names and weights of `feature_loss`; a ValueError where one is not of its form."""
+        return tuple(feature_loss(text)[:2] for text in self.feature_loss)
 
-        Raises:
-          ValueError: One is not NAME:WEIGHT.
-        """
-        return tuple(map(name_and_weight, self.feature_loss))
+    def loss_options(self) -> dict[str, dict[str, Any]]:
+        """Options of feature losses that were given, by the name of the loss."""
+        return {name: given for name, _, given in map(feature_loss, self.feature_loss) if given}
 
     def hyperparameters(self) -> dict[str, Any]:
         """Those of the method that were given: momentum, weight_decay, gossip_rate and `hparam`.
@@ -398,6 +408,7 @@ class Config:
         """What tables and figures call this method."""
         ccl = ["CCL"] if self.lambda_m or self.lambda_d else []
         others = [name for name, weight in self.feature_losses() if weight]
+        others += ["SAM"] if self.sam_rho else []
         return " + ".join([*ccl, *others, self.algorithm])
 
 

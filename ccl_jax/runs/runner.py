@@ -124,11 +124,16 @@ def prepare(
         lambda_m=config.lambda_m,
         lambda_d=config.lambda_d,
         feature_losses=config.feature_losses(),
+        loss_options=config.loss_options(),
+        local_steps=config.local_steps,
+        sam_rho=config.sam_rho,
+        sam_adaptive=config.sam_adaptive,
         distance=config.distance,
         clip_norm=config.clip_norm,
         measure=config.measure_heterogeneity,
         lambda_warmup_steps=steps * config.lambda_warmup_epochs,
     )
+    _check_mixed(objective, method, config)
     model = make_model(config, dataset.num_classes)
     models.shapes(model, dataset.image_shape)  # Raises where images are too small for the model.
     schedule = schedules.make(
@@ -162,6 +167,18 @@ def make_topology(config: Config) -> Topology:
 def make_model(config: Config, num_classes: int) -> nn.Module:
     """The network that each agent of a run trains."""
     return models.make(config.model, num_classes, norm=config.norm, dtype=jnp.dtype(config.dtype))
+
+
+def _check_mixed(objective: training.Objective, method: algorithms.Method, config: Config) -> None:
+    """Refuses a loss that compares with the mixed model beside a method that never sees it there."""
+    settings = method.hyperparameters | method.fixed | config.hyperparameters()
+    if "mixed_features" in objective.needs and settings.get("gradient_at") == "unmixed":
+        names = [name for name in objective.weights if "mixed_features" in objective.needs_of(name)]
+        raise ValueError(
+            f"local_steps is {config.local_steps}, so {', '.join(names)} compares with the mixed model, "
+            f"and {method.name} takes its gradient before mixing; give --hparam=gradient_at=mixed, or "
+            "leave the loss out"
+        )
 
 
 def main(config: Config, given: frozenset[str] = frozenset()) -> None:

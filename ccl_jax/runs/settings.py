@@ -57,22 +57,29 @@ def check_ranges(config: Any) -> None:
             ranges.check(field.name, getattr(config, field.name), allowed)
 
 
-def name_and_weight(text: str) -> tuple[str, float]:
-    """Reads a feature loss, NAME:WEIGHT.
+def feature_loss(text: str) -> tuple[str, float, dict[str, Any]]:
+    """Reads a feature loss, NAME:WEIGHT or with options of it NAME:WEIGHT:OPTION=VALUE.
 
     Raises:
-      ValueError: It is not of this form, there is no such loss, or the weight is out of range.
+      ValueError: It is not of this form, there is no such loss or option, or a number is out of range.
     """
-    name, _, weight = text.partition(":")
-    losses.get(name)
+    name, *rest = text.split(":")
+    entry = losses.get(name)
+    example = "moon:1:temperature=0.2" if len(rest) > 1 else "prototype:0.1"
+    form = "NAME:WEIGHT:OPTION=VALUE" if len(rest) > 1 else "NAME:WEIGHT"
+    wrong = ValueError(f"feature_loss {text!r} is not of the form {form}, as {example}")
     try:
-        value = float(weight)
+        weight = float("".join(rest[:1]))
     except ValueError:
-        raise ValueError(
-            f"feature_loss {text!r} is not of the form NAME:WEIGHT, as prototype:0.1"
-        ) from None
-    ranges.check(f"the weight of feature loss {name}", value, ranges.NOT_NEGATIVE)
-    return name, value
+        raise wrong from None
+    ranges.check(f"the weight of feature loss {name}", weight, ranges.NOT_NEGATIVE)
+    options: dict[str, Any] = {}
+    for option, equals, value in (part.partition("=") for part in rest[1:]):
+        if not equals or option in options:
+            raise wrong
+        options[option] = _literal(value)
+    entry.check_options(options)
+    return name, weight, options
 
 
 def named_values(texts: Iterable[str], flags: Iterable[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from ccl_jax import trees
 from ccl_jax.losses import Batch, needs
 from ccl_jax.network import Message, Round
 from ccl_jax.training.objective import Objective
@@ -35,6 +36,14 @@ class KnownModels:
             self._stats = self._send_stats(talk)
             self.own_stats = talk.mix(self._stats)
 
+    def own(self, sent: Message | None) -> PyTree:
+        """The agents' own pairs (params, statistics) before mixing; nothing is sent for them.
+
+        Args:
+          sent: As for `message`; what is sent can differ from the model (push-sum).
+        """
+        return (self._params if sent is None else sent.own), self._model_state
+
     def message(self, sent: Message | None, talk: Round) -> Message:
         """The pairs (params, statistics); what has not been sent yet is sent by this, once.
 
@@ -64,10 +73,11 @@ def hear(
     talk: Round,
     known: KnownModels,
     sent: Message | None,
+    mixed: PyTree,
     batch: Batch,
     kept: dict[str, PyTree],
-    features_fn: Callable[[PyTree, jax.Array], jax.Array],
-) -> dict[str, Any]:
+    forward: Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array]],
+) -> tuple[dict[str, Any], dict[str, PyTree]]:
     """All that the losses need, and what is measured beside them.
 
     Args:
@@ -75,18 +85,25 @@ def hear(
       talk: The round of the step.
       known: The agents' models.
       sent: By which neighbours know them; None if the method sends none.
+      mixed: Where the gradient is taken, leaves `[agents, ...]`.
       batch: Stacked batches.
       kept: What losses have kept from the step before.
-      features_fn: As for `needs.collect`.
+      forward: As for `needs.collect`.
 
     Returns:
-      By need, what was heard (`needs.collect`).
+      By need, what was heard (`needs.collect`); and the models among what is kept, of this exchange.
     """
+    now = {"previous_features": known.own(sent), "mixed_features": (mixed, known.own_stats)}
+    own = {need: now[need] for need in needs.own_models(objective.needs)}
+    models = {}
+    if "models" in kept:
+        own = trees.where(talk.active, own, kept["models"])
+        models = {"models": own}
     heard: dict[str, Any] = {}
     # What is only measured is not sent, and what training uses stays as it is.
     for wanted, where in ((objective.needs, talk), (objective.measured_needs, talk.measuring())):
-        models = known.message(sent, where) if needs.foreign(wanted) else None
+        message = known.message(sent, where) if needs.foreign(wanted) else None
         heard = needs.collect(
-            wanted, where, features_fn, models, batch, objective.num_classes, kept, heard
+            wanted, where, forward, message, batch, objective.num_classes, kept, heard, own
         )
-    return heard
+    return heard, models

@@ -1,16 +1,19 @@
 """What an agent minimises: the cross-entropy, and feature losses beside it."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ccl_jax import losses, ranges
 from ccl_jax.names import look_up
+from ccl_jax.network import Network
 
 # The losses of the paper, which have settings of their own.
 LAMBDAS = {"model_variant": "lambda_m", "data_variant": "lambda_d"}
+_CHECKED = ("clip_norm", "lambda_warmup_steps", "local_steps", "sam_rho")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +30,14 @@ class Objective:
       measure: Report L_mv and L_dv even where their weight is 0. Costs the forward passes, changes
         no result and is not counted as traffic.
       feature_losses: (name, weight) of others, names of `losses.REGISTRY`; weight 0 leaves one out.
+      loss_options: By name, options of losses, such as a temperature; default: each loss's own.
+      local_steps: Steps from one exchange to the next, the network's: a loss may need other things
+        where agents work alone. `on` gives an objective that of a network.
+      sam_rho: Length of the ascent of `sam.sharpness_aware`; 0 for plain gradients.
+      sam_adaptive: Its adaptive form.
 
     Raises:
-      ValueError: A negative weight, norm or number of steps, or an unknown loss or distance.
+      ValueError: A negative weight, norm or number of steps, or an unknown loss, option or distance.
     """
 
     num_classes: int
@@ -40,20 +48,31 @@ class Objective:
     measure: bool = False
     lambda_warmup_steps: int = 0
     feature_losses: tuple[tuple[str, float], ...] = ()
+    loss_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    local_steps: int = 1
+    sam_rho: float = 0.0
+    sam_adaptive: bool = False
 
     def __post_init__(self) -> None:
-        for name in (*LAMBDAS.values(), "clip_norm", "lambda_warmup_steps"):
+        for name in (*LAMBDAS.values(), *_CHECKED):
             ranges.check(name, getattr(self, name))
         names = [name for name, _ in self.feature_losses]
         for name, weight in self.feature_losses:
-            for need in losses.get(name).needs:
+            entry = losses.get(name)
+            for need in (*entry.needs, *(entry.apart or ())):
                 look_up("need of a feature loss", need, losses.NEEDS)
             ranges.check(f"the weight of feature loss {name}", weight, ranges.NOT_NEGATIVE)
             if name in LAMBDAS:
                 raise ValueError(f"feature loss {name} has a setting of its own: {LAMBDAS[name]}")
             if names.count(name) > 1:
                 raise ValueError(f"feature loss {name} is given twice; give it once")
+        for name, options in self.loss_options.items():
+            losses.get(name).check_options(options)
         look_up("distance", self.distance, losses.DISTANCES)
+
+    def on(self, network: Network) -> "Objective":
+        """The same on a network, which says how rarely agents talk."""
+        return dataclasses.replace(self, local_steps=network.local_steps)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -64,7 +83,7 @@ class Objective:
     @property
     def needs(self) -> frozenset[str]:
         """What these losses need to hear."""
-        return _needs(self.weights)
+        return self._needs(self.weights)
 
     @property
     def reported(self) -> tuple[str, ...]:
@@ -74,7 +93,7 @@ class Objective:
     @property
     def measured_needs(self) -> frozenset[str]:
         """What is computed for the report alone."""
-        return _needs(self.reported) - self.needs
+        return self._needs(self.reported) - self.needs
 
     def rise(self, step: jax.Array) -> jax.Array:
         """The scalar in [0, 1] by which all weights are multiplied after `step` steps."""
@@ -82,6 +101,9 @@ class Objective:
             return jnp.float32(1.0)
         return jnp.minimum(1.0, step.astype(jnp.float32) / self.lambda_warmup_steps)
 
+    def needs_of(self, name: str) -> tuple[str, ...]:
+        """What a loss needs to hear."""
+        return losses.get(name).needs_with(self.local_steps)
 
-def _needs(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(need for name in names for need in losses.get(name).needs)
+    def _needs(self, names: Iterable[str]) -> frozenset[str]:
+        return frozenset(need for name in names for need in self.needs_of(name))

@@ -17,6 +17,7 @@ from ccl_jax import algorithms, losses, models, trees
 from ccl_jax.algorithms import Algorithm, base
 from ccl_jax.losses import Batch, needs
 from ccl_jax.network import Memory, Network, Round, Traffic
+from ccl_jax.training import sam
 from ccl_jax.training.hearing import KnownModels, hear
 from ccl_jax.training.objective import Objective
 
@@ -98,6 +99,7 @@ def init_state(
       gossip_batch_stats: As for `make_step`.
     """
     agents, whole = network.topology.agents, network.whole()
+    objective = objective.on(network)
 
     def build(key, given):
         init_key, run_key = jax.random.split(key)
@@ -109,7 +111,8 @@ def init_state(
             jax.tree.map(lambda x: x[0], (params, model_state)),
             jnp.zeros((1, *image_shape)),
         )
-        kept = needs.start(objective.needs, agents, objective.num_classes, features)
+        apart = (params, model_state) if network.local_steps > 1 else None
+        kept = needs.start(objective.needs, agents, objective.num_classes, features, apart)
         zero = jnp.int32(0)
         return TrainState(zero, params, model_state, algorithm_state, kept, Memory(), run_key)
 
@@ -165,13 +168,15 @@ def make_step(
         raise ValueError(
             "gossip_batch_stats needs weights whose rows sum to 1; with a push-sum method leave it out"
         )
+    objective = objective.on(network)
     method = algorithm
     if objective.clip_norm is not None:
         method = base.clip(algorithm, objective.clip_norm)
     loss_fn = make_loss_fn(model, objective)
-    gradients = jax.vmap(jax.grad(loss_fn, has_aux=True), in_axes=(0, 0, 0, 0, None))
+    gradient_fn = _sharpness_aware(jax.grad(loss_fn, has_aux=True), objective)
+    gradients = jax.vmap(gradient_fn, in_axes=(0, 0, 0, 0, None))
     plain_gradient = _make_plain_gradient(model, objective)
-    features_fn = make_features_fn(model)
+    forward = lambda variables, images: models.apply_eval(model, *variables, images)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         lr = jnp.asarray(schedule(state.step), trees.sum_type(state.params))
@@ -179,8 +184,12 @@ def make_step(
         known = KnownModels(talk, state.params, state.model_state, gossip_batch_stats)
 
         def gradient(eval_params, sent):
-            heard = hear(objective, talk, known, sent, batch, state.kept, features_fn)
-            return gradients(eval_params, known.own_stats, batch, heard, objective.rise(state.step))
+            heard, exchanged = hear(
+                objective, talk, known, sent, eval_params, batch, state.kept, forward
+            )
+            rise = objective.rise(state.step)
+            grads, seen = gradients(eval_params, known.own_stats, batch, heard, rise)
+            return grads, (seen, exchanged)
 
         def cross_gradient(sent):
             return talk.cross(plain_gradient, known.message(sent, talk), batch)
@@ -188,25 +197,34 @@ def make_step(
         new = algorithms.advance(
             method, state.params, state.algorithm, talk, lr, gradient, cross_gradient
         )
-        metrics = _report(new, batch, talk, lr)
-        # Nothing seen, nothing learned: an empty batch leaves statistics and what is kept alone.
-        learned = (new.aux.model_state, new.aux.kept)
-        before = (known.own_stats, state.kept)
+        seen, exchanged = new.aux
+        metrics = _report(new, seen, batch, talk, lr)
+        # Nothing seen, nothing learned: an empty batch leaves statistics and what is kept of it alone.
+        learned = (seen.model_state, seen.kept)
+        before = (known.own_stats, {name: state.kept[name] for name in seen.kept})
         model_state, kept = trees.where_agent(metrics.samples > 0, learned, before)
         return TrainState(
-            state.step + 1, new.params, model_state, new.state, kept, talk.memory(), state.key
+            state.step + 1,
+            new.params,
+            model_state,
+            new.state,
+            kept | exchanged,
+            talk.memory(),
+            state.key,
         ), metrics
 
     return freeze_offline(step) if network.faults.offline else step
 
 
-def _report(new: algorithms.Advance, batch: Batch, talk: Round, lr: jax.Array) -> StepMetrics:
+def _report(
+    new: algorithms.Advance, seen: "Seen", batch: Batch, talk: Round, lr: jax.Array
+) -> StepMetrics:
     samples, online = batch.mask.sum(axis=1, dtype=jnp.int32), talk.conditions.online
     return StepMetrics(
-        cross_entropy=new.aux.cross_entropy,
-        losses=new.aux.losses,
+        cross_entropy=seen.cross_entropy,
+        losses=seen.losses,
         samples=samples,
-        correct=new.aux.correct,
+        correct=seen.correct,
         online=online,
         taken=jnp.ones_like(online),
         gradient_norm=jax.vmap(optax.tree.norm)(new.grads),
@@ -290,12 +308,16 @@ def make_loss_fn(model: nn.Module, objective: Objective) -> Callable[..., Any]:
         per_sample = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         cross_entropy = losses.masked_mean(per_sample, batch.mask)
         own = losses.Own(features, logits, batch.labels, batch.mask)
-        parts = {name: losses.get(name).loss(own, heard, distance) for name in objective.reported}
+        parts = {}
+        for name in objective.reported:
+            needed = {need: heard[need] for need in objective.needs_of(name)}
+            options = objective.loss_options.get(name, {})
+            parts[name] = losses.get(name).loss(own, needed, distance, **options)
         # A loss of weight 0 stays out of the sum: 0 * inf would be NaN.
         total = cross_entropy
         for name, weight in objective.weights.items():
             total += rise * weight * parts[name]
-        hit = (logits.argmax(axis=-1) == batch.labels) & batch.mask
+        hit = (logits.argmax(axis=-1).astype(batch.labels.dtype) == batch.labels) & batch.mask
         kept = needs.keep(objective.needs, own, objective.num_classes)
         correct = hit.sum(dtype=jnp.int32)
         return total, Seen(cross_entropy, parts, correct, model_state, kept)
@@ -306,8 +328,9 @@ def make_loss_fn(model: nn.Module, objective: Objective) -> Callable[..., Any]:
 def _make_plain_gradient(model: nn.Module, objective: Objective) -> Callable[..., PyTree]:
     """`gradient((params, model_state), batch)` of the cross-entropy of one model on one batch."""
     loss_fn = make_loss_fn(model, Objective(objective.num_classes))
+    gradient_fn = _sharpness_aware(jax.grad(loss_fn, has_aux=True), objective)
+    return lambda variables, batch: gradient_fn(*variables, batch, {})[0]
 
-    def gradient(variables, batch):
-        return jax.grad(lambda p: loss_fn(p, variables[1], batch, {})[0])(variables[0])
 
-    return gradient
+def _sharpness_aware(gradient: sam.Gradient, objective: Objective) -> sam.Gradient:
+    return sam.sharpness_aware(gradient, objective.sam_rho, objective.sam_adaptive)

@@ -5,9 +5,12 @@
 prints one JSON line and exits 0 when losses agree to 2e-5 (absolute) and norms to 1e-5 (relative),
 1 when they do not, 2 when the file cannot be replayed. A trace is an .npz with `config` (JSON: arch,
 gossip_rate, lr, momentum, nesterov, weight_decay, quasi_global, lambda_m, lambda_d), `images`,
-`labels`, `neighbors`, the PyTorch parameters `init.<name>`, and the numbers to compare with. Recorded
-runs of optimizers on quadratics (with entries `A` and `c`) are replayed by
-`experiments.parity.quadratics`: method, variant, max_error; exit 0 within 1e-4.
+`labels`, `neighbors`, the PyTorch parameters `init.<name>`, and the numbers to compare with.
+
+Other kinds of recordings are known by what they have or by their method's name, and are replayed by
+modules of their own, listed in `REPLAYERS`: optimizers on quadratics (entries `A` and `c`; method,
+variant, max_error; exit 0 within 1e-4), and functions (losses and gradients within 1e-5, parameters
+within 1e-4).
 """
 
 import json
@@ -29,8 +32,8 @@ from ccl_jax.runs.directory import plain
 from ccl_jax.training.evaluation import consensus_distance
 from experiments import cli
 from experiments.flag_values import FlagValues
-from experiments.parity import quadratics, traces
-from experiments.parity.traces import NUMBER
+from experiments.parity import functions, quadratics, sharpness, traces
+from experiments.parity.traces import NUMBER, Replayer
 
 LOSS_TOLERANCE = 2e-5  # absolute, over the three losses
 NORM_TOLERANCE = 1e-5  # relative
@@ -76,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         if values["trace"].value is None:
             raise ValueError("no recording given; name one with --trace=FILE")
         trace = traces.load(values["trace"].value)
-        result = quadratics.replay(trace) if "A" in trace else replay(trace)
+        replayer = next((known for known in REPLAYERS if known.fits(trace)), _TRAINING)
+        result = replayer.replay(trace)
         print(json.dumps(plain(result)))
         passed = result["passed"]
 
@@ -134,6 +138,15 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
         and result["max_consensus_error"] <= NORM_TOLERANCE
     )
     return result
+
+
+_TRAINING = Replayer(lambda trace: True, replay)
+# The first that fits replays a recording; one that none fits is of training.
+REPLAYERS: tuple[Replayer, ...] = (
+    quadratics.REPLAYER,
+    *functions.REPLAYERS,
+    *sharpness.REPLAYERS,
+)
 
 
 def _check(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:

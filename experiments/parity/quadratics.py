@@ -16,7 +16,7 @@ from ccl_jax.algorithms.base import Algorithm
 from ccl_jax.graphs import topology
 from ccl_jax.network import Network
 from experiments.parity import traces
-from experiments.parity.traces import NUMBER
+from experiments.parity.traces import NUMBER, Replayer
 
 TOLERANCE = 1e-4  # absolute, on the parameters
 
@@ -316,3 +316,6 @@ def _repeated_neighbors(weights: np.ndarray) -> np.ndarray:
     for i, row in enumerate(counts):
         table[i, : row.sum()] = np.repeat(np.arange(len(row)), row)
     return table
+
+
+REPLAYER = Replayer(lambda trace: "A" in trace, replay)

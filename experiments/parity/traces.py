@@ -5,13 +5,33 @@ Nothing in a recording is executed. Whatever is wrong with one is a ValueError t
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Trace = Mapping[str, np.ndarray]
 NUMBER = (int, float)
+
+
+class Replayer(NamedTuple):
+    """A kind of recording that can be replayed.
+
+    Attributes:
+      fits: Whether a recording is of this kind.
+      replay: Its replay; the result has `passed`, and is printed. A ValueError says why there is none.
+    """
+
+    fits: Callable[[Trace], bool]
+    replay: Callable[[Trace], dict[str, Any]]
+
+
+def method(trace: Trace) -> str:
+    """The method that a recording's config names; "" where it names none that can be read."""
+    try:
+        return read_config(trace, {"method": str})["method"]
+    except ValueError:
+        return ""
 
 
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -3,7 +3,8 @@
     seconds a round = flops / speed  +  exchanges * latency  +  bytes * 8 / bandwidth
 
 for the slowest agent: the one with the most neighbours. Agents work side by side; computing and sending
-do not overlap. A gradient counts as three forward passes, a cross-feature as one.
+do not overlap. A gradient counts as three forward passes, a cross-feature as one; with SAM there are two
+gradients for each.
 """
 
 import functools
@@ -66,9 +67,14 @@ def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) ->
     exchanges, crossed = _shape(config.algorithm)
     gradients = 1 + neighbors if crossed else 1
     heard = Objective(
-        num_classes, config.lambda_m, config.lambda_d, feature_losses=config.feature_losses()
+        num_classes,
+        config.lambda_m,
+        config.lambda_d,
+        feature_losses=config.feature_losses(),
+        local_steps=config.local_steps,
     ).needs
-    passes = 3 * gradients + (neighbors if needs.foreign(heard) else 0)
+    passes = 3 * gradients * (2 if config.sam_rho else 1)
+    passes += (neighbors if needs.foreign(heard) else 0) + len(needs.own_models(heard))
     per_image = flops.forward_by_xla(config.model, num_classes, image_shape, config.norm)
     waits = exchanges * config.gossip_steps / config.local_steps + ("class_sums" in heard)
     return Cost(passes * config.batch_size * per_image, waits)

@@ -21,14 +21,14 @@ def ring_weights(agents: int) -> np.ndarray:
 class Quadratics:
     """Heterogeneous: every agent has a curvature and a minimum of its own."""
 
-    def __init__(self, agents: int, size: int, seed: int) -> None:
+    def __init__(self, agents: int, size: int, seed: int, local_steps: int = 1) -> None:
         rng = np.random.default_rng(seed)
         factors = rng.normal(size=(agents, size, size))
         self.agents, self.size = agents, size
         self.curvature = factors @ factors.transpose(0, 2, 1) / size + 0.3 * np.eye(size)
         self.minimum = rng.normal(size=(agents, size))
         self.start = rng.normal(size=size)
-        self.network = Network(graphs.make("ring", agents))
+        self.network = Network(graphs.make("ring", agents), local_steps=local_steps)
 
     def gradient(self, agent: int, x: np.ndarray) -> np.ndarray:
         """Of f_i at x."""

@@ -56,6 +56,25 @@ def test_with_gossip_rate_one_it_is_adapt_then_combine_half_a_step_later(eps):
     np.testing.assert_allclose(ours[-1], half, rtol=0, atol=80 * eps)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_momentum_may_begin_anew_at_every_exchange(restart, eps):
+    """As of clients that get a new optimizer with the mixed model: an exchange in every third step."""
+    problem = Quadratics(agents=5, size=3, seed=0, local_steps=3)
+    weights, beta = ring_weights(5), 0.9
+    x, path = np.tile(problem.start, (5, 1)), []
+    m = np.zeros_like(x)
+    for t in range(7):
+        if t % 3 == 0:
+            x = weights @ x
+            m = 0 * m if restart else m
+        m = beta * m + np.array([problem.gradient(i, x[i]) for i in range(5)])
+        x = x - 0.05 * m
+        path.append(x)
+    settings = {"momentum": beta, "weight_decay": 0.0, "restart_momentum": restart}
+    ours = problem.run(algorithms.make("dsgdm", **settings), [0.05] * 7)
+    np.testing.assert_allclose(ours, path, rtol=0, atol=80 * eps)
+
+
 def test_defaults_are_the_published_ones():
     published = algorithms.make("dsgdm-n", momentum=0.9, weight_decay=1e-4, gossip_rate=1.0)
     ours = PROBLEM.run(algorithms.make("dsgdm-n"), RATES)

@@ -165,6 +165,25 @@ def test_prototypes_are_the_same_wherever_the_agents_are(name, devices, options)
     assert (metrics.losses["prototype"] > 0).any()
 
 
+@pytest.mark.parametrize(
+    "name, devices, options",
+    [
+        ("dsgd", 4, {}),
+        ("isolated", 2, {"local_steps": 2}),
+        pytest.param("sgp", 2, {"form": "pmap", "local_steps": 2}, marks=pytest.mark.slow),
+        pytest.param("dsgd", 2, {"batch_devices": 4}, marks=pytest.mark.slow),
+    ],
+)
+def test_contrast_and_sharpness_are_the_same_wherever_the_agents_are(name, devices, options):
+    chosen = (("moon", 0.5), ("logit_distillation", 0.1), ("feature_norm", 0.01))
+    settings = {"objective": Objective(CLASSES, feature_losses=chosen, sam_rho=0.1), "size": 8}
+    network = {k: v for k, v in options.items() if k == "local_steps"}
+    one, metrics = run(name, 1, steps=5, **settings, **network)
+    many, sharded = run(name, devices, steps=5, **settings, **options)
+    assert_equal(many, one)
+    assert_equal(sharded, metrics)
+
+
 @pytest.mark.parametrize("form", parallel.FORMS)
 def test_agents_that_send_nothing_are_spread_too(form):
     one, _ = run("isolated", 1, objective=Objective(CLASSES))

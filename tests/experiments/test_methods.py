@@ -1,8 +1,10 @@
 """The table of methods and the table of their settings."""
 
+import re
+
 import pytest
 
-from ccl_jax import algorithms
+from ccl_jax import algorithms, losses
 from experiments import methods, settings
 
 
@@ -28,6 +30,24 @@ def test_the_table_lists_every_method(capsys):
         assert cells[1:4] == [exchanges, sends, gradients]
 
 
+def test_the_table_lists_every_feature_loss(capsys):
+    assert methods.main(["methods"]) == 0
+    text = capsys.readouterr().out
+    rows = [re.split(r"  +", line) for line in text[text.index("feature loss") :].splitlines()]
+    cells = {name: rest for name, *rest in rows[2:]}
+    assert {name: row[:4] for name, row in cells.items()} == {
+        "model_variant": ["d", "nothing", "nothing", "none"],
+        "data_variant": ["d", "S d", "nothing", "none"],
+        "decorrelation": ["0", "nothing", "nothing", "none"],
+        "feature_norm": ["0", "nothing", "nothing", "none"],
+        "logit_distillation": ["d", "nothing", "nothing", "temperature=3"],
+        "moon": ["d + 1", "nothing", "nothing", "temperature=0.5"],
+        "moon, local steps": ["2", "nothing", "2 P", "temperature=0.5"],
+        "prototype": ["0", "S d", "S", "none"],
+    }
+    assert all(losses.get(name).reference in text for name in losses.REGISTRY)
+
+
 def test_one_method_in_detail(capsys):
     assert methods.main(["methods", "--algorithm=momentum-tracking"]) == 0
     text = capsys.readouterr().out
@@ -35,9 +55,30 @@ def test_one_method_in_detail(capsys):
         assert part in text
 
 
+def test_one_feature_loss_in_detail(capsys):
+    assert methods.main(["methods", "--feature_loss=moon"]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "arXiv:2103.16257",
+        "neighbours' models on my data",
+        "passes: d + 1",
+        "with local",
+    ):
+        assert part in text
+    for part in ("my model as it was last mixed", "keeps: 2 P", "temperature = 0.5", "weight=5.0"):
+        assert part in text
+    assert methods.main(["methods", "--feature_loss=feature_norm"]) == 0
+    assert "it hears       nothing" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "flag, answer",
-    [("--algorithm=dgsd", "did you mean 'dsgd'"), ("--algorithm=ccl", "loss"), ("x", "not a flag")],
+    [
+        ("--feature_loss=mon", "did you mean 'moon'"),
+        ("--algorithm=dgsd", "did you mean 'dsgd'"),
+        ("--algorithm=ccl", "loss"),
+        ("x", "not a flag"),
+    ],
 )
 def test_errors_exit_2(flag, answer, capsys):
     assert methods.main(["methods", flag]) == 2
@@ -52,6 +93,18 @@ def test_every_method_has_settings_that_it_accepts():
         for entry in entries:
             hyper = {key: value for key, value in entry.values.items() if key in taken}
             algorithms.make(name, **hyper)
+
+
+def test_every_feature_loss_has_settings_that_it_accepts():
+    table = settings.table_of_losses()
+    assert set(table) == set(losses.REGISTRY)
+    for name, entries in table.items():
+        for entry in entries:
+            options = {key: value for key, value in entry.values.items() if key != "weight"}
+            losses.get(name).check_options(options)
+            assert entry.values["weight"] > 0
+            # What a user gets who sets nothing.
+            assert losses.get(name).options == options
 
 
 def test_published_defaults_are_those_of_the_library():
@@ -71,4 +124,6 @@ def test_published_defaults_are_those_of_the_library():
 )
 def test_bad_settings_are_refused(entry, answer):
     with pytest.raises(ValueError, match=answer):
-        settings._setting("dsgdm-n", "bad", entry)
+        settings._setting("dsgdm-n", "bad", dict(entry))
+    with pytest.raises(ValueError, match=answer):
+        settings._setting_of_loss("moon", "bad", dict(entry))

@@ -48,6 +48,13 @@ def test_every_loss_says_what_it_needs_and_where_it_is_from():
         "data_variant": ("class_sums",),
         "prototype": ("neighbor_prototypes",),
         "decorrelation": (),
+        "feature_norm": (),
+        "logit_distillation": ("neighbor_logits",),
+        "moon": ("neighbor_features", "previous_features"),
+    }
+    apart = {name: entry.needs_with(5) for name, entry in losses.REGISTRY.items()}
+    assert apart == {name: entry.needs for name, entry in losses.REGISTRY.items()} | {
+        "moon": ("mixed_features", "previous_features")
     }
     for name, entry in losses.REGISTRY.items():
         assert entry.name == name and entry.summary and entry.reference
@@ -60,6 +67,28 @@ def test_every_loss_says_what_it_needs_and_where_it_is_from():
 def test_an_unknown_name_is_answered_with_the_nearest(asked, nearest):
     with pytest.raises(ValueError, match=f"unknown feature loss '{asked}': .* '{nearest}'"):
         losses.get(asked)
+
+
+def test_options_are_the_keyword_arguments_of_a_loss():
+    assert {name: entry.options for name, entry in losses.REGISTRY.items() if entry.options} == {
+        "moon": {"temperature": 0.5},
+        "logit_distillation": {"temperature": 3.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        ("moon", {"tau": 1.0}, "moon has no option tau; it takes temperature"),
+        ("prototype", {"temperature": 1.0}, "prototype has no option temperature; it takes none"),
+        ("moon", {"temperature": 0.0}, "temperature of feature loss moon is 0.0; .* a number > 0"),
+        ("moon", {"temperature": "hot"}, "temperature of feature loss moon is 'hot'"),
+        ("moon", {"temperature": True}, "temperature of feature loss moon is True"),
+    ],
+)
+def test_options_that_are_refused(name, given, says):
+    with pytest.raises(ValueError, match=says):
+        Objective(CLASSES, loss_options={name: given})
 
 
 @pytest.fixture

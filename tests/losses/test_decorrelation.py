@@ -11,7 +11,7 @@ import pytest
 from ccl_jax import losses
 from ccl_jax.losses import Own
 
-RECORDED = np.load(pathlib.Path(__file__).parents[1] / "fixtures/losses/feddecorr_loss_a.npz")
+RECORDED = np.load(pathlib.Path(__file__).parents[1] / "fixtures/methods_2026/feddecorr_loss_a.npz")
 CASES = range(len(json.loads(str(RECORDED["config"]))["cases"]))
 
 

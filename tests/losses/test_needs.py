@@ -39,7 +39,7 @@ def test_exchange_against_a_loop():
     heard = collect(
         ("neighbor_features", "class_sums"),
         talk,
-        lambda m, x: x @ m,
+        lambda m, x: (x @ m, None),
         talk.send("params", models),
         Batch(images, labels, mask),
         3,
@@ -92,6 +92,29 @@ def test_what_is_kept_is_the_own_batch_by_class_and_nothing_without_a_need():
     assert not start.sums.any() and not start.counts.any()
 
 
+def test_one_pass_of_a_neighbours_model_gives_features_and_logits():
+    talk = Network(graphs.make("chain", 2)).round(0)
+    models = jnp.array([[[2.0]], [[3.0]]])
+    data = Batch(
+        jnp.array([[[5.0]], [[7.0]]]), jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1), bool)
+    )
+    forward = lambda m, x: (x @ m, 10 * x @ m)
+    heard = collect(("neighbor_logits",), talk, forward, talk.send("x", models), data, 3)
+    assert heard["neighbor_features"].features.tolist() == [[[[15.0]]], [[[14.0]]]]
+    assert heard["neighbor_logits"].logits.tolist() == [[[[150.0]]], [[[140.0]]]]
+    assert heard["neighbor_logits"].mask.tolist() == [[True], [True]]
+
+
+def test_own_models_are_kept_between_exchanges_only():
+    models = {"w": jnp.arange(4.0)}
+    every = tuple(needs.NEEDS)
+    assert set(needs.start(every, 4, 3, FEATURES)) == {"prototypes"}
+    assert set(needs.start(("neighbor_features",), 4, 3, FEATURES, models)) == set()
+    kept = needs.start(("previous_features",), 4, 3, FEATURES, models)["models"]
+    assert set(kept) == {"previous_features"}
+    np.testing.assert_array_equal(kept["previous_features"]["w"], models["w"])
+
+
 def test_what_is_heard_is_constant():
     talk = lambda: Network(graphs.make("ring", 3)).round(0)
     data = Batch(features(1, 3, 6, 5), jnp.zeros((3, 6), jnp.int32), jnp.ones((3, 6), bool))
@@ -101,7 +124,10 @@ def test_what_is_heard_is_constant():
         here = talk()
         kept = {"prototypes": ClassSums(sums, jnp.ones((3, 3)))}
         sent = here.send("params", models)
-        heard = collect(every, here, lambda m, x: x @ m, sent, data, 3, kept)
+        own = dict.fromkeys(needs.own_models(every), models)
+        forward = lambda m, x: (x @ m, 2 * x @ m)
+        heard = collect(every, here, forward, sent, data, 3, kept, own=own)
+        assert set(heard) == set(every)
         return sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(heard))
 
     value, gradients = jax.value_and_grad(total, (0, 1))(features(0, 3, 5, 4), features(2, 3, 3, 4))
@@ -109,7 +135,7 @@ def test_what_is_heard_is_constant():
 
 
 class Counted(nn.Module):
-    """Tells on each trace whether it is the own forward pass or a neighbour's model."""
+    """Tells on each trace whether it is the own forward pass or another model's."""
 
     @nn.compact
     def __call__(self, images, train: bool = False):
@@ -121,6 +147,10 @@ PASSES = []
 # Bytes: 88 float32 of a model, class sums of 4 x 6 and 4 counts; or both in one message.
 MODEL, SUMS, COUNTS, PROTOTYPES = 352, 96, 16, 112
 PROTOTYPE = {"feature_losses": (("prototype", 0.1),)}
+
+
+def of(*names):
+    return {"feature_losses": tuple((name, 0.1) for name in names)}
 
 
 @pytest.mark.parametrize(
@@ -136,11 +166,20 @@ PROTOTYPE = {"feature_losses": (("prototype", 0.1),)}
         ("dsgd", {"lambda_m": 0.1, **PROTOTYPE}, 1, [MODEL, PROTOTYPES]),
         ("dsgd", {"lambda_d": 0.1, **PROTOTYPE}, 1, [MODEL, SUMS, COUNTS, PROTOTYPES]),
         ("dsgd", {"measure": True, **PROTOTYPE}, 1, [MODEL, PROTOTYPES]),
+        ("dsgd", of("decorrelation", "feature_norm"), 0, [MODEL]),
+        # Features and logits are of one pass; the second is the own model before mixing.
+        ("dsgd", of("logit_distillation"), 1, [MODEL]),
+        ("dsgd", {"measure": True, **of("logit_distillation")}, 1, [MODEL]),
+        ("dsgd", of("moon"), 2, [MODEL]),
+        ("dsgd", {"lambda_d": 0.1, **of("moon", "logit_distillation")}, 2, [MODEL, SUMS, COUNTS]),
         # A method that sends no models sends them for a loss that needs them, and for no other.
         ("isolated", {}, 0, []),
         ("isolated", {"lambda_m": 0.1}, 1, [MODEL]),
         ("isolated", {"measure": True}, 1, []),
         ("isolated", PROTOTYPE, 0, [PROTOTYPES]),
+        ("isolated", of("moon"), 2, [MODEL]),
+        ("isolated", of("logit_distillation"), 1, [MODEL]),
+        ("isolated", of("feature_norm"), 0, []),
     ],
 )
 def test_only_what_is_needed_is_computed_and_sent(method, chosen, foreign, sizes):

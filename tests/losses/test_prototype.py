@@ -51,7 +51,9 @@ def test_gradients_by_hand():
 @pytest.mark.parametrize("client", range(3))
 def test_replays_the_authors_code_where_all_are_neighbours(client, float64):
     """A round of FedProto is a full graph on which an agent hears itself, too."""
-    recorded = np.load(pathlib.Path(__file__).parents[1] / "fixtures/losses/fedproto_loss_a.npz")
+    recorded = np.load(
+        pathlib.Path(__file__).parents[1] / "fixtures/methods_2026/fedproto_loss_a.npz"
+    )
     size = json.loads(str(recorded["config"]))["batch_size"]
     z, y = (recorded[f"client{client}.{name}_next"] for name in ("features", "labels"))
     known = jnp.asarray(recorded["local_counts"] > 0)

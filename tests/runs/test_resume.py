@@ -73,6 +73,15 @@ def test_prototypes_that_wait_for_the_next_exchange_resume_to_the_bit(tmp_path):
     assert any(jax.tree.leaves(changed))
 
 
+def test_models_that_moon_contrasts_with_resume_to_the_bit(tmp_path):
+    """The mixed model and the one before it are kept from one exchange to the next; with SAM."""
+    chosen = (("moon", 0.5), ("logit_distillation", 0.1))
+    experiment = Experiment("dsgd", feature_losses=chosen, local_steps=3, sam_rho=0.1)
+    check_resume(experiment, tmp_path, 2, 3, 7)
+    kept = experiment.first.kept["models"]
+    assert set(kept) == {"previous_features", "mixed_features"}
+
+
 @pytest.mark.slow
 def test_a_network_with_faults_resumes_to_the_bit(tmp_path):
     faults = Faults(drop=0.3, drop_burst=3, offline=0.2, offline_length=2, straggle=0.3, delay=2)

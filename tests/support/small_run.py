@@ -79,6 +79,7 @@ class Experiment:
         faults=None,
         feature_losses=(),
         local_steps=1,
+        sam_rho=0.0,
     ):
         lr = 0.05
         self.algorithm = algorithms.make(name)
@@ -89,7 +90,9 @@ class Experiment:
             compressor=compression.make(compressor),
             faults=faults,
         )
-        objective = training.Objective(CLASSES, *lambdas, feature_losses=feature_losses)
+        objective = training.Objective(
+            CLASSES, *lambdas, feature_losses=feature_losses, sam_rho=sam_rho
+        )
         rate = lambda t: lr / (1 + t.astype(jnp.float32))
         step = training.make_step(MODEL, self.algorithm, network, objective, rate)
         self.feed = InMemory(DATA, PARTITION, batch_size=4, seed=1)

@@ -31,5 +31,13 @@ def test_cost_of_a_round():
     assert wall_clock.cost(config.replace(lambda_m=0.1), *shape).exchanges == 1
     # Prototypes go with the models, and take no forward pass.
     assert wall_clock.cost(config.replace(feature_loss=("prototype:0.1",)), *shape) == plain
+    passes = lambda changed: wall_clock.cost(changed, *shape).flops / (4 * forward)
+    moon = config.replace(feature_loss=("moon:1",))
+    assert passes(moon) == pytest.approx(3 + 2 + 1)
+    assert passes(moon.replace(local_steps=2)) == pytest.approx(3 + 2)  # both models are its own
+    assert passes(config.replace(feature_loss=("logit_distillation:1",))) == pytest.approx(3 + 2)
+    assert passes(config.replace(sam_rho=0.1)) == pytest.approx(6)
+    assert passes(config.replace(sam_rho=0.1, lambda_m=0.1)) == pytest.approx(6 + 2)
+    assert passes(config.replace(sam_rho=0.1, algorithm="ngc")) == pytest.approx(18)
     crossed = wall_clock.cost(config.replace(algorithm="ngc"), *shape)
     assert crossed.flops / plain.flops == pytest.approx(3) and crossed.exchanges == 2
