@@ -7,7 +7,8 @@ prints one JSON line and exits 0 when losses agree to 2e-5 (absolute) and norms 
 gossip_rate, lr, momentum, nesterov, weight_decay, quasi_global, lambda_m, lambda_d), `images`,
 `labels`, `neighbors`, the PyTorch parameters `init.<name>`, and the numbers to compare with. Recorded
 runs of optimizers on quadratics (with entries `A` and `c`) are replayed by
-`experiments.parity.quadratics`: method, variant, max_error; exit 0 within 1e-4.
+`experiments.parity.quadratics`: method, variant, max_error; exit 0 within 1e-4. Recorded mixing matrices
+are compared by `experiments.parity.matrices`; exit 0 within 1e-6.
 """
 
 import json
@@ -29,7 +30,7 @@ from ccl_jax.runs.directory import plain
 from ccl_jax.training.evaluation import consensus_distance
 from experiments import cli
 from experiments.flag_values import FlagValues
-from experiments.parity import quadratics, traces
+from experiments.parity import matrices, quadratics, traces
 from experiments.parity.traces import NUMBER
 
 LOSS_TOLERANCE = 2e-5  # absolute, over the three losses
@@ -76,7 +77,10 @@ def main(argv: list[str] | None = None) -> int:
         if values["trace"].value is None:
             raise ValueError("no recording given; name one with --trace=FILE")
         trace = traces.load(values["trace"].value)
-        result = quadratics.replay(trace) if "A" in trace else replay(trace)
+        if matrices.recognises(trace):
+            result = matrices.replay(trace)
+        else:
+            result = quadratics.replay(trace) if "A" in trace else replay(trace)
         print(json.dumps(plain(result)))
         passed = result["passed"]
 
