@@ -8,7 +8,8 @@ gossip_rate, lr, momentum, nesterov, weight_decay, quasi_global, lambda_m, lambd
 `labels`, `neighbors`, the PyTorch parameters `init.<name>`, and the numbers to compare with. Recorded
 runs of optimizers on quadratics (with entries `A` and `c`) are replayed by
 `experiments.parity.quadratics`: method, variant, max_error; exit 0 within 1e-4. Recorded mixing matrices
-are compared by `experiments.parity.matrices`; exit 0 within 1e-6.
+are compared by `experiments.parity.matrices`; exit 0 within 1e-6; Newton-Schulz iterations by
+`experiments.parity.newton_schulz`, within 1e-5.
 """
 
 import json
@@ -30,7 +31,7 @@ from ccl_jax.runs.directory import plain
 from ccl_jax.training.evaluation import consensus_distance
 from experiments import cli
 from experiments.flag_values import FlagValues
-from experiments.parity import matrices, quadratics, traces
+from experiments.parity import matrices, newton_schulz, quadratics, traces
 from experiments.parity.traces import NUMBER
 
 LOSS_TOLERANCE = 2e-5  # absolute, over the three losses
@@ -79,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         trace = traces.load(values["trace"].value)
         if matrices.recognises(trace):
             result = matrices.replay(trace)
+        elif newton_schulz.recognises(trace):
+            result = newton_schulz.replay(trace)
         else:
             result = quadratics.replay(trace) if "A" in trace else replay(trace)
         print(json.dumps(plain(result)))
