@@ -13,7 +13,7 @@ FIXTURES = pathlib.Path(__file__).parents[2] / "fixtures" / "graphs"
 
 @pytest.mark.parametrize(("name", "graphs"), [("takezawa-basegraph", 30), ("jin-equitopo", 14)])
 def test_recorded_matrices_are_ours(name, graphs, capsys):
-    assert command.main([f"--trace={FIXTURES / name}_matrices_a.npz"]) == 0
+    assert command.main(["parity", f"--trace={FIXTURES / name}_matrices_a.npz"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["passed"], result["graphs"]) == (True, graphs)
     assert result["max_error"] < 1e-7
@@ -35,4 +35,4 @@ def test_other_matrices_are_told_apart(change, code, tmp_path):
     else:
         trace[name] = trace[name][:-1]
     np.savez(tmp_path / "changed.npz", **trace)
-    assert command.main([f"--trace={tmp_path / 'changed.npz'}"]) == code
+    assert command.main(["parity", f"--trace={tmp_path / 'changed.npz'}"]) == code

@@ -15,7 +15,7 @@ FILE = (
 
 
 def test_recorded_iterations_are_ours(capsys):
-    assert command.main([f"--trace={FILE}"]) == 0
+    assert command.main(["parity", f"--trace={FILE}"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["passed"], result["cases"]) == (True, 6)
 
@@ -29,4 +29,4 @@ def test_other_recordings_are_told_apart(change, code, tmp_path):
     else:
         del trace["case3.out"]
     np.savez(tmp_path / "changed.npz", **trace)
-    assert command.main([f"--trace={tmp_path / 'changed.npz'}"]) == code
+    assert command.main(["parity", f"--trace={tmp_path / 'changed.npz'}"]) == code
