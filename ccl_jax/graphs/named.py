@@ -10,12 +10,13 @@ themselves are built in `ccl_jax.graphs_static` and `ccl_jax.graphs_over_time`.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
 
-from ccl_jax.graphs import over_time, static, topology
+from ccl_jax.graphs import over_time, static, topology, weighted
 from ccl_jax.graphs.topology import Stochastic, Topology
 from ccl_jax.names import look_up
 
@@ -32,6 +33,7 @@ class Graph(NamedTuple):
       parse: From the text after "name:" to options; None where the name takes none.
       example: A complete name; None where there is none that works everywhere.
       agents: The only number of agents that fits; None if several do.
+      weighs: Whether `build` gives mixing matrices, not edge counts: the graph has its own weights.
     """
 
     usage: str
@@ -40,6 +42,7 @@ class Graph(NamedTuple):
     parse: Callable[[str], dict[str, Any]] | None = None
     example: str | None = None
     agents: int | None = None
+    weighs: bool = False
 
 
 def _fields(**kinds: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
@@ -132,6 +135,25 @@ _ENTRIES = (
     Graph("edges-come-and-go:GRAPH:PROBABILITY", "each edge of a graph works at times, at random",
           over_time.edges_come_and_go, _graph_and_probability,
           "edges-come-and-go:ring:0.5"),
+    Graph("epidemic:PEERS[:ROUNDS]", "directed: everyone sends to random others, in 64 rounds",
+          over_time.epidemic, _fields(peers=int, rounds=int), "epidemic:2"),
+    # Graphs with weights of their own.
+    Graph("base-graph:K", "Base-(K+1): the exact mean after a period, at most K neighbours a round",
+          weighted.base, _fields(k=int), "base-graph:1", weighs=True),
+    Graph("simple-base-graph:K", "Simple Base-(K+1): the same, often in more rounds",
+          weighted.simple_base, _fields(k=int), "simple-base-graph:1", weighs=True),
+    Graph("d-equistatic:OFFSETS", "directed: so many random offsets",
+          partial(weighted.equi_static, directed=True), _fields(offsets=int), "d-equistatic:4",
+          weighs=True),
+    Graph("u-equistatic:OFFSETS", "so many random offsets, both ways",
+          partial(weighted.equi_static, directed=False), _fields(offsets=int), "u-equistatic:4",
+          weighs=True),
+    Graph("od-equidyn[:ETA[:ROUNDS]]", "directed: a random offset a round, 64 rounds, ETA 0.5",
+          partial(weighted.equi_dynamic, directed=True), _fields(eta=float, rounds=int),
+          weighs=True),
+    Graph("ou-equidyn[:ETA[:ROUNDS]]", "pairs at a random offset a round, 64 rounds, ETA 0.5",
+          partial(weighted.equi_dynamic, directed=False), _fields(eta=float, rounds=int),
+          weighs=True),
 )
 # fmt: on
 
@@ -211,7 +233,7 @@ def make(
     Args:
       name: A key of `GRAPHS`, with its options if it has any: "ring", "torus:4x8".
       agents: Number of agents, at least 1.
-      weights: A key of `WEIGHTS`.
+      weights: A key of `WEIGHTS`; graphs with weights of their own take none but the default.
       stochastic: "row" for averaging; "column" for push-sum, where uniform weights are
         1 / (out-degree + 1) of the sender.
       seed: For graphs that are random.
@@ -225,7 +247,15 @@ def make(
       ValueError: Unknown names, a graph that does not fit the number of agents, a file that cannot
         be used, or a disconnected graph.
     """
-    return _topology(name, _edge_counts(name, agents, seed, **options), weights, stochastic)
+    built = _build(name, agents, seed, **options)
+    if not GRAPHS[name.partition(":")[0]].weighs:
+        return _topology(name, built, weights, stochastic)
+    if weights != "uniform":
+        raise ValueError(
+            f"topology {name} has weights of its own, and weights is {weights!r}; leave weights out"
+        )
+    _check_connected(name, (built != 0).astype(int))
+    return topology.from_matrix(name, built, stochastic=stochastic)
 
 
 def from_networkx(
@@ -282,6 +312,14 @@ def describe(graph: Topology) -> dict[str, Any]:
 
 def _edge_counts(name: str, agents: int, seed: int, **options: Any) -> np.ndarray:
     """Builds the edge counts of a named graph, `[rounds, agents, agents]`."""
+    entry = GRAPHS.get(name.partition(":")[0])
+    if entry and entry.weighs:
+        raise ValueError(f"topology {name} has weights of its own; it cannot be part of another")
+    return _build(name, agents, seed, **options)
+
+
+def _build(name: str, agents: int, seed: int, **options: Any) -> np.ndarray:
+    """Edge counts, or mixing matrices where the graph weighs; `[rounds, agents, agents]`."""
     if agents < 1:
         raise ValueError(f"{agents} agents are too few; give 1 or more")
     key, colon, text = name.partition(":")
@@ -296,7 +334,7 @@ def _edge_counts(name: str, agents: int, seed: int, **options: Any) -> np.ndarra
             raise ValueError(f"topology {name!r} is not understood; {how}") from error
     parameters = inspect.signature(entry.build).parameters
     given = {"seed": seed, "build": _edge_counts}
-    takes = [key for key in parameters if key not in ("agents", *given)]
+    takes = [key for key in parameters if key not in ("agents", "directed", *given)]
     for option in options:
         if option not in takes:
             raise ValueError(

@@ -72,6 +72,25 @@ def random_regular(agents: int, degree: int, rounds: int = ROUNDS, seed: int = 0
     return np.stack([static.edge_counts(graph) for graph in graphs])
 
 
+def epidemic(agents: int, peers: int, rounds: int = ROUNDS, seed: int = 0) -> np.ndarray:
+    """In each round every agent sends to so many random others (epidemic learning).
+
+    De Vos et al., NeurIPS 2023, https://arxiv.org/abs/2310.01972. Agents differ in how many they
+    hear: with uniform weights each averages what it received and its own, so rows sum to 1.
+    """
+    _check_rounds("epidemic", rounds)
+    if not 1 <= peers < agents:
+        raise ValueError(
+            f"epidemic: {peers} peers of {agents} agents cannot be drawn; give 1 to {agents - 1}"
+        )
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((rounds, agents, agents), np.int64)
+    for r, j in np.ndindex(rounds, agents):
+        others = rng.choice(agents - 1, peers, replace=False)
+        counts[r, others + (others >= j), j] = 1
+    return counts
+
+
 def alternating(agents: int, graphs: Sequence[str], build: Build, seed: int = 0) -> np.ndarray:
     """One named graph after the other; those that change over time contribute all their rounds."""
     return np.concatenate([build(name, agents, seed) for name in graphs])

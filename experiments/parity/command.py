@@ -9,8 +9,8 @@ gossip_rate, lr, momentum, nesterov, weight_decay, quasi_global, lambda_m, lambd
 
 Other kinds of recordings are known by what they have or by their method's name, and are replayed by
 modules of their own, listed in `REPLAYERS`: optimizers on quadratics (entries `A` and `c`; method,
-variant, max_error; exit 0 within 1e-4), and functions (losses and gradients within 1e-5, parameters
-within 1e-4).
+variant, max_error; exit 0 within 1e-4), functions (losses and gradients within 1e-5, parameters within
+1e-4), mixing matrices (1e-6) and Newton-Schulz iterations (1e-5).
 """
 
 import json
@@ -32,7 +32,7 @@ from ccl_jax.runs.directory import plain
 from ccl_jax.training.evaluation import consensus_distance
 from experiments import cli
 from experiments.flag_values import FlagValues
-from experiments.parity import functions, quadratics, sharpness, traces
+from experiments.parity import functions, matrices, newton_schulz, quadratics, sharpness, traces
 from experiments.parity.traces import NUMBER, Replayer
 
 LOSS_TOLERANCE = 2e-5  # absolute, over the three losses
@@ -143,6 +143,8 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
 _TRAINING = Replayer(lambda trace: True, replay)
 # The first that fits replays a recording; one that none fits is of training.
 REPLAYERS: tuple[Replayer, ...] = (
+    Replayer(matrices.recognises, matrices.replay),
+    Replayer(newton_schulz.recognises, newton_schulz.replay),
     quadratics.REPLAYER,
     *functions.REPLAYERS,
     *sharpness.REPLAYERS,

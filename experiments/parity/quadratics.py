@@ -4,6 +4,7 @@ Agent i has the gradient A_i (x - c_i). A recording names its source repository 
 together say which published variant it is, and `_VARIANTS` says what that is called here.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -119,6 +120,7 @@ def _relay(c: Config) -> Variant:
     return Variant("relaysgd", _nesterov(c) | {"fill": fill}, True)
 
 
+_DEMUON_SOURCE = "MozarTuring/DeMuon"
 _NGC_SOURCE = "aparna-aketi/neighborhood_gradient_clustering"
 
 # By source, and by how the method's name begins: of several that fit the longest counts.
@@ -138,6 +140,12 @@ _VARIANTS: dict[str, dict[str, Callable[[Config], Variant]]] = {
     },
     "aparna-aketi/Momentum_Tracking": {
         "momentum tracking": _named("momentum-tracking", _gossiping, False, start="zero"),
+    },
+    _DEMUON_SOURCE: {
+        "DeMuon, exact polar factor": _named("demuon", _sgd, True, step="polar"),
+        "DeMuon": _named("demuon", _sgd, True),
+        "GT-NSGDm": _named("demuon", _sgd, True, step="normalized"),
+        "GT-DSGD": _named("demuon", _sgd, True, step="plain"),
     },
     "aparna-aketi/Relay_SGD": {"RelaySGD": _relay},
     "epfml/quasi-global-momentum": {
@@ -207,6 +215,8 @@ def _refusal(c: Config) -> str | None:
     method = str(c.get("method"))
     if c["ema_interval"] > 1:
         return "our quasi-global momentum is renewed in every step"
+    if c.get("source") == _DEMUON_SOURCE and "float32 with bfloat16" in str(c.get("dtype")):
+        return "we orthogonalise in the precision of the models, not in bfloat16"
     if "divided by (1+beta)" in method:
         return "that rescaled step is a simulator's only"
     if method.startswith("RelaySGD/Grad"):
@@ -256,9 +266,7 @@ def _run(
     a, c, lr = (jnp.asarray(trace[name], jnp.float32) for name in ("A", "c", "lr"))
     network = Network(_graphs(trace, config, mixed_last))
     agents, size = c.shape
-    split = config.get("parameter_split", size)
-    cut = lambda x: [x[..., :split], x[..., split:]] if split < size else [x]
-    join = lambda parts: jnp.concatenate(parts, axis=-1)
+    cut, join = _tensors(config, size)
 
     def gradient(x, data):
         return cut(data[0] @ (join(x) - data[1]))
@@ -291,6 +299,31 @@ def _run(
     return np.stack(ends)
 
 
+def _tensors(config: Config, size: int) -> tuple[Callable, Callable]:
+    """How `[..., size]` parameters are cut into a model's tensors, and joined again."""
+    split = config.get("parameter_split", size)
+    shapes = config.get("parameter_shapes", [[split], [size - split]] if split < size else [[size]])
+    try:
+        lengths = [math.prod(shape) for shape in shapes]
+    except TypeError:
+        lengths = []
+    if sum(lengths) != size:
+        raise ValueError(f"parameter_shapes is {shapes!r}; it must be shapes of {size} numbers")
+    cuts = np.cumsum(lengths)[:-1].tolist()
+
+    def cut(x):
+        parts = jnp.split(x, cuts, axis=-1)
+        return [p.reshape(*x.shape[:-1], *s) for p, s in zip(parts, shapes, strict=True)]
+
+    def join(parts):
+        flat = [
+            p.reshape(*p.shape[: p.ndim - len(s)], -1) for p, s in zip(parts, shapes, strict=True)
+        ]
+        return jnp.concatenate(flat, axis=-1)
+
+    return cut, join
+
+
 def _graphs(trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool) -> topology.Topology:
     """The matrix of every round; nobody talks in the first where the recording starts alone."""
     steps, agents = len(trace["lr"]), trace["W"].shape[0]
@@ -301,7 +334,10 @@ def _graphs(trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool) -
     name = config["method"]
     if config["source"] == _NGC_SOURCE:
         return topology.from_neighbors(name, _repeated_neighbors(weights[0]), weights=weights[0])
-    if mixed_last:
+    if config["source"] == _DEMUON_SOURCE:
+        # Trackers are mixed in the first round, too; that of models which are equal changes nothing.
+        weights = np.concatenate([weights[:1], weights])
+    elif mixed_last:
         weights = np.concatenate([np.eye(agents)[None], weights])
     else:
         weights = np.concatenate([weights, weights[-1:]])

@@ -143,6 +143,8 @@ def test_every_graph_is_connected_and_stochastic(name, agents, stochastic):
     graph = graphs.make(name, agents, stochastic=stochastic)
     assert graph.connected and graph.stochastic == stochastic
     np.testing.assert_allclose(graph.weights.sum(axis=2 if stochastic == "row" else 1), 1)
+    if graphs.GRAPHS[name.partition(":")[0]].weighs:
+        return
     # Uniform: all that is given (sent) by one agent is equal, up to parallel edges.
     shares = graph.weights / (graph.adjacency + np.eye(agents))[:, :, :].clip(1)
     shares = shares if stochastic == "row" else shares.transpose(0, 2, 1)

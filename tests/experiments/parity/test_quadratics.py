@@ -13,6 +13,7 @@ from tests.support import recursions as rec
 FOLDER = pathlib.Path(__file__).parents[2] / "fixtures" / "algorithms"
 FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 NOT_OFFERED = {
+    "mozarturing-demuon_ns_bfloat16_a": "not in bfloat16",
     "epfl-qgm_qgm_interval_a": "renewed in every step",
     "epfl-relaysgd-simulator_qgm_a": "rescaled step",
     "epfl-relaysgd_relaysgd_grad_a": "relay models",

@@ -1,0 +1,45 @@
+"""Compares recorded orthogonalised matrices (`case<i>.G`, `case<i>.out`) with ours."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ccl_jax.algorithms import muon
+from experiments.parity import traces
+from experiments.parity.traces import Trace
+
+TOLERANCE = 1e-5  # absolute, in float32
+
+
+def recognises(trace: Trace) -> bool:
+    """Whether a recording is one of Newton-Schulz iterations."""
+    return "case0.G" in trace and "case0.out" in trace
+
+
+def replay(trace: Trace) -> dict[str, Any]:
+    """Orthogonalises every recorded matrix.
+
+    Returns:
+      method, cases (how many), max_error (absolute, against float64), passed.
+
+    Raises:
+      ValueError: An entry is missing or does not fit.
+    """
+    config = traces.read_config(trace, {"method": str, "cases": list})
+    errors = []
+    for index, case in enumerate(config["cases"]):
+        steps = case.get("steps") if isinstance(case, dict) else None
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"the recording's case {index} has steps = {steps!r}; give 0 or more")
+        names = (f"case{index}.G", f"case{index}.out")
+        traces.check_arrays(trace, dict.fromkeys(names, ("rows", "columns")))
+        ours = muon.newton_schulz(jnp.asarray(trace[names[0]], jnp.float32), steps)
+        errors.append(float(np.abs(np.asarray(ours) - trace[names[1]]).max()))
+    error = max(errors)
+    return {
+        "method": config["method"],
+        "cases": len(errors),
+        "max_error": error,
+        "passed": bool(error <= TOLERANCE),
+    }
