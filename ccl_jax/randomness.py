@@ -20,6 +20,7 @@ class Stream(enum.IntEnum):
     FAULTS = 4
     HETEROGENEITY = 5
     HOLD_OUT = 6
+    EXCHANGES = 7
 
 
 def generator(stream: Stream, seed: int, *path: int) -> np.random.Generator:
