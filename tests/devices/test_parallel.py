@@ -22,6 +22,7 @@ CCL = Objective(CLASSES, 0.05, 0.05)
 KEY = jax.random.key(0)
 # Graphs that suit methods which do not take a ring of eight.
 SUITABLE = {"relaysgd": "chain", "fedavg": "star", "sgp": "one-peer-exponential", "d2": "full"}
+SUITABLE["edm"] = "full"
 
 
 class Normalised(nn.Module):
