@@ -98,11 +98,8 @@ def aug_dgm(p, mixed=True):
     def step(x, t, eta, _):
         nonlocal y, u
         new = p.u(x)
-        if y is None:
-            y = new
-        else:
-            y = p.w @ (y + new - u) if mixed else p.w @ y + new - u
-        u = new
+        later = lambda: p.w @ (y + new - u) if mixed else p.w @ y + new - u
+        y, u = new if y is None else later(), new
         return p.w @ (x - eta * y)
 
     return p.walk(step)

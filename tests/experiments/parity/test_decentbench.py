@@ -1,4 +1,4 @@
-"""Replays of decent-bench's methods: its recorded runs, other graphs and settings, what must not pass."""
+"""Replays of decent-bench's methods: recorded runs, other graphs and settings, what must not pass."""
 
 import json
 import pathlib
