@@ -47,17 +47,17 @@ _NEEDS = {
 
 
 @base.register(
-    "extra",
-    summary="gossip SGD with its bias corrected, gradient at the unmixed models",
-    reference="Shi et al., SIAM J. Optim. 2015, arXiv:1404.6264",
-    correction_rate=0.5,
-    **_NEEDS,
-)
-@base.register(
     "simplegt",
     summary="EXTRA with the whole bias corrected at once",
     reference="team-decent/decent-bench",
     correction_rate=1.0,
+    **_NEEDS,
+)
+@base.register(
+    "extra",
+    summary="gossip SGD with its bias corrected, gradient at the unmixed models",
+    reference="Shi et al., SIAM J. Optim. 2015, arXiv:1404.6264",
+    correction_rate=0.5,
     **_NEEDS,
 )
 def extra(

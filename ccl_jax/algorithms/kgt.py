@@ -53,16 +53,16 @@ _NEEDS = {
 
 
 @base.register(
-    "k-gt",
-    summary="gradient tracking with local steps",
-    reference="Liu et al., arXiv:2301.01313",
-    **_NEEDS,
-)
-@base.register(
     "atc-gt",
     summary="gradient tracking, adapt then combine (NEXT, SONATA)",
     reference="Di Lorenzo & Scutari, IEEE TSIPN 2016, arXiv:1602.00591",
     server_step_size=1.0,
+    **_NEEDS,
+)
+@base.register(
+    "k-gt",
+    summary="gradient tracking with local steps",
+    reference="Liu et al., arXiv:2301.01313",
     **_NEEDS,
 )
 def kgt(
