@@ -14,11 +14,13 @@ that is V = I, it is the simple gradient tracking of decent-bench (on GitHub, te
 
     x_{t+1} = W x_t + psi_t - psi_{t-1},   psi = x - eta u,   psi_{-1} = x_0
 
-There nothing but the curvature of the losses damps how far the agents are apart.
+There nothing but the curvature of the losses damps how far the agents are apart, so it is the one that
+suffers most from the noise of mini-batches.
 
 Agents take their gradient at the model that they send, so the exchange can overlap with it.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import optax
@@ -40,7 +42,6 @@ class ExtraState(NamedTuple):
 
 
 _NEEDS = {
-    "capabilities": base.EVERY_STEP,
     "graph": "static, undirected, doubly stochastic",
     "check": (base.static, base.undirected, base.doubly_stochastic),
 }
@@ -50,6 +51,9 @@ _NEEDS = {
     "simplegt",
     summary="EXTRA with the whole bias corrected at once",
     reference="team-decent/decent-bench",
+    capabilities=dataclasses.replace(
+        base.EVERY_STEP, uncompressed="does not damp what compression leaves out; take extra"
+    ),
     correction_rate=1.0,
     **_NEEDS,
 )
@@ -57,6 +61,7 @@ _NEEDS = {
     "extra",
     summary="gossip SGD with its bias corrected, gradient at the unmixed models",
     reference="Shi et al., SIAM J. Optim. 2015, arXiv:1404.6264",
+    capabilities=base.EVERY_STEP,
     correction_rate=0.5,
     **_NEEDS,
 )

@@ -12,7 +12,7 @@ REFUSED = {
         *("proxskip", "simplegt"),
     },
     "gossip_steps": {"all-reduce", "fedavg", "isolated", "relaysgd"},
-    "compressor": {"all-reduce", "fedavg", "isolated", "relaysgd", "ngc", "cga"},
+    "compressor": {"all-reduce", "fedavg", "isolated", "relaysgd", "ngc", "cga", "simplegt"},
 }
 VALUES = {"local_steps": 2, "gossip_steps": 2, "compressor": compression.make("int8")}
 

@@ -1,10 +1,12 @@
 """Bias-corrected methods, of which each is more than a name: against their recursions, and together."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ccl_jax import algorithms, graphs
-from ccl_jax.network import Network
+from ccl_jax.network import Faults, Network, compression
 from tests.algorithms.quadratics import Quadratics, ring_weights
 from tests.support import corrections as rec
 from tests.support.recursions import Problem
@@ -115,3 +117,45 @@ def test_edm_needs_what_d2_needs():
         algorithms.get(name).check(graphs.make("torus", 16))
         with pytest.raises(ValueError, match="does not change"):
             algorithms.get(name).check(graphs.make("random-matching:4", 6))
+
+
+@pytest.mark.parametrize("name", ["ed", "nids", "led", "extra", "k-gt", "aug-dgm"])
+def test_compressed_they_reach_the_optimum_where_dsgd_stalls(name, float64):
+    """What a compressor leaves out is sent later; the corrections keep their sum of zero."""
+    quadratics = Quadratics(agents=5, size=3, seed=0)
+    network = Network(graphs.make("ring", 5), compressor=compression.make("top-k:0.5"))
+    best = optimum(quadratics)
+    end = lambda name: run_with_memory(quadratics, network, name, 1200)
+    np.testing.assert_allclose(end(name), np.tile(best, (5, 1)), rtol=0, atol=1e-10)
+    assert np.abs(end("dsgd") - best).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["k-gt", "atc-gt", "aug-dgm"])
+def test_trackers_reach_the_optimum_where_messages_are_lost(name, float64):
+    quadratics = Quadratics(agents=5, size=3, seed=0)
+    network = Network(graphs.make("ring", 5), local_steps=5, faults=Faults(drop=0.2, seed=1))
+    algorithms.capabilities.check(algorithms.get(name), network)
+    end = run_with_memory(quadratics, network, name, 1500)
+    np.testing.assert_allclose(end, np.tile(optimum(quadratics), (5, 1)), rtol=0, atol=1e-11)
+
+
+def run_with_memory(quadratics, network, name, steps):
+    """The last models, on a network that remembers."""
+    algorithm = algorithms.make(name, weight_decay=0.0)
+    a, c = (jnp.asarray(x, float) for x in (quadratics.curvature, quadratics.minimum))
+    own = lambda at, _: (jax.vmap(lambda x, a, c: a @ (x - c))(at, a, c), None)
+    lr = jnp.asarray(0.05, float)
+    x = jnp.tile(jnp.asarray(quadratics.start, float), (5, 1))
+    state = algorithm.init(x, network.round(0))
+    advance = lambda x, state, talk: algorithms.advance(algorithm, x, state, talk, lr, own)
+    memory = network.start(lambda talk: advance(x, state, talk))
+
+    @jax.jit
+    def step(x, state, memory, t):
+        talk = network.round(t, memory)
+        new = advance(x, state, talk)
+        return new.params, new.state, talk.memory()
+
+    for t in range(steps):
+        x, state, memory = step(x, state, memory, jnp.int32(t))
+    return np.asarray(x)
