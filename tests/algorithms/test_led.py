@@ -7,6 +7,7 @@ import pytest
 
 from ccl_jax import algorithms, graphs
 from ccl_jax.network import Network
+from ccl_jax.runs import Config, runner
 from tests.algorithms.quadratics import Quadratics, ring_weights
 
 W = ring_weights(5)
@@ -101,6 +102,15 @@ def test_the_bound_is_that_of_the_recursion(eigenvalue, grows):
     # One eigenvalue of W, K = 1 and rho = 1/2: x = l z, k <- k + (l - 1) z, z <- x + k / 2.
     step = np.array([[eigenvalue + (eigenvalue - 1) / 2, 0.5], [eigenvalue - 1, 1]])
     assert (np.abs(np.linalg.eigvals(step)).max() > 1) == grows
+
+
+def test_a_run_throws_coins_of_its_seed_for_proxskip_only():
+    config = Config(
+        dataset="digits", model="digits-cnn", agents=4, local_steps=4, seed=9, devices=1
+    )
+    runs = [runner.prepare(config.replace(algorithm=name)) for name in ("proxskip", "led")]
+    assert [run.network.coins for run in runs] == [9, None]
+    assert runs[0].network.whole().coins == 9
 
 
 def test_proxskip_needs_coins():

@@ -96,6 +96,13 @@ def test_every_algorithm_is_the_same_on_four_devices(name):
     assert_equal(sharded.losses, metrics.losses)
 
 
+def test_a_coin_is_the_same_on_all_devices():
+    one, metrics = run("proxskip", 1, local_steps=2, coins=5)
+    four, sharded = run("proxskip", 4, local_steps=2, coins=5)
+    assert_equal(four.params, one.params)
+    np.testing.assert_array_equal(sharded.traffic.bytes_sent(), metrics.traffic.bytes_sent())
+
+
 @pytest.mark.parametrize("form", parallel.FORMS)
 @pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_both_forms_on_two_and_eight_devices(form, devices):

@@ -85,6 +85,7 @@ class Experiment:
         faults=None,
         feature_losses=(),
         local_steps=1,
+        coins=None,
     ):
         lr = 0.05
         self.algorithm = algorithms.make(name)
@@ -92,6 +93,7 @@ class Experiment:
         network = Network(
             topology,
             local_steps=local_steps,
+            coins=coins,
             compressor=compression.make(compressor),
             faults=faults,
         )
