@@ -17,6 +17,7 @@ def test_the_numbers_of_the_purposes_stay():
         "FAULTS": 4,
         "HETEROGENEITY": 5,
         "HOLD_OUT": 6,
+        "EXCHANGES": 7,
     }
 
 
