@@ -21,6 +21,7 @@ class Stream(enum.IntEnum):
     HETEROGENEITY = 5
     HOLD_OUT = 6
     TAKE = 7
+    EXCHANGES = 8
 
 
 def generator(stream: Stream, seed: int, *path: int) -> np.random.Generator:

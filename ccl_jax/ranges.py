@@ -41,6 +41,8 @@ SHARED = {
     "b2": BELOW_1,
     "gossip_rate": UP_TO_1,
     "ema_factor": UP_TO_1,
+    "correction_rate": POSITIVE,
+    "server_step_size": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
     "lambda_m": NOT_NEGATIVE,
     "lambda_d": NOT_NEGATIVE,

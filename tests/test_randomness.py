@@ -18,6 +18,7 @@ def test_the_numbers_of_the_purposes_stay():
         "HETEROGENEITY": 5,
         "HOLD_OUT": 6,
         "TAKE": 7,
+        "EXCHANGES": 8,
     }
 
 

@@ -114,6 +114,7 @@ class Capabilities:
     Attributes:
       how: "gossip" if it mixes, "average" over all agents, "relay" along a tree, "none".
       rarely: Whether agents may work alone for some steps between exchanges.
+      by_chance: Whether a coin then decides in every step if there is an exchange.
       uncompressed: Why the network must not compress what it sends.
       lossless: Why it needs every message to arrive; may be a function of the hyper-parameters.
       keeps_sums: Whether sums over all agents must stay what they are, which old messages break.
@@ -123,6 +124,7 @@ class Capabilities:
 
     how: Literal["gossip", "average", "relay", "none"] = "gossip"
     rarely: bool = True
+    by_chance: bool = False
     uncompressed: str = ""
     lossless: str | Callable[[dict[str, Any]], str] = ""
     keeps_sums: bool = False

@@ -37,6 +37,11 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
             f"local_steps is {network.local_steps}, and {name} needs an exchange in every step; "
             "leave it out, or take another method"
         )
+    if wanted["local_steps"] and bears.by_chance and network.coins is None:
+        raise ValueError(
+            f"local_steps is {network.local_steps}, and {name} throws a coin for every step; give the "
+            "network `coins=SEED`, or take led for regular exchanges"
+        )
     if wanted["gossip_steps"] and bears.how != "gossip":
         raise ValueError(
             f"gossip_steps is {network.gossip_steps}, and {name} does not gossip; leave it out"

@@ -25,6 +25,9 @@ it in every step and never forgets that. No form forgets the roundoff of mixing:
 
 The recursion is stable only while every eigenvalue of the matrix in use is above -1/3. An even ring
 with uniform weights has exactly -1/3; tori and the Dyck graph are below.
+
+Around other local steps, with local steps between exchanges and with a rate rho of its own, this is a
+family: see `corrected`.
 """
 
 from typing import Any, NamedTuple
@@ -43,10 +46,12 @@ class SafeState(NamedTuple):
 
     Attributes:
       correction: c, like params.
+      local: State of the local direction.
       lr: eta_{t-1}, scalar; 0 before the first step.
     """
 
     correction: base.PyTree
+    local: optax.OptState
     lr: jax.Array
 
 
@@ -77,19 +82,78 @@ class CorrectionState(NamedTuple):
 def check_stable(topology: Topology, hyperparameters: dict[str, Any]) -> None:
     """Refuses graphs on which the recursion does not converge.
 
+    An eigenvalue l of the matrix in use and a correction rate rho (1 in D2) make z^2 - (1 + l - rho
+    (1 - l)) z + l, whose roots are inside the unit circle for l > (rho - 2) / (rho + 2).
+
     Raises:
-      ValueError: The smallest eigenvalue of the matrix in use is -1/3 or less.
+      ValueError: The smallest eigenvalue is not above that.
     """
-    gamma = hyperparameters["gossip_rate"]
+    gamma, rho = hyperparameters["gossip_rate"], hyperparameters.get("correction_rate")
     smallest = 1 - gamma + gamma * topology.smallest_eigenvalue
-    if smallest <= -1 / 3 + 1e-6:
+    lowest = -1 / 3 if rho is None else (rho - 2) / (rho + 2)
+    if smallest <= lowest + 1e-6:
+        instead = "exact-diffusion" if rho is None else "a smaller correction_rate"
         raise ValueError(
-            f"D2 does not converge on {topology.name} with {topology.agents} agents: the smallest "
-            f"eigenvalue of its mixing matrix is {smallest:.3f} and must be above -1/3; take "
-            "exact-diffusion, lazy weights or gossip_rate 0.5"
+            f"correcting the bias does not converge on {topology.name} with {topology.agents} agents: "
+            f"the smallest eigenvalue of its mixing matrix is {smallest:.3f} and must be above "
+            f"{lowest:.3g}; take {instead}, lazy weights or gossip_rate 0.5"
         )
 
 
+def inverse_rate(lr: jax.Array) -> jax.Array:
+    """1 / eta for what a step has moved; 0 after a step at rate 0, which moves nothing but roundoff."""
+    return jnp.where(lr > 0, 1 / jnp.maximum(lr, 1e-8), 0.0)
+
+
+def corrected(
+    direction: optax.GradientTransformation,
+    gossip_rate: float = 1.0,
+    correction_rate: float = 1.0,
+) -> base.Algorithm:
+    """The lr-safe form around any local direction d, with K local steps from exchange to exchange.
+
+        y = x - eta (d - c) in every step;   at an exchange  x = y + gamma (W - I) y,
+        c <- c + rho / K (x - y) / eta;   between exchanges  x = y
+
+    D2 has rho = K = gamma = 1 and d = u.
+
+    Args:
+      direction: Transform of stacked gradients to stacked directions d, without learning rate.
+      gossip_rate: gamma in (0, 1].
+      correction_rate: rho > 0.
+    """
+
+    def init(params, talk):
+        zeros = optax.tree.zeros_like(params)
+        return SafeState(zeros, direction.init(params), base.no_rate(params))
+
+    def communicate(params, state, talk, lr):
+        message = talk.send("params", params)
+        mixed, moved = base.gossip(talk, message, gossip_rate)
+        scale = correction_rate / talk.local_steps * inverse_rate(state.lr)
+        correction = trees.axpy(scale, moved, state.correction)
+        return mixed, state._replace(correction=correction), message
+
+    def update(grads, eval_params, state, talk, lr):
+        d, local = direction.update(grads, state.local, eval_params)
+        params = trees.axpy(-lr, optax.tree.sub(d, state.correction), eval_params)
+        return params, SafeState(state.correction, local, lr)
+
+    return base.Algorithm(init, communicate, update)
+
+
+@base.register(
+    "ed",
+    summary="exact diffusion in D2's lr-safe form, for any undirected graph",
+    reference="Yuan et al., IEEE TSP 2019, arXiv:1702.05122",
+    capabilities=base.EVERY_STEP,
+    graph="static, undirected, doubly stochastic",
+    check=(base.static, base.undirected, base.doubly_stochastic),
+    form="lr-safe",
+    momentum=0.0,
+    nesterov=False,
+    gossip_rate=0.5,
+)
 @base.register(
     "d2",
     summary="variance reduction over agents, safe when the learning rate changes",
@@ -123,13 +187,14 @@ def d2(
     if momentum:
         raise ValueError(f"D2 in its {form} form has no momentum; take form=correction for one")
 
-    build = _lr_safe if form == "lr-safe" else _published
-    return build(weight_decay, gossip_rate)
+    if form == "published":
+        return _published(weight_decay, gossip_rate)
+    return corrected(base.sgd_direction(weight_decay=weight_decay), gossip_rate)
 
 
 @base.register(
     "exact-diffusion",
-    summary="D2 with (I + W) / 2, for any undirected graph",
+    summary="D2 with (I + W) / 2 and local momentum, for any undirected graph",
     reference="Yuan et al., IEEE TSP 2019, arXiv:1702.05122",
     capabilities=base.EVERY_STEP,
     graph="static, undirected, doubly stochastic",
@@ -146,26 +211,6 @@ def exact_diffusion(
       weight_decay: lam, added to the gradient.
     """
     return _corrected(momentum, nesterov, weight_decay, gossip_rate=0.5)
-
-
-def _lr_safe(weight_decay: float, gossip_rate: float) -> base.Algorithm:
-    def init(params, talk):
-        return SafeState(optax.tree.zeros_like(params), base.no_rate(params))
-
-    def communicate(params, state, talk, lr):
-        message = talk.send("params", params)
-        mixed, moved = base.gossip(talk, message, gossip_rate)
-        # After a step at rate 0 nothing has moved but roundoff.
-        inverse = jnp.where(state.lr > 0, 1 / base.safe_previous(state.lr, lr), 0.0)
-        correction = trees.axpy(inverse, moved, state.correction)
-        return mixed, state._replace(correction=correction), message
-
-    def update(grads, eval_params, state, talk, lr):
-        u = trees.axpy(weight_decay, eval_params, grads)
-        params = trees.axpy(-lr, optax.tree.sub(u, state.correction), eval_params)
-        return params, state._replace(lr=lr)
-
-    return base.Algorithm(init, communicate, update)
 
 
 def _published(weight_decay: float, gossip_rate: float) -> base.Algorithm:

@@ -11,6 +11,10 @@ With z_i the model after the local step (local momentum), every edge carries a r
 
 A model at distance D arrives D - 1 steps late; until then it is missing, and either the common start
 x_0 stands in for it or the average is over what has arrived.
+
+With overlap, s_i and n_i are made of the messages of the step before (S^prev and C^prev; at first there
+are none and n_i is 1), so that this step's can travel while the gradient is computed; a model at
+distance D then is D steps late.
 """
 
 from typing import Any, NamedTuple
@@ -60,6 +64,7 @@ def relaysgd(
     nesterov: bool = True,
     weight_decay: float = 1e-4,
     fill: str = "start",
+    overlap: bool = False,
 ) -> base.Algorithm:
     """RelaySGD in its model form.
 
@@ -68,6 +73,7 @@ def relaysgd(
       nesterov: Nesterov's form of it.
       weight_decay: lam, added to the gradient.
       fill: What stands in for models that have not arrived: "start" or "counts".
+      overlap: Whether messages arrive a step later, and overlap with the gradient.
 
     Raises:
       ValueError: Another `fill`.
@@ -85,14 +91,14 @@ def relaysgd(
 
     def communicate(params, state, talk, lr):
         own = jnp.ones(talk.mask.shape[0], jnp.float32)
-        heard = (state.sums, state.counts)
-        everything = _add_neighbors((params, own), heard)
-        all_but_one = jax.tree.map(lambda total, s: total[:, None] - s, everything, heard)
+        before = (state.sums, state.counts)
+        everything = _add_neighbors((params, own), before)
+        all_but_one = jax.tree.map(lambda total, s: total[:, None] - s, everything, before)
         heard = trees.where(
-            talk.active, talk.reply("sums and counts", all_but_one, compress=False), heard
+            talk.active, talk.reply("sums and counts", all_but_one, compress=False), before
         )
 
-        s, n = _add_neighbors((params, own), heard)
+        s, n = everything if overlap else _add_neighbors((params, own), heard)
 
         def average(s, x0):
             count = trees.per_agent(n.astype(s.dtype), s)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ccl_jax import ranges
+from ccl_jax import randomness, ranges
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import blocks
 from ccl_jax.network.blocks import Block
@@ -29,6 +29,8 @@ class Network:
     Args:
       topology: The graph and its mixing weights.
       local_steps: Agents talk in every `local_steps`-th step only, and work alone in between.
+      coins: Seed of coins, one a step for all agents, by which they talk with probability
+        1 / local_steps instead; None for regular exchanges.
       gossip_steps: How often `mix` mixes in a step; a graph over time moves on each time.
       compressor: Compresses what is sent (as CHOCO-SGD, Koloskova et al., arXiv:1902.00340:
         neighbours keep a copy xh of each x and are sent the compressed difference) and, with error
@@ -49,6 +51,7 @@ class Network:
         topology: Topology,
         *,
         local_steps: int = 1,
+        coins: int | None = None,
         gossip_steps: int = 1,
         compressor: Compressor | None = None,
         devices: int = 1,
@@ -59,6 +62,7 @@ class Network:
         ranges.check("gossip_steps", gossip_steps)
         self.topology = topology
         self.local_steps = local_steps
+        self.coins = coins
         self.gossip_steps = gossip_steps
         self.compressor = compressor
         self.faults = faults or Faults()
@@ -73,6 +77,7 @@ class Network:
         return Network(
             self.topology,
             local_steps=self.local_steps,
+            coins=self.coins,
             gossip_steps=self.gossip_steps,
             compressor=self.compressor,
             faults=self.faults,
@@ -83,6 +88,13 @@ class Network:
     def remembers(self) -> bool:
         """Whether a step depends on what was said, or failed, in those before."""
         return self.compressor is not None or self.faults.any
+
+    def talks(self, step: jax.Array) -> jax.Array:
+        """Scalar bool, whether there is an exchange in a step."""
+        if self.coins is None or self.local_steps == 1:
+            return step % self.local_steps == 0
+        key = randomness.step_key(jax.random.key(self.coins), randomness.Stream.EXCHANGES, step)
+        return jax.random.bernoulli(key, 1 / self.local_steps)
 
     def start(self, say: Callable[[Round], Any]) -> Memory:
         """The memory before the first step.

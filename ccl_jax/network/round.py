@@ -78,7 +78,7 @@ class Round:
         self._network = network
         self._block = Block(network.schedule)
         self.ids = self._block.ids
-        self.active = step % network.local_steps == 0
+        self.active = network.talks(step)
         first = step == 0 if memory.fresh is None else memory.fresh
         chains = memory.faults or network.faults.start(len(self.ids), self.agents)
         self.conditions, self._chains = network.faults.draw(
@@ -97,6 +97,11 @@ class Round:
     def agents(self) -> int:
         """Number of all agents, N."""
         return self._network.topology.agents
+
+    @property
+    def local_steps(self) -> int:
+        """Steps from exchange to exchange, K; where coins are thrown, their mean."""
+        return self._network.local_steps
 
     @property
     def mask(self) -> jax.Array:

@@ -143,7 +143,9 @@ class Config:
         f"compress messages, with memory: {names(compression.NAMES)}:FRACTION (a small one diverges "
         "unless --gossip_rate is small, too: try it at 3 times the fraction)",
     )
-    local_steps: int = setting(1, NETWORK, "steps from one exchange to the next")
+    local_steps: int = setting(
+        1, NETWORK, "steps from one exchange to the next; with proxskip their mean, by chance"
+    )
     gossip_steps: int = setting(1, NETWORK, "how often models are mixed in one step")
     drop: float = setting(
         0.0, NETWORK, "probability that a link loses its messages in a step, in both directions"

@@ -112,6 +112,7 @@ def prepare(
         topology,
         devices=plan.blocks,
         local_steps=config.local_steps,
+        coins=config.seed if method.capabilities and method.capabilities.by_chance else None,
         gossip_steps=config.gossip_steps,
         compressor=compression.make(config.compression),
         faults=config.faults(),

@@ -6,7 +6,7 @@ together say which published variant it is, and `_VARIANTS` says what that is ca
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,11 @@ from ccl_jax import algorithms
 from ccl_jax.algorithms.base import Algorithm
 from ccl_jax.graphs import topology
 from ccl_jax.network import Network
-from experiments.parity import traces
+from experiments.parity import decentbench, traces
 from experiments.parity.traces import NUMBER, Replayer
+from experiments.parity.variants import Config, Variant
 
 TOLERANCE = 1e-4  # absolute, on the parameters
-
-Config = Mapping[str, Any]
 
 # The arrays of a recording, with their axes.
 _ARRAYS = {
@@ -32,21 +31,6 @@ _ARRAYS = {
     "lr": ("steps",),
     "x": ("steps", "agents", "size"),
 }
-
-
-class Variant(NamedTuple):
-    """How a recorded method is built here.
-
-    Attributes:
-      name: Name in the registry.
-      hyper: Its hyper-parameters.
-      mixed_last: Whether a recorded step ends with the mix ("adapt, then combine"). Here that mix
-        opens the next step.
-    """
-
-    name: str
-    hyper: dict[str, Any]
-    mixed_last: bool
 
 
 def _sgd(c: Config) -> dict[str, Any]:
@@ -117,7 +101,7 @@ def _relay_dsgd(c: Config) -> Variant:
 
 def _relay(c: Config) -> Variant:
     fill = "counts" if "count" in c["method"] else "start"
-    return Variant("relaysgd", _nesterov(c) | {"fill": fill}, True)
+    return Variant("relaysgd", _nesterov(c) | {"fill": fill, "overlap": bool(c["overlap"])}, True)
 
 
 _DEMUON_SOURCE = "MozarTuring/DeMuon"
@@ -182,6 +166,8 @@ _VARIANTS: dict[str, dict[str, Callable[[Config], Variant]]] = {
     },
 }
 
+_VARIANTS |= decentbench.VARIANTS
+
 # What recordings leave out where it does not apply.
 _DEFAULTS = {
     "momentum": 0.0,
@@ -221,7 +207,7 @@ def _refusal(c: Config) -> str | None:
         return "that rescaled step is a simulator's only"
     if method.startswith("RelaySGD/Grad"):
         return "we relay models, as the paper recommends"
-    if c["overlap"] and not method.startswith("DSGD"):
+    if c["overlap"] and not method.startswith(("DSGD", "RelaySGD")):
         return "our messages arrive in the step they are sent in"
     return None
 
@@ -241,15 +227,16 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     traces.check_arrays(trace, _ARRAYS)
     config = traces.read_config(trace, {"source": str, "method": str})
-    traces.read_config(trace, {name: NUMBER for name in _DEFAULTS if name in config})
+    kinds = {name: NUMBER for name in _DEFAULTS} | decentbench.KINDS
+    traces.read_config(trace, {name: kind for name, kind in kinds.items() if name in config})
     try:
         method = variant(config)
     except KeyError as error:
         raise ValueError(
             f"the recording's config lacks {error}, which its method needs; it cannot be replayed"
         ) from None
-    algorithm = algorithms.make(method.name, **method.hyper)
-    x = _run(algorithm, trace, config, method.mixed_last)
+    traces.check_arrays(trace, _ARRAYS | {name: ("steps",) for name in method.per_step})
+    x = _run(algorithms.make(method.name, **method.hyper), trace, config, method)
     error = float(np.abs(x - trace["x"]).max())
     return {
         "method": config["method"],
@@ -260,11 +247,12 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _run(
-    algorithm: Algorithm, trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool
+    algorithm: Algorithm, trace: Mapping[str, np.ndarray], config: Config, method: Variant
 ) -> np.ndarray:
     """`[T, agents, parameters]`: where each recorded step ends."""
-    a, c, lr = (jnp.asarray(trace[name], jnp.float32) for name in ("A", "c", "lr"))
-    network = Network(_graphs(trace, config, mixed_last))
+    a, c = (jnp.asarray(trace[name], jnp.float32) for name in ("A", "c"))
+    lr = jnp.asarray(np.repeat(trace["lr"], method.local_steps), jnp.float32)
+    network = Network(_graphs(trace, config, method.mixed_last), local_steps=method.local_steps)
     agents, size = c.shape
     cut, join = _tensors(config, size)
 
@@ -283,7 +271,7 @@ def _run(
             lambda x, _: (jax.vmap(gradient)(x, (a, c)), None),
             lambda models: talk.cross(gradient, models, (a, c)),
         )
-        if not mixed_last:
+        if not method.mixed_last:
             return new.params, new.state, join(new.params)
         # A step that ends with a mix ends where the next one takes its gradient.
         rate = lr[jnp.minimum(t + 1, len(lr) - 1)]
@@ -296,7 +284,7 @@ def _run(
     for t in range(len(lr)):
         params, state, end = step(params, state, jnp.int32(t))
         ends.append(end)
-    return np.stack(ends)
+    return np.stack(ends[method.local_steps - 1 :: method.local_steps])
 
 
 def _tensors(config: Config, size: int) -> tuple[Callable, Callable]:
@@ -331,6 +319,8 @@ def _graphs(trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool) -
     stochastic = "row" if np.allclose(weights.sum(axis=2), 1, atol=1e-5) else "column"
     axis = 2 if stochastic == "row" else 1
     weights /= weights.sum(axis=axis, keepdims=True)  # recorded in float32
+    if "communicate" in trace:
+        weights[trace["communicate"] == 0] = np.eye(agents)
     name = config["method"]
     if config["source"] == _NGC_SOURCE:
         return topology.from_neighbors(name, _repeated_neighbors(weights[0]), weights=weights[0])

@@ -89,6 +89,9 @@ def test_the_rate_to_divide_by_is_never_zero():
         ("adam", {"b2": 1.0}),
         ("qg-dsgdm-n-ema", {"ema_factor": 1.5}),
         ("dsgd", {"gossip_rate": 0.0}),
+        ("led", {"correction_rate": 0.0}),
+        ("k-gt", {"server_step_size": -0.5}),
+        ("relaysgd", {"overlap": 1}),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused(name, wrong):

@@ -66,6 +66,19 @@ EXPECTED = {
     "sgp": Expected(MOMENTUM, NESTEROV),
     "d2": Expected("exact", PLAIN, over_time=False, hyper={"momentum": 0.0}),
     "exact-diffusion": Expected("exact", NESTEROV, over_time=False),
+    "ed": Expected("exact", PLAIN, over_time=False),
+    "edm": Expected(
+        "exact", optax.chain(optax.ema(BETA, debias=False), optax.sgd(LR)), over_time=False
+    ),
+    "nids": Expected("exact", PLAIN, over_time=False),
+    "led": Expected("exact", PLAIN, over_time=False),
+    "proxskip": Expected("exact", PLAIN, over_time=False),
+    "extra": Expected("exact", PLAIN, over_time=False),
+    # Nothing but the gradient damps it: a larger rate.
+    "simplegt": Expected("exact", optax.sgd(0.3), over_time=False, lr=0.3),
+    "k-gt": Expected("exact", PLAIN),
+    "atc-gt": Expected("exact", PLAIN),
+    "aug-dgm": Expected("exact", PLAIN),
     "dsgt": Expected("exact", NESTEROV),
     "update-tracking": Expected("exact", NESTEROV),
     "momentum-tracking": Expected("exact", HEAVY),

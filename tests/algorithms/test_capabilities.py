@@ -7,9 +7,12 @@ from ccl_jax.algorithms import base, capabilities, dsgd
 from ccl_jax.network import Faults, Network, compression
 
 REFUSED = {
-    "local_steps": {"all-reduce", "d2", "exact-diffusion", "gut", "qg-gutm"},
+    "local_steps": {
+        *("all-reduce", "d2", "ed", "edm", "exact-diffusion", "extra", "gut", "nids", "qg-gutm"),
+        *("proxskip", "simplegt"),
+    },
     "gossip_steps": {"all-reduce", "fedavg", "isolated", "relaysgd"},
-    "compressor": {"all-reduce", "fedavg", "isolated", "relaysgd", "ngc", "cga"},
+    "compressor": {"all-reduce", "fedavg", "isolated", "relaysgd", "ngc", "cga", "simplegt"},
 }
 VALUES = {"local_steps": 2, "gossip_steps": 2, "compressor": compression.make("int8")}
 
@@ -96,6 +99,7 @@ def test_who_declares_nothing_runs_on_a_plain_network(register):
     "declared, settings, why",
     [
         ({"rarely": False}, {"local_steps": 2}, "needs an exchange in every step"),
+        ({"by_chance": True}, {"local_steps": 2}, "throws a coin.* take led"),
         ({"how": "relay"}, {"gossip_steps": 2}, "does not gossip; leave it out"),
         ({"how": "average"}, {"compressor": compression.SIGN}, "does not gossip; leave it out"),
         ({"uncompressed": "sends dates"}, {"compressor": compression.SIGN}, "sends dates, or lea"),

@@ -17,12 +17,13 @@ TREES = {
 }
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("fill", ["start", "counts"])
 @pytest.mark.parametrize("tree", TREES)
-def test_a_model_at_distance_d_arrives_after_d_steps(tree, fill, eps):
+def test_a_model_at_distance_d_arrives_after_d_steps(tree, fill, overlap, eps):
     graph = TREES[tree]
     agents, network = len(graph), Network(graphs.from_networkx(graph))
-    algorithm = algorithms.make("relaysgd", fill=fill)
+    algorithm = algorithms.make("relaysgd", fill=fill, overlap=overlap)
     rng = np.random.default_rng(0)
     x0 = np.tile(rng.normal(size=3), (agents, 1))
     z = rng.normal(size=(agents, 3))
@@ -33,7 +34,7 @@ def test_a_model_at_distance_d_arrives_after_d_steps(tree, fill, eps):
     distance = nx.floyd_warshall_numpy(graph, nodelist=sorted(graph))
     for t in range(int(distance.max()) + 2):
         x, state, _ = relay(state, t)
-        heard = distance <= t + 1
+        heard = distance <= t + (not overlap)
         missing = (agents - heard.sum(axis=1))[:, None]
         wanted = (heard @ z + missing * x0) / agents
         if fill == "counts":

@@ -22,6 +22,7 @@ CCL = Objective(CLASSES, 0.05, 0.05)
 KEY = jax.random.key(0)
 # Graphs that suit methods which do not take a ring of eight.
 SUITABLE = {"relaysgd": "chain", "fedavg": "star", "sgp": "one-peer-exponential", "d2": "full"}
+SUITABLE["edm"] = "full"
 
 
 class Normalised(nn.Module):
@@ -93,6 +94,13 @@ def test_every_algorithm_is_the_same_on_four_devices(name):
     assert_equal(four.params, one.params)
     np.testing.assert_array_equal(sharded.traffic.bytes_sent(), metrics.traffic.bytes_sent())
     assert_equal(sharded.losses, metrics.losses)
+
+
+def test_a_coin_is_the_same_on_all_devices():
+    one, metrics = run("proxskip", 1, local_steps=2, coins=5)
+    four, sharded = run("proxskip", 4, local_steps=2, coins=5)
+    assert_equal(four.params, one.params)
+    np.testing.assert_array_equal(sharded.traffic.bytes_sent(), metrics.traffic.bytes_sent())
 
 
 @pytest.mark.parametrize("form", parallel.FORMS)

@@ -16,6 +16,11 @@ NEEDS = {
     "d2": ["--weights=lazy", *WITHOUT_MOMENTUM],
     "dsgd": WITHOUT_MOMENTUM,
     "exact-diffusion": WITHOUT_MOMENTUM,
+    "edm": ["--weights=lazy", *WITHOUT_MOMENTUM],
+    **dict.fromkeys(
+        ("ed", "nids", "led", "proxskip", "extra", "k-gt", "atc-gt", "aug-dgm"), WITHOUT_MOMENTUM
+    ),
+    "simplegt": ["--lr=0.3", "--epochs=30"],  # noise of gradients drives its agents apart
     "gut": WITHOUT_MOMENTUM,
     "adam": ["--lr=0.003"],
     "adamw": ["--lr=0.003"],

@@ -22,6 +22,9 @@ def test_the_table_lists_every_method(capsys):
         ("cga", "2", "2 P d", "1 + d"),
         ("comp-ngc", "2", "1.03 P d", "1 + d"),  # 1 + 1/32
         ("relaysgd", "1", "1 P d", "1"),
+        ("led", "1", "1 P d", "1"),
+        ("k-gt", "1", "2 P d", "1"),
+        ("aug-dgm", "2", "2 P d", "1"),
         ("fedavg", "1", "1 P d", "1"),
         ("all-reduce", "1", "2 P (N-1)/N", "1"),
         ("isolated", "0", "nothing", "1"),

@@ -296,9 +296,20 @@ def test_methods_whose_sums_would_break_are_refused():
     late = Faults(straggle=0.1)
     for name in ("dsgdm-n", "qg-dsgdm-n", "qg-adam", "isolated"):
         assert all(allowed(name, f) for f in (drop, one_way, late))
-    for name in ("dsgt", "decentlam", "momentum-tracking"):
+    for name in ("dsgt", "decentlam", "momentum-tracking", "k-gt", "atc-gt", "aug-dgm"):
         assert [allowed(name, f) for f in (drop, one_way, late)] == [True, False, False]
-    for name in ("d2", "exact-diffusion", "gut", "all-reduce", "fedavg"):
+    corrected = (
+        "d2",
+        "exact-diffusion",
+        "ed",
+        "edm",
+        "nids",
+        "led",
+        "proxskip",
+        "extra",
+        "simplegt",
+    )
+    for name in (*corrected, "gut", "all-reduce", "fedavg"):
         assert not allowed(name, drop)
         assert allowed(name, Faults())
     assert allowed("sgp", one_way) and not allowed("sgp", late)

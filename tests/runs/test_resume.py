@@ -62,6 +62,11 @@ def test_every_moment_resumes_to_the_bit(tmp_path):
     check_resume(experiment, tmp_path, *range(1, 12))
 
 
+@pytest.mark.parametrize("name, coins", [("k-gt", None), ("proxskip", 3)])
+def test_rounds_of_local_steps_resume_to_the_bit(tmp_path, name, coins):
+    check_resume(Experiment(name, local_steps=3, coins=coins), tmp_path, 4, 6, 8)
+
+
 def test_prototypes_that_wait_for_the_next_exchange_resume_to_the_bit(tmp_path):
     """Also between exchanges, which are in every second step."""
     experiment = Experiment("dsgd", feature_losses=(("prototype", 0.5),), local_steps=2)

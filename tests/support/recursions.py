@@ -334,7 +334,7 @@ def compressed_cga(p):
     return cga(p, mixed=True, compress=sign_feedback(p))
 
 
-def relay(p, by_count=False):
+def relay(p, by_count=False, overlap=False):
     mom = p.momentum()
     edges = [(i, j) for i in range(p.agents) for j in np.flatnonzero(p.w[i]) if i != j]
     sums = {edge: np.zeros(p.size) for edge in edges}  # (i, j): from j to i
@@ -346,12 +346,14 @@ def relay(p, by_count=False):
         into = lambda table, i, besides: sum(
             value for (k, j), value in table.items() if k == i and j != besides
         )
-        sums, counts = (
+        sent = (
             {(i, j): z[j] + into(sums, j, i) for i, j in edges},
             {(i, j): 1 + into(counts, j, i) for i, j in edges},
         )
-        s = np.stack([z[i] + into(sums, i, None) for i in range(p.agents)])
-        n = np.array([1 + into(counts, i, None) for i in range(p.agents)])[:, None]
+        arrived = (sums, counts) if overlap else sent
+        s = np.stack([z[i] + into(arrived[0], i, None) for i in range(p.agents)])
+        n = np.array([1 + into(arrived[1], i, None) for i in range(p.agents)])[:, None]
+        sums, counts = sent
         return s / n if by_count else (s + (p.agents - n) * p.x0) / p.agents
 
     return p.walk(step)
@@ -359,6 +361,10 @@ def relay(p, by_count=False):
 
 def relay_counts(p):
     return relay(p, by_count=True)
+
+
+def relay_overlapped(p):
+    return relay(p, overlap=True)
 
 
 def push_sum(p):

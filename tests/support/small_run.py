@@ -38,6 +38,12 @@ FAMILIES = {
     "exact-diffusion": "ring",
     "decentlam": "ring",
     "dsgt": "ring",
+    "k-gt": "ring",
+    "aug-dgm": "ring",
+    "led": "ring",
+    "nids": "ring",
+    "edm": "ring",
+    "extra": "ring",
     "update-tracking": "ring",
     "gut": "ring",
     "momentum-tracking": "ring",
@@ -80,6 +86,7 @@ class Experiment:
         feature_losses=(),
         local_steps=1,
         sam_rho=0.0,
+        coins=None,
     ):
         lr = 0.05
         self.algorithm = algorithms.make(name)
@@ -87,6 +94,7 @@ class Experiment:
         network = Network(
             topology,
             local_steps=local_steps,
+            coins=coins,
             compressor=compression.make(compressor),
             faults=faults,
         )

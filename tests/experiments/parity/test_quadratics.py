@@ -17,7 +17,6 @@ NOT_OFFERED = {
     "epfl-qgm_qgm_interval_a": "renewed in every step",
     "epfl-relaysgd-simulator_qgm_a": "rescaled step",
     "epfl-relaysgd_relaysgd_grad_a": "relay models",
-    "epfl-relaysgd_relaysgd_overlap_a": "arrive in the step",
     "fb_osgp_a": "arrive in the step",
 }
 
@@ -66,6 +65,7 @@ def keep_a_little_back(w):
         ("aketi_qgm_ema_a", {"gossip_rate": 0.9}),
         ("aketi_gut_a", {"tracking_scale": 0.8}),
         ("epfl-qgm_d2_a", {"method": "D2, learning-rate-change safe"}),
+        ("epfl-relaysgd_relaysgd_overlap_a", {"overlap": False}),
         ("epfl-relaysgd_relaysgd_a", {"method": "RelaySGD, divide by the received count"}),
         ("epfl-qgm_dsgt_a", {"entries": {"W": keep_a_little_back}}),
         ("official_cga_a", {"entries": {"lr": lambda lr: 1.01 * lr}}),
@@ -169,6 +169,8 @@ CASES = [
     (rec.compressed_cga, NGC, "CompCGA", RING7, {"momentum": 0.8, "parameter_split": 2}),
     (rec.relay, RELAY, "RelaySGD (relaysum-model)", TREE,
      {"momentum": 0.8, "nesterov": True, "weight_decay": 0.01}),
+    (rec.relay_overlapped, RELAY, "RelaySGD with overlapped communication", TREE,
+     {"momentum": 0.8, "nesterov": True, "weight_decay": 0.01, "overlap": True}),
     (rec.relay_counts, "aparna-aketi/Relay_SGD", "RelaySGD, count normalisation", STAR, {}),
     (rec.push_sum, FB, "SGP", IRREGULAR, {"momentum": 0.8, "weight_decay": 0.05}),
     (rec.push_sum, FB, "SGP", TWO_PEER, {"momentum": 0.8, "nesterov": True}),
