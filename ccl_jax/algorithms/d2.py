@@ -81,6 +81,8 @@ def check_stable(topology: Topology, hyperparameters: dict[str, Any]) -> None:
       ValueError: The smallest eigenvalue of the matrix in use is -1/3 or less.
     """
     gamma = hyperparameters["gossip_rate"]
+    if callable(gamma):
+        gamma = 1.0  # where a schedule goes
     smallest = 1 - gamma + gamma * topology.smallest_eigenvalue
     if smallest <= -1 / 3 + 1e-6:
         raise ValueError(
@@ -104,7 +106,7 @@ def d2(
     momentum: float = 0.0,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
     """D2.
 
@@ -148,7 +150,7 @@ def exact_diffusion(
     return _corrected(momentum, nesterov, weight_decay, gossip_rate=0.5)
 
 
-def _lr_safe(weight_decay: float, gossip_rate: float) -> base.Algorithm:
+def _lr_safe(weight_decay: float, gossip_rate: base.GossipRate) -> base.Algorithm:
     def init(params, talk):
         return SafeState(optax.tree.zeros_like(params), base.no_rate(params))
 
@@ -168,7 +170,7 @@ def _lr_safe(weight_decay: float, gossip_rate: float) -> base.Algorithm:
     return base.Algorithm(init, communicate, update)
 
 
-def _published(weight_decay: float, gossip_rate: float) -> base.Algorithm:
+def _published(weight_decay: float, gossip_rate: base.GossipRate) -> base.Algorithm:
     def init(params, talk):
         return PublishedState(trees.copy(params), optax.tree.zeros_like(params))
 
@@ -187,7 +189,7 @@ def _published(weight_decay: float, gossip_rate: float) -> base.Algorithm:
 
 
 def _corrected(
-    momentum: float, nesterov: bool, weight_decay: float, gossip_rate: float
+    momentum: float, nesterov: bool, weight_decay: float, gossip_rate: base.GossipRate
 ) -> base.Algorithm:
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
 

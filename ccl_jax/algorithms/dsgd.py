@@ -36,7 +36,7 @@ class DsgdState(NamedTuple):
 
 def local_steps(
     direction: optax.GradientTransformation,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     gradient_at: str = "mixed",
 ) -> base.Algorithm:
     """Gossip, and a step of any local optimizer.
@@ -99,7 +99,7 @@ def dsgd(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     gradient_at: str = "mixed",
 ) -> base.Algorithm:
     """Decentralized SGD.

@@ -95,7 +95,7 @@ def prepare(
     if config.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    algorithm = algorithms.make(config.algorithm, **config.hyperparameters())
+    algorithms.make(config.algorithm, **config.hyperparameters())  # Raises before data are read.
     method = algorithms.get(config.algorithm)
     most = min(config.agents * config.batch_devices, MOST_CPU_DEVICES)
     parallel.request_cpu_devices(-(-(config.devices or most) // (config.num_processes or 1)))
@@ -111,17 +111,19 @@ def prepare(
         stochastic=method.stochastic,
         seed=config.seed,
     )
-    method.check(topology, **config.hyperparameters())
+    steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
+    hyperparameters = config.hyperparameters(steps)
+    method.check(topology, **hyperparameters)
     network = Network(
         topology,
         devices=plan.blocks,
         local_steps=config.local_steps,
         gossip_steps=config.gossip_steps,
         compressor=compression.make(config.compression),
+        compression_start=config.compression_start,
         faults=config.faults(),
     )
-    capabilities.check(method, network, **config.hyperparameters())
-    steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
+    capabilities.check(method, network, **hyperparameters)
     objective = training.Objective(
         num_classes=dataset.num_classes,
         lambda_m=config.lambda_m,
@@ -145,7 +147,7 @@ def prepare(
         loaded,
         plan,
         network,
-        algorithm,
+        algorithms.make(config.algorithm, **hyperparameters),
         model,
         objective,
         schedule,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ccl_jax import losses, ranges
+from ccl_jax.training import schedules
 
 
 def setting(
@@ -73,6 +74,18 @@ def name_and_weight(text: str) -> tuple[str, float]:
         ) from None
     ranges.check(f"the weight of feature loss {name}", value, ranges.NOT_NEGATIVE)
     return name, value
+
+
+def number_or_schedule(rate: str | float | None) -> str | float | None:
+    """A gossip rate with numbers read; a schedule stays a text, and None is the method's own.
+
+    Raises:
+      ValueError: It is neither a number nor a schedule.
+    """
+    if not isinstance(rate, str):
+        return rate
+    found = schedules.gossip_rate(rate, epoch_steps=1)
+    return found if isinstance(found, float) else rate
 
 
 def named_values(texts: Iterable[str], flags: Iterable[str]) -> dict[str, Any]:
