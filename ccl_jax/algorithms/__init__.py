@@ -1,9 +1,12 @@
 """Published decentralized methods behind one contract; one method a file, `base` the contract."""
 
 from ccl_jax.algorithms import (
+    adagossip,
+    beer,
     bounds,
     capabilities,
     cga,
+    choco,
     d2,
     decentlam,
     dsgd,
@@ -35,10 +38,13 @@ __all__ = [
     "Algorithm",
     "Capabilities",
     "Method",
+    "adagossip",
     "advance",
+    "beer",
     "bounds",
     "capabilities",
     "cga",
+    "choco",
     "d2",
     "decentlam",
     "dsgd",

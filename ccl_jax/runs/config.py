@@ -193,10 +193,7 @@ class Config:
         None, METHOD, "weight decay, added to the gradient; default: the method's own"
     )
     gossip_rate: str | float | None = setting(
-        None,
-        METHOD,
-        "gossip (averaging) rate gamma, in (0, 1], or ars:START:GROWTH, as ars:0.09:1.01, growing by "
-        "that factor in every epoch, up to 1; default: the method's own",
+        None, METHOD, "gossip rate gamma, in (0, 1] or ars:START:GROWTH; default: the method's own"
     )
     hparam: tuple[str, ...] = setting(
         (), METHOD, "other hyper-parameter of the method, NAME=VALUE; may be repeated"

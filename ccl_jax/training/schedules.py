@@ -91,6 +91,9 @@ class AveragingRate:
         epochs = jnp.asarray(step // self.epoch_steps + 1, float)
         return jnp.minimum(1.0, self.start * self.growth**epochs)
 
+    def __str__(self) -> str:
+        return f"ars:{self.start:g}:{self.growth:g}"
+
 
 def gossip_rate(text: str, epoch_steps: int) -> float | AveragingRate:
     """A gossip rate as it is given on a command line: a number, or ars:START:GROWTH.

@@ -6,8 +6,8 @@ prints one JSON line and exits 0 when losses agree to 2e-5 (absolute) and norms 
 1 when they do not, 2 when the file cannot be replayed. A trace is an .npz with `config` (JSON: arch,
 gossip_rate, lr, momentum, nesterov, weight_decay, quasi_global, lambda_m, lambda_d), `images`,
 `labels`, `neighbors`, the PyTorch parameters `init.<name>`, and the numbers to compare with. Recorded
-runs of optimizers on quadratics (with entries `A` and `c`) are replayed by
-`experiments.parity.quadratics`: method, variant, max_error; exit 0 within 1e-4.
+runs of optimizers on quadratics (with entries `A` and `c`) and on logistic regression (`inputs`) are
+replayed by `experiments.parity.quadratics`: method, variant, max_error; exit 0 within 1e-4.
 """
 
 import json
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         if values["trace"].value is None:
             raise ValueError("no recording given; name one with --trace=FILE")
         trace = traces.load(values["trace"].value)
-        result = quadratics.replay(trace) if "A" in trace else replay(trace)
+        result = quadratics.replay(trace) if {"A", "inputs"} & trace.keys() else replay(trace)
         print(json.dumps(plain(result)))
         passed = result["passed"]
 

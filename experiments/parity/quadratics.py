@@ -1,11 +1,12 @@
-"""Replays recorded runs of published optimizers on heterogeneous quadratics.
+"""Replays recorded runs of published optimizers on heterogeneous problems.
 
-Agent i has the gradient A_i (x - c_i). A recording names its source repository and its method; the two
-together say which published variant it is, and `_VARIANTS` says what that is called here.
+Agent i has the gradient A_i (x - c_i), or that of logistic regression with one sample. A recording names
+its source repository and its method; the two together say which published variant it is, and `_VARIANTS`
+says what that is called here.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,37 +16,21 @@ from ccl_jax import algorithms
 from ccl_jax.algorithms.base import Algorithm
 from ccl_jax.graphs import topology
 from ccl_jax.network import Network
-from experiments.parity import traces
+from experiments.parity import compressed, traces
 from experiments.parity.traces import NUMBER
+from experiments.parity.variants import Config, Variant
 
 TOLERANCE = 1e-4  # absolute, on the parameters
 
-Config = Mapping[str, Any]
-
-# The arrays of a recording, with their axes.
+# The arrays of a recording, with their axes: its problem and the rest.
+_QUADRATIC = {"A": ("agents", "size", "size"), "c": ("agents", "size")}
+_LOGISTIC = {"inputs": ("agents", "size"), "labels": ("agents",)}
 _ARRAYS = {
-    "A": ("agents", "size", "size"),
-    "c": ("agents", "size"),
     "x0": ("size",),
     "W": ("agents", "agents"),
     "lr": ("steps",),
     "x": ("steps", "agents", "size"),
 }
-
-
-class Variant(NamedTuple):
-    """How a recorded method is built here.
-
-    Attributes:
-      name: Name in the registry.
-      hyper: Its hyper-parameters.
-      mixed_last: Whether a recorded step ends with the mix ("adapt, then combine"). Here that mix
-        opens the next step.
-    """
-
-    name: str
-    hyper: dict[str, Any]
-    mixed_last: bool
 
 
 def _sgd(c: Config) -> dict[str, Any]:
@@ -173,6 +158,7 @@ _VARIANTS: dict[str, dict[str, Callable[[Config], Variant]]] = {
         "momentum tracking with zero start": _named("momentum-tracking", _sgd, False, start="zero"),
     },
 }
+_VARIANTS |= compressed.VARIANTS
 
 # What recordings leave out where it does not apply.
 _DEFAULTS = {
@@ -213,11 +199,11 @@ def _refusal(c: Config) -> str | None:
         return "we relay models, as the paper recommends"
     if c["overlap"] and not method.startswith("DSGD"):
         return "our messages arrive in the step they are sent in"
-    return None
+    return compressed.refusal(c)
 
 
 def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Replays a run on quadratics.
+    """Replays a run on quadratics or logistic regression, in the precision of the recording.
 
     Args:
       trace: The arrays of the file.
@@ -229,69 +215,101 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       ValueError: An entry is missing, or the variant is not offered.
     """
-    traces.check_arrays(trace, _ARRAYS)
+    traces.check_arrays(trace, (_LOGISTIC if "inputs" in trace else _QUADRATIC) | _ARRAYS)
     config = traces.read_config(trace, {"source": str, "method": str})
-    traces.read_config(trace, {name: NUMBER for name in _DEFAULTS if name in config})
+    kinds = {name: NUMBER for name in _DEFAULTS} | compressed.KINDS
+    traces.read_config(trace, {name: kind for name, kind in kinds.items() if name in config})
     try:
         method = variant(config)
     except KeyError as error:
         raise ValueError(
             f"the recording's config lacks {error}, which its method needs; it cannot be replayed"
         ) from None
-    algorithm = algorithms.make(method.name, **method.hyper)
-    x = _run(algorithm, trace, config, method.mixed_last)
+    with jax.enable_x64(trace["x"].dtype == np.float64):
+        x = _run(algorithms.make(method.name, **method.hyper), trace, config, method)
     error = float(np.abs(x - trace["x"]).max())
+    hyper = {key: str(value) if callable(value) else value for key, value in method.hyper.items()}
+    if method.compression is not None:
+        name, start, _ = method.compression
+        hyper |= {"compression": name, "compression_start": start}
     return {
         "method": config["method"],
-        "variant": {"name": method.name, **method.hyper},
+        "variant": {"name": method.name, **hyper},
         "max_error": error,
         "passed": bool(error <= TOLERANCE),
     }
 
 
+def _problem(trace: Mapping[str, np.ndarray], config: Config) -> tuple[Callable, tuple]:
+    """`gradient(x, data)` of one agent, and the data of all."""
+    if "inputs" in trace:
+        regularizer = config.get("regularizer", 0.0)
+
+        def gradient(x, data):
+            signed = data[0] * data[1]  # inputs times labels of -1 and 1
+            return regularizer * x - jax.nn.sigmoid(-signed @ x) * signed
+
+        labels = trace["labels"][:, None]
+        return gradient, (jnp.asarray(trace["inputs"], float), jnp.asarray(labels, float))
+    gradient = lambda x, data: data[0] @ (x - data[1])
+    return gradient, (jnp.asarray(trace["A"], float), jnp.asarray(trace["c"], float))
+
+
 def _run(
-    algorithm: Algorithm, trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool
+    algorithm: Algorithm, trace: Mapping[str, np.ndarray], config: Config, method: Variant
 ) -> np.ndarray:
     """`[T, agents, parameters]`: where each recorded step ends."""
-    a, c, lr = (jnp.asarray(trace[name], jnp.float32) for name in ("A", "c", "lr"))
-    network = Network(_graphs(trace, config, mixed_last))
-    agents, size = c.shape
+    graph = _graphs(trace, config, method)
+    whole_gradient, data = _problem(trace, config)
+    lr = jnp.asarray(trace["lr"], float)
+    agents, size = trace["x"].shape[1:]
     split = config.get("parameter_split", size)
     cut = lambda x: [x[..., :split], x[..., split:]] if split < size else [x]
     join = lambda parts: jnp.concatenate(parts, axis=-1)
+    gradient = lambda x, data: cut(whole_gradient(join(x), data))
 
-    def gradient(x, data):
-        return cut(data[0] @ (join(x) - data[1]))
+    def network(t):
+        if method.compression is None:
+            return Network(graph)
+        _, start, at = method.compression
+        return Network(graph, compressor=at(trace, t), compression_start=start)
 
-    @jax.jit
-    def step(params, state, t):
-        talk = network.round(t)
-        new = algorithms.advance(
+    def advance(params, state, talk, rate):
+        return algorithms.advance(
             algorithm,
             params,
             state,
             talk,
-            lr[t],
-            lambda x, _: (jax.vmap(gradient)(x, (a, c)), None),
-            lambda models: talk.cross(gradient, models, (a, c)),
+            rate,
+            lambda x, _: (jax.vmap(gradient)(x, data), None),
+            lambda models: talk.cross(gradient, models, data),
         )
-        if not mixed_last:
-            return new.params, new.state, join(new.params)
+
+    @jax.jit
+    def step(params, state, memory, t):
+        talk = network(t).round(t, memory)
+        new = advance(params, state, talk, lr[t])
+        memory = talk.memory()
+        if not method.mixed_last:
+            return new.params, new.state, memory, join(new.params)
         # A step that ends with a mix ends where the next one takes its gradient.
         rate = lr[jnp.minimum(t + 1, len(lr) - 1)]
-        mixed = algorithm.communicate(new.params, new.state, network.round(t + 1), rate)[0]
-        return new.params, new.state, join(mixed)
+        talk = network(t + 1).round(t + 1, memory)
+        mixed = algorithm.communicate(new.params, new.state, talk, rate)[0]
+        return new.params, new.state, memory, join(mixed)
 
-    params = cut(jnp.tile(jnp.asarray(trace["x0"], jnp.float32), (agents, 1)))
-    state = jax.jit(lambda params: algorithm.init(params, network.round(0)))(params)
+    params = cut(jnp.tile(jnp.asarray(trace["x0"], float), (agents, 1)))
+    first = network(jnp.int32(0))
+    state = jax.jit(lambda params: algorithm.init(params, first.round(0)))(params)
+    memory = first.start(lambda talk: advance(params, state, talk, lr[0]))
     ends = []
     for t in range(len(lr)):
-        params, state, end = step(params, state, jnp.int32(t))
+        params, state, memory, end = step(params, state, memory, jnp.int32(t))
         ends.append(end)
     return np.stack(ends)
 
 
-def _graphs(trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool) -> topology.Topology:
+def _graphs(trace: Mapping[str, np.ndarray], config: Config, method: Variant) -> topology.Topology:
     """The matrix of every round; nobody talks in the first where the recording starts alone."""
     steps, agents = len(trace["lr"]), trace["W"].shape[0]
     weights = np.asarray(trace["W_t"] if "W_t" in trace else [trace["W"]] * steps, np.float64)
@@ -301,7 +319,9 @@ def _graphs(trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool) -
     name = config["method"]
     if config["source"] == _NGC_SOURCE:
         return topology.from_neighbors(name, _repeated_neighbors(weights[0]), weights=weights[0])
-    if mixed_last:
+    if method.compression is not None and "W_t" not in trace:
+        weights = weights[0]  # nobody has anything to say in the first step
+    elif method.mixed_last:
         weights = np.concatenate([np.eye(agents)[None], weights])
     else:
         weights = np.concatenate([weights, weights[-1:]])
