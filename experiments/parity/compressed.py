@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ccl_jax import ranges
 from ccl_jax.network import compression
 from ccl_jax.network.compression import Compressor
 from ccl_jax.training.schedules import AveragingRate
@@ -83,31 +84,38 @@ def _compression(c: Config, start: str) -> Compression | None:
     """The recorded compression.
 
     Raises:
-      ValueError: It is unknown here.
+      ValueError: It is unknown here, or a number of it is out of range.
     """
+
+    def count(name: str) -> int:
+        ranges.check(f"the recording's {name}", c[name], ranges.at_least(1))
+        return c[name]
+
     name = c["compressor"]
     if name in ("none", "full"):
         return None
     if name == "top" or name.startswith("topk,"):
-        return _top_k(name, start, lambda size: c["kept_entries"])
+        entries = count("kept_entries")
+        return _top_k(name, start, lambda size: min(entries, size))
     if name.startswith("top-k per tensor"):
-        kept = lambda size: max(1, int(size * (1 - c["compression_ratio"])))
-        return _top_k(name, start, kept)
+        ratio = c["compression_ratio"]
+        ranges.check("the recording's compression_ratio", ratio, ranges.BELOW_1)
+        return _top_k(name, start, lambda size: max(1, int(size * (1 - ratio))))
     if name.startswith("QSGD per tensor"):
-        levels = 2 ** c["quantization_level"] - 1
-        biased = bool(c["quantization_biased"])
+        levels, biased = 2 ** count("quantization_level") - 1, bool(c["quantization_biased"])
         return _recorded(name, start, "uniforms", lambda x, u: _qsgd(x, u, levels, biased))
     if name in ("qsgd-biased", "qsgd-unbiased"):
-        biased = name == "qsgd-biased"
-        return _recorded(name, start, "uniforms", lambda x, u: _qsgd(x, u, c["levels"], biased))
+        levels, biased = count("levels"), name == "qsgd-biased"
+        return _recorded(name, start, "uniforms", lambda x, u: _qsgd(x, u, levels, biased))
     if name in ("random-biased", "random-unbiased"):
-        scale = lambda x: 1 if name == "random-biased" else x.size / c["kept_entries"]
+        biased, entries = name == "random-biased", count("kept_entries")
+        scale = lambda x: 1 if biased else x.size / entries
         return _recorded(name, start, "masks", lambda x, mask: x * mask * scale(x))
     raise ValueError(f"the recorded compressor {name!r} is unknown here; it cannot be replayed")
 
 
 def _top_k(name: str, start: str, kept: Callable[[int], int]) -> Compression:
-    compress = lambda x: compression.largest(x, min(kept(x.size), x.size))
+    compress = lambda x: compression.largest(x, kept(x.size))
     top = Compressor(name, compress, lambda size: 8 * kept(size))
     return Compression(name, start, lambda trace, step: top)
 
