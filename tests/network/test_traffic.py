@@ -23,6 +23,8 @@ PER_EDGE = {
     **dict.fromkeys(["qg-dsgdm", "qg-dsgdm-n", "qg-dsgdm-ema", "qg-dsgdm-n-ema"], (P, P)),
     **dict.fromkeys(["d2", "exact-diffusion", "gut", "qg-gutm", "decentlam"], (P, P)),
     **dict.fromkeys(["dsgt", "update-tracking", "momentum-tracking"], (2 * P, 2 * P)),
+    **dict.fromkeys(["beer", "motef"], (2 * P, 2 * P)),
+    **dict.fromkeys(["choco-sgd", "adagossip"], (P, P)),
     **dict.fromkeys(["ngc", "cga"], (2 * P, 2 * P)),  # models out, gradients back
     **dict.fromkeys(["comp-ngc", "comp-cga"], (P + SIGN, P + SIGN)),
     "sgp": (P + 4, P + 4),  # and the push-sum weight

@@ -22,6 +22,7 @@ from ccl_jax.runs import runner
 from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
 from ccl_jax.runs.directory import RunDirectory
 from ccl_jax.training import loop
+from ccl_jax.training.schedules import AveragingRate
 from tests.support import forks, tiny_main
 from tests.support.small_run import EPOCHS, FAMILIES, Experiment, same, same_rows, without_seconds
 
@@ -60,6 +61,13 @@ def test_every_moment_resumes_to_the_bit(tmp_path):
     """Inside and at the end of epochs, with contrastive losses and compression, which remember."""
     experiment = Experiment(compressor="sign", lambdas=(0.1, 0.1), augmentation="flip-crop")
     check_resume(experiment, tmp_path, *range(1, 12))
+
+
+@pytest.mark.parametrize("name", ["motef", "adagossip"])
+def test_compressed_trackers_and_a_growing_gossip_rate_resume_to_the_bit(tmp_path, name):
+    rate = AveragingRate(0.1, 1.5, epoch_steps=4)
+    talk = {"compressor": "top-k:0.3", "compression_start": "zero", "local_steps": 2}
+    check_resume(Experiment(name, gossip_rate=rate, **talk), tmp_path, 1, 2, 7)
 
 
 def test_prototypes_that_wait_for_the_next_exchange_resume_to_the_bit(tmp_path):

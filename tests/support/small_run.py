@@ -44,6 +44,9 @@ FAMILIES = {
     "comp-ngc": "ring",
     "comp-cga": "ring",
     "sgp": "exponential",
+    "motef": "ring",
+    "choco-sgd": "ring",
+    "adagossip": "ring",
 }
 
 
@@ -74,19 +77,22 @@ class Experiment:
         name="qg-dsgdm-n",
         graph="ring",
         compressor="none",
+        compression_start="model",
         lambdas=(0, 0),
         augmentation="none",
         faults=None,
         feature_losses=(),
         local_steps=1,
+        **hyper,
     ):
         lr = 0.05
-        self.algorithm = algorithms.make(name)
+        self.algorithm = algorithms.make(name, **hyper)
         topology = graphs.make(graph, AGENTS, stochastic=algorithms.get(name).stochastic)
         network = Network(
             topology,
             local_steps=local_steps,
             compressor=compression.make(compressor),
+            compression_start=compression_start,
             faults=faults,
         )
         objective = training.Objective(CLASSES, *lambdas, feature_losses=feature_losses)
