@@ -256,6 +256,8 @@ def _check_value(method: str, name: str, value: Any, default: Any) -> None:
     elif name in ranges.SHARED:
         shared = ranges.SHARED[name]
         good, allowed = number and shared.holds(value), shared.allowed
+        if name == "gossip_rate":
+            allowed = f"{ranges.UP_TO_1.allowed}, or a schedule by step"
     elif isinstance(default, (int, float)):
         good, allowed = number and 0 <= value < float("inf"), "a number >= 0"
     else:

@@ -3,6 +3,7 @@
 import pytest
 
 from ccl_jax import algorithms
+from ccl_jax.training import schedules
 from experiments import methods, settings
 
 
@@ -53,6 +54,8 @@ def test_every_method_has_settings_that_it_accepts():
         taken = algorithms.get(name).hyperparameters
         for entry in entries:
             hyper = {key: value for key, value in entry.values.items() if key in taken}
+            if isinstance(rate := hyper.get("gossip_rate"), str):
+                hyper["gossip_rate"] = schedules.gossip_rate(rate, epoch_steps=1)
             algorithms.make(name, **hyper)
 
 
