@@ -21,6 +21,8 @@ POSITIVE = Range("a number > 0", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Range("a number >= 0", lambda x: 0 <= x < math.inf)
 BELOW_1 = Range("in [0, 1)", lambda x: 0 <= x < 1)
 UP_TO_1 = Range("in (0, 1]", lambda x: 0 < x <= 1)
+# A text is checked where it is read: `ccl_jax.training.schedules.gossip_rate`.
+RATE = Range("in (0, 1], or ars:START:GROWTH", lambda x: isinstance(x, str) or UP_TO_1.holds(x))
 SEED = Range("0 to 2**32 - 1", lambda x: 0 <= x < 2**32)
 
 
@@ -39,7 +41,7 @@ SHARED = {
     "momentum": BELOW_1,
     "b1": BELOW_1,
     "b2": BELOW_1,
-    "gossip_rate": UP_TO_1,
+    "gossip_rate": RATE,
     "ema_factor": UP_TO_1,
     "correction_rate": POSITIVE,
     "server_step_size": POSITIVE,
@@ -52,6 +54,7 @@ SHARED = {
     "temperature": POSITIVE,
     "local_steps": at_least(1),
     "gossip_steps": at_least(1),
+    "compression_start": one_of(("model", "zero")),
 }
 
 

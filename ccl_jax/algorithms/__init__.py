@@ -1,10 +1,13 @@
 """Published decentralized methods behind one contract; one method a file, `base` the contract."""
 
 from ccl_jax.algorithms import (
+    adagossip,
     aug_dgm,
+    beer,
     bounds,
     capabilities,
     cga,
+    choco,
     d2,
     decentlam,
     dsgd,
@@ -42,11 +45,14 @@ __all__ = [
     "Algorithm",
     "Capabilities",
     "Method",
+    "adagossip",
     "advance",
     "aug_dgm",
+    "beer",
     "bounds",
     "capabilities",
     "cga",
+    "choco",
     "d2",
     "decentlam",
     "dsgd",

@@ -43,7 +43,7 @@ class AugDgmState(NamedTuple):
     graph="doubly stochastic",
     check=(base.doubly_stochastic,),
 )
-def aug_dgm(*, weight_decay: float = 1e-4, gossip_rate: float = 1.0) -> base.Algorithm:
+def aug_dgm(*, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 1.0) -> base.Algorithm:
     """Aug-DGM.
 
     Args:

@@ -34,6 +34,9 @@ from ccl_jax.network import Message, Round
 
 PyTree = Any
 
+# gamma in (0, 1]: a number, or by step.
+GossipRate = optax.ScalarOrSchedule
+
 
 class Algorithm(NamedTuple):
     """A decentralized optimization method.
@@ -250,12 +253,16 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
 
 def _check_value(method: str, name: str, value: Any, default: Any) -> None:
     """A hyper-parameter is of the kind of its default, and a number is in its range."""
+    if name == "gossip_rate" and callable(value):
+        return  # a schedule, which has checked its numbers
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, bool):
         good, allowed = isinstance(value, bool), "true or false"
     elif name in ranges.SHARED:
         shared = ranges.SHARED[name]
         good, allowed = number and shared.holds(value), shared.allowed
+        if name == "gossip_rate":
+            allowed = f"{ranges.UP_TO_1.allowed}, or a schedule by step"
     elif isinstance(default, (int, float)):
         good, allowed = number and 0 <= value < float("inf"), "a number >= 0"
     else:
@@ -329,14 +336,20 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def gossip(talk: Round, message: Message, gossip_rate: float) -> tuple[PyTree, PyTree]:
+def rate_at(gossip_rate: GossipRate, talk: Round) -> jax.Array | float:
+    """gamma in the step of a round."""
+    return gossip_rate(talk.step) if callable(gossip_rate) else gossip_rate
+
+
+def gossip(talk: Round, message: Message, gossip_rate: GossipRate) -> tuple[PyTree, PyTree]:
     """x + r with r = gamma * (W - I) x.
 
     Returns:
       The mixed values and the displacement r.
     """
+    gamma = rate_at(gossip_rate, talk)
     displacement = jax.tree.map(
-        lambda m, x: jnp.asarray(gossip_rate, x.dtype) * (m - x), talk.mix(message), message.own
+        lambda m, x: jnp.asarray(gamma, x.dtype) * (m - x), talk.mix(message), message.own
     )
     return optax.tree.add(message.own, displacement), displacement
 

@@ -46,7 +46,7 @@ def cga(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 0.0,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     gradient_at: str = "unmixed",
     margin: float = 0.5,
     compress: bool = False,

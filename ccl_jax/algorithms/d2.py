@@ -89,6 +89,8 @@ def check_stable(topology: Topology, hyperparameters: dict[str, Any]) -> None:
       ValueError: The smallest eigenvalue is not above that.
     """
     gamma, rho = hyperparameters["gossip_rate"], hyperparameters.get("correction_rate")
+    if callable(gamma):
+        gamma = 1.0  # where a schedule goes
     smallest = 1 - gamma + gamma * topology.smallest_eigenvalue
     lowest = -1 / 3 if rho is None else (rho - 2) / (rho + 2)
     if smallest <= lowest + 1e-6:
@@ -107,7 +109,7 @@ def inverse_rate(lr: jax.Array) -> jax.Array:
 
 def corrected(
     direction: optax.GradientTransformation,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     correction_rate: float = 1.0,
 ) -> base.Algorithm:
     """The lr-safe form around any local direction d, with K local steps from exchange to exchange.
@@ -168,7 +170,7 @@ def d2(
     momentum: float = 0.0,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
     """D2.
 
@@ -213,7 +215,7 @@ def exact_diffusion(
     return _corrected(momentum, nesterov, weight_decay, gossip_rate=0.5)
 
 
-def _published(weight_decay: float, gossip_rate: float) -> base.Algorithm:
+def _published(weight_decay: float, gossip_rate: base.GossipRate) -> base.Algorithm:
     def init(params, talk):
         return PublishedState(trees.copy(params), optax.tree.zeros_like(params))
 
@@ -232,7 +234,7 @@ def _published(weight_decay: float, gossip_rate: float) -> base.Algorithm:
 
 
 def _corrected(
-    momentum: float, nesterov: bool, weight_decay: float, gossip_rate: float
+    momentum: float, nesterov: bool, weight_decay: float, gossip_rate: base.GossipRate
 ) -> base.Algorithm:
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
 

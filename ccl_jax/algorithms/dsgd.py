@@ -36,7 +36,7 @@ class DsgdState(NamedTuple):
 
 def local_steps(
     direction: optax.GradientTransformation,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     gradient_at: str = "mixed",
     restart: bool = False,
 ) -> base.Algorithm:
@@ -105,7 +105,7 @@ def dsgd(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     gradient_at: str = "mixed",
     restart_momentum: bool = False,
 ) -> base.Algorithm:

@@ -27,7 +27,7 @@ from ccl_jax.algorithms import base, d2
     check=(base.static, base.undirected, base.doubly_stochastic, d2.check_stable),
 )
 def edm(
-    *, momentum: float = 0.9, weight_decay: float = 1e-4, gossip_rate: float = 1.0
+    *, momentum: float = 0.9, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 1.0
 ) -> base.Algorithm:
     """EDM.
 

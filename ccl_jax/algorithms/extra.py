@@ -66,7 +66,7 @@ _NEEDS = {
     **_NEEDS,
 )
 def extra(
-    *, correction_rate: float, weight_decay: float = 1e-4, gossip_rate: float = 1.0
+    *, correction_rate: float, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 1.0
 ) -> base.Algorithm:
     """EXTRA.
 

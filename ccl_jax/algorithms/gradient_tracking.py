@@ -54,7 +54,7 @@ def gradient_tracking(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
     """DSGT.
 
@@ -115,7 +115,7 @@ def update_tracking(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
     """Update tracking; arguments as `gradient_tracking`, the momentum being in the tracked step."""
     direction = base.sgd_direction(momentum, nesterov, weight_decay)

@@ -61,7 +61,7 @@ def gut(
     *,
     momentum: float = 0.0,
     nesterov: bool = False,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     tracking_scale: float = 0.9,
 ) -> base.Algorithm:
     """GUT. The published code has no weight decay.
@@ -74,7 +74,6 @@ def gut(
     """
     direction = base.sgd_direction(momentum, nesterov)
     b = 1 + momentum + (momentum**2 if nesterov else 0.0)
-    leftover = gossip_rate - gossip_rate**2
 
     def init(params, talk):
         return GutState(
@@ -93,7 +92,7 @@ def gut(
         moved = optax.tree.sub(mixed, state.mixed)
         h = optax.tree.sub(mixed, params)
         state = state._replace(mixed=mixed, mixed_moved=moved, base=params)
-        return trees.axpy(gossip_rate, h, params), state, message
+        return trees.axpy(base.rate_at(gossip_rate, talk), h, params), state, message
 
     def update(grads, eval_params, state, talk, lr):
         eta = base.safe_previous(state.lr, lr)
@@ -106,7 +105,8 @@ def gut(
 
         y = jax.tree.map(track, delta, state.mixed_moved, state.gossip, state.delta)
         d, local = direction.update(y, state.local, eval_params)
-        params = trees.axpy(-lr, d, trees.axpy(leftover, h, state.base))
+        gamma = base.rate_at(gossip_rate, talk)
+        params = trees.axpy(-lr, d, trees.axpy(gamma - gamma**2, h, state.base))
         return params, state._replace(gossip=h, delta=delta, local=local, lr=lr)
 
     return base.Algorithm(init, communicate, update)
@@ -124,7 +124,7 @@ def qg_gutm(
     *,
     momentum: float = 0.9,
     nesterov: bool = True,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     tracking_scale: float = 0.06,
 ) -> base.Algorithm:
     """QG-GUTm; arguments as `gut`."""

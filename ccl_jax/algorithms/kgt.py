@@ -66,7 +66,7 @@ _NEEDS = {
     **_NEEDS,
 )
 def kgt(
-    *, server_step_size: float = 1.0, weight_decay: float = 1e-4, gossip_rate: float = 1.0
+    *, server_step_size: float = 1.0, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 1.0
 ) -> base.Algorithm:
     """K-GT.
 

@@ -37,7 +37,7 @@ _CHECK = (base.static, base.undirected, base.doubly_stochastic, d2.check_stable)
     check=_CHECK,
 )
 def led(
-    *, correction_rate: float = 0.5, weight_decay: float = 1e-4, gossip_rate: float = 1.0
+    *, correction_rate: float = 0.5, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 1.0
 ) -> base.Algorithm:
     """LED.
 
@@ -60,7 +60,7 @@ def led(
     check=_CHECK,
 )
 def proxskip(
-    *, correction_rate: float = 1.0, weight_decay: float = 1e-4, gossip_rate: float = 0.5
+    *, correction_rate: float = 1.0, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 0.5
 ) -> base.Algorithm:
     """ProxSkip; its coins are thrown by the network (`coins`), and fall alike in every run of a seed.
 

@@ -53,7 +53,7 @@ def momentum_tracking(
     *,
     momentum: float = 0.9,
     weight_decay: float = 1e-3,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     start: str = "zero",
 ) -> base.Algorithm:
     """Momentum tracking.

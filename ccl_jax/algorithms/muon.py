@@ -91,7 +91,7 @@ def muon(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
     """Muon with gossip.
 

@@ -43,7 +43,7 @@ def ngc(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     quasi_global_momentum: bool = False,
     compress: bool = False,
 ) -> base.Algorithm:

@@ -39,7 +39,7 @@ def adam(
     b2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     decoupled: bool = False,
 ) -> base.Algorithm:
     """Adam with local moments.
@@ -65,7 +65,7 @@ def adam(
     capabilities=base.GOSSIP,
 )
 def from_optax(
-    *, optimizer: str = "lion", gossip_rate: float = 1.0, **options: Any
+    *, optimizer: str = "lion", gossip_rate: base.GossipRate = 1.0, **options: Any
 ) -> base.Algorithm:
     """Any optimizer of optax, by its name.
 

@@ -60,7 +60,7 @@ def displacement(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
     """Quasi-global momentum as heavy ball on the total displacement.
 
@@ -122,7 +122,7 @@ def ema(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
     ema_factor: float = 0.1,
 ) -> base.Algorithm:
     """Quasi-global momentum as a moving average of displacements.

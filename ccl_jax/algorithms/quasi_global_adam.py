@@ -47,7 +47,7 @@ def quasi_global_adam(
     b2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
-    gossip_rate: float = 1.0,
+    gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
     """QG-Adam.
 

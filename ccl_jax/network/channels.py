@@ -24,7 +24,7 @@ class Moment(NamedTuple):
     """What a channel has to know of the step.
 
     Attributes:
-      first: Scalar bool, the first step of a run: all agents start alike, so everyone knows everything.
+      first: Scalar bool, the first step of a run: all agents have one model, which everyone knows.
       active: Scalar bool, False where agents work alone and nothing is sent.
       late: `[agents]` bool, whose messages lag behind.
     """
@@ -40,8 +40,17 @@ class Channel(Protocol):
     def start(self, values: PyTree) -> PyTree:
         """A memory for values of these shapes, before anything was sent."""
 
-    def send(self, values: PyTree, memory: PyTree, moment: Moment) -> tuple[PyTree, PyTree]:
-        """What receivers then know of `values`, and the new memory."""
+    def send(
+        self, values: PyTree, memory: PyTree, moment: Moment, alike: bool = True
+    ) -> tuple[PyTree, PyTree]:
+        """What receivers then know of `values`, and the new memory.
+
+        Args:
+          values: What is sent.
+          memory: That of the name under which it is sent.
+          moment: The step.
+          alike: Whether all agents send the same in the first step.
+        """
 
     def average(
         self, weighted: PyTree, own: PyTree, known: PyTree, own_weights: jax.Array
@@ -66,7 +75,9 @@ class Exact:
     def start(self, values: PyTree) -> PyTree:
         return ()
 
-    def send(self, values: PyTree, memory: PyTree, moment: Moment) -> tuple[PyTree, PyTree]:
+    def send(
+        self, values: PyTree, memory: PyTree, moment: Moment, alike: bool = True
+    ) -> tuple[PyTree, PyTree]:
         return values, memory
 
     def average(
@@ -91,7 +102,9 @@ class Lagging(Exact):
     def start(self, values: PyTree) -> PyTree:
         return trees.per_edge(values, self.delay)
 
-    def send(self, values: PyTree, memory: PyTree, moment: Moment) -> tuple[PyTree, PyTree]:
+    def send(
+        self, values: PyTree, memory: PyTree, moment: Moment, alike: bool = True
+    ) -> tuple[PyTree, PyTree]:
         # All agents start alike, so before the start everyone had what it has now.
         always = jax.tree.map(lambda x: jnp.repeat(x[:, None], self.delay, axis=1), values)
         past = trees.where(moment.first, always, memory)
@@ -114,24 +127,35 @@ class Lagging(Exact):
 class Compressed:
     """Compressed differences to a copy xh that receivers keep (CHOCO-SGD, arXiv:1902.00340).
 
-    The memory is xh. An average is x + (W - I) xh, which keeps the mean.
+    The memory is xh. An average is x + (W - I) xh, which keeps the mean. All agents start from one
+    model, and so can the copies. Many published methods start the copies at 0 and say nothing before the
+    first local step, so that the whole model has to be sent, entry by entry.
 
     Attributes:
       compressor: C, of the differences.
       before: What the values go through first.
+      from_zero: Whether the copies start at 0 and nothing is said in the first step; else they start at
+        what is then sent, where that is alike.
     """
 
     compressor: Compressor
     before: Channel = Exact()
+    from_zero: bool = False
 
     def start(self, values: PyTree) -> PyTree:
         return jax.tree.map(jnp.zeros_like, values), self.before.start(values)
 
-    def send(self, values: PyTree, memory: PyTree, moment: Moment) -> tuple[PyTree, PyTree]:
-        values, before = self.before.send(values, memory[1], moment)
-        known = trees.where(moment.first, values, memory[0])
+    def send(
+        self, values: PyTree, memory: PyTree, moment: Moment, alike: bool = True
+    ) -> tuple[PyTree, PyTree]:
+        values, before = self.before.send(values, memory[1], moment, alike)
+        known = memory[0]
+        if alike and not self.from_zero:
+            known = trees.where(moment.first, values, known)
         news = self.compressor(jax.tree.map(jnp.subtract, values, known), lead=1)
         heard = jax.tree.map(jnp.add, known, news)
+        if self.from_zero:
+            heard = trees.where(moment.first, known, heard)
         return heard, (trees.where(moment.active, heard, known), before)
 
     def average(
@@ -158,7 +182,9 @@ class Feedback(Exact):
     def start(self, values: PyTree) -> PyTree:
         return jax.tree.map(jnp.zeros_like, values)
 
-    def send(self, values: PyTree, memory: PyTree, moment: Moment) -> tuple[PyTree, PyTree]:
+    def send(
+        self, values: PyTree, memory: PyTree, moment: Moment, alike: bool = True
+    ) -> tuple[PyTree, PyTree]:
         sent, error = compression.feedback(self.compressor, values, memory, lead=2)
         # What is not sent is not forgotten either.
         return sent, trees.where(moment.active, error, memory)

@@ -80,6 +80,12 @@ def _quantize(x: jax.Array) -> jax.Array:
     return jnp.round(steps) * scale
 
 
+def largest(x: jax.Array, count: int) -> jax.Array:
+    """x `[size]` with all but `count` entries of largest magnitude set to 0."""
+    places = jax.lax.top_k(jnp.abs(x), count)[1]
+    return jnp.zeros_like(x).at[places].set(x[places])
+
+
 def top_k(fraction: float) -> Compressor:
     """Keeps the entries of largest magnitude: 4 bytes for each value and 4 for its place.
 
@@ -92,12 +98,11 @@ def top_k(fraction: float) -> Compressor:
     if not 0 < fraction <= 1:
         raise ValueError(f"top-k keeps the fraction {fraction}; it must be in (0, 1]")
     kept = lambda size: max(1, round(fraction * size))
-
-    def compress(x):
-        places = jax.lax.top_k(jnp.abs(x), kept(x.size))[1]
-        return jnp.zeros_like(x).at[places].set(x[places])
-
-    return Compressor(f"top-k:{fraction:g}", compress, lambda size: 8 * kept(size))
+    return Compressor(
+        f"top-k:{fraction:g}",
+        lambda x: largest(x, kept(x.size)),
+        lambda size: 8 * kept(size),
+    )
 
 
 # One bit an entry and the mean magnitude; one byte an entry and the scale.

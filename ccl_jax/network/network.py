@@ -36,14 +36,17 @@ class Network:
         neighbours keep a copy xh of each x and are sent the compressed difference) and, with error
         feedback, what is replied; in both unless the caller asks for exact values. None compresses
         nothing.
+      compression_start: Where the copies xh start: "model", the common start, or "zero", as published;
+        see `channels.Compressed`.
       devices: Number of equal blocks into which the agents are cut, one a device. With more than
         one, rounds can be made inside of `ccl_jax.devices`' sharded step only.
       faults: What fails in each step; None for a network that behaves.
       mixing: How averages are computed: "dense", "sparse" or "auto"; see `ccl_jax.network.mixing`.
 
     Raises:
-      ValueError: A count below 1, devices that do not divide the agents, an unknown `mixing`, or
-        compression where receivers of one message would know different things.
+      ValueError: A count below 1, devices that do not divide the agents, an unknown `mixing`,
+        compression where receivers of one message would know different things, or a start of copies
+        without compression.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Network:
         coins: int | None = None,
         gossip_steps: int = 1,
         compressor: Compressor | None = None,
+        compression_start: str = "model",
         devices: int = 1,
         faults: Faults | None = None,
         mixing: str = "auto",
@@ -65,9 +69,12 @@ class Network:
         self.coins = coins
         self.gossip_steps = gossip_steps
         self.compressor = compressor
+        self.compression_start = compression_start
         self.faults = faults or Faults()
         self.mixing = mixing
-        self.exact, self.channel, self.replies = _channels(topology, compressor, self.faults)
+        self.exact, self.channel, self.replies = _channels(
+            topology, compressor, compression_start, self.faults
+        )
         self.schedule = blocks.make_schedule(topology, devices)
         self.weighted_sums = choose(mixing, topology.degree, topology.agents)
         self._tables = (topology.weights, topology.incoming, topology.outgoing)
@@ -80,6 +87,7 @@ class Network:
             coins=self.coins,
             gossip_steps=self.gossip_steps,
             compressor=self.compressor,
+            compression_start=self.compression_start,
             faults=self.faults,
             mixing=self.mixing,
         )
@@ -155,15 +163,22 @@ class Network:
 
 
 def _channels(
-    topology: Topology, compressor: Compressor | None, faults: Faults
+    topology: Topology, compressor: Compressor | None, start: str, faults: Faults
 ) -> tuple[Channel, Channel, Channel]:
     """The channels of messages that must not be compressed, of others, and of replies.
 
     Raises:
-      ValueError: Compression where receivers of one message would know different things.
+      ValueError: Compression where receivers of one message would know different things, or a start of
+        copies that there are not.
     """
     exact = Lagging(faults.delay) if faults.straggle else Exact()
+    ranges.check("compression_start", start)
     if compressor is None:
+        if start != "model":
+            raise ValueError(
+                f"compression_start is {start}, and nothing is compressed; leave it out, or name a "
+                "compression"
+            )
         return exact, exact, Exact()
     why = "compression sends differences to what all neighbours know"
     if faults.drop or faults.offline:
@@ -176,4 +191,4 @@ def _channels(
             f"{why}, and on {topology.name} neighbours change; leave out compression, or take a graph "
             "that stays"
         )
-    return exact, Compressed(compressor, exact), Feedback(compressor)
+    return exact, Compressed(compressor, exact, start == "zero"), Feedback(compressor)

@@ -67,6 +67,7 @@ class Round:
     All of it works on a block of agents; on one device that is everybody.
 
     Attributes:
+      step: Scalar int32, steps done so far.
       ids: `[agents]` int32, the numbers of the agents in this block.
       active: Scalar bool, False in a step in which the agents work alone.
       conditions: What works in this step.
@@ -77,6 +78,7 @@ class Round:
     def __init__(self, network: "Network", step: jax.Array, memory: Memory) -> None:
         self._network = network
         self._block = Block(network.schedule)
+        self.step = step
         self.ids = self._block.ids
         self.active = network.talks(step)
         first = step == 0 if memory.fresh is None else memory.fresh
@@ -118,20 +120,24 @@ class Round:
         """`[agents]` float: w_ii."""
         return self._tables.own_weights
 
-    def send(self, name: str, tree: PyTree, *, compress: bool = True) -> Message:
+    def send(
+        self, name: str, tree: PyTree, *, compress: bool = True, alike: bool = True
+    ) -> Message:
         """Sends every agent's value to all who hear it.
 
         Args:
           name: What it is; a channel with memory remembers it by this name.
           tree: Leaves `[agents, ...]`.
           compress: Whether the network's compression, if any, may be used on these values.
+          alike: Whether all agents send the same in the first step of a run, as their models are, so
+            that everyone knows it; not so what is made of gradients.
 
         Raises:
           ValueError: Something else has been sent under this name in the same step, or other names were
         in the step before.
         """
         channel = self._network.channel if compress else self._network.exact
-        known = self._pass(channel, name, tree)
+        known = self._pass(channel, name, tree, alike)
         self._pay(channel.message_bytes(tree), *_count(self._delivery))
         return Message(tree, known, channel, name)
 
@@ -165,7 +171,7 @@ class Round:
             tables, delivery = self._graph(k)
             known = tree
             if not self._measuring:
-                known, memory = message.channel.send(tree, memory, self._moment)
+                known, memory = message.channel.send(tree, memory, self._moment, alike=False)
             sent, gone = _count(delivery)
             mixed = self._average(tables, tree, known, message.channel)
             return mixed, memory, messages + sent, lost + gone
@@ -304,7 +310,7 @@ class Round:
         if not self._measuring:
             self._ledger.enter(size, messages, lost)
 
-    def _pass(self, channel: Channel, name: str, tree: PyTree) -> PyTree:
+    def _pass(self, channel: Channel, name: str, tree: PyTree, alike: bool = True) -> PyTree:
         """What receivers know of `tree`; the channel's memory of that name is renewed."""
         if self._measuring:
             return tree
@@ -318,7 +324,7 @@ class Round:
                 f"{name!r} is sent, and in the step before {', '.join(map(repr, self._old))} were: the "
                 "channel remembers by these names, so they must be the same in every step"
             )
-        known, self._new[name] = channel.send(tree, memory, self._moment)
+        known, self._new[name] = channel.send(tree, memory, self._moment, alike)
         return known
 
     def _average(self, tables: Tables, own: PyTree, known: PyTree, channel: Channel) -> PyTree:

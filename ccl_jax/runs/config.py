@@ -25,6 +25,7 @@ from ccl_jax.runs.settings import (
     feature_loss,
     named_values,
     names,
+    number_or_schedule,
     setting,
 )
 from ccl_jax.training import schedules
@@ -143,6 +144,9 @@ class Config:
         f"compress messages, with memory: {names(compression.NAMES)}:FRACTION (a small one diverges "
         "unless --gossip_rate is small, too: try it at 3 times the fraction)",
     )
+    compression_start: str = setting(
+        "model", NETWORK, "what is known before compressed messages: model (the start) or zero"
+    )
     local_steps: int = setting(
         1, NETWORK, "steps from one exchange to the next; with proxskip their mean, by chance"
     )
@@ -197,8 +201,8 @@ class Config:
     weight_decay: float | None = setting(
         None, METHOD, "weight decay, added to the gradient; default: the method's own"
     )
-    gossip_rate: float | None = setting(
-        None, METHOD, "gossip (averaging) rate gamma, in (0, 1]; default: the method's own"
+    gossip_rate: str | float | None = setting(
+        None, METHOD, "gossip rate gamma, in (0, 1] or ars:START:GROWTH; default: the method's own"
     )
     hparam: tuple[str, ...] = setting(
         (), METHOD, "other hyper-parameter of the method, NAME=VALUE; may be repeated"
@@ -351,10 +355,12 @@ class Config:
             if isinstance(value := getattr(self, field.name), (str, tuple)):
                 each = paths.local(value) if isinstance(value, str) else map(paths.local, value)
                 object.__setattr__(self, field.name, type(value)(each))
+        object.__setattr__(self, "gossip_rate", number_or_schedule(self.gossip_rate))
         check_ranges(self)
-        most = self.epochs
         for name in ("warmup_epochs", "lambda_warmup_epochs"):
-            _check(self, name, getattr(self, name) <= most, f"at most {most}, the epochs")
+            _check(
+                self, name, getattr(self, name) <= self.epochs, f"at most {self.epochs}, the epochs"
+            )
         whole = self.batch_size % self.batch_devices == 0
         _check(self, "batch_devices", whole, f"a divisor of batch_size {self.batch_size}")
         self.faults()
@@ -395,14 +401,16 @@ class Config:
         """Options of feature losses that were given, by the name of the loss."""
         return {name: given for name, _, given in map(feature_loss, self.feature_loss) if given}
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """Those of the method that were given: momentum, weight_decay, gossip_rate and `hparam`.
+    def hyperparameters(self, epoch_steps: int = 1) -> dict[str, Any]:
+        """Those of the method that were given, with `epoch_steps` for a gossip rate that grows.
 
         Raises:
           ValueError: An `hparam` is not NAME=VALUE, or is given twice.
         """
         flags = ("momentum", "weight_decay", "gossip_rate")
         given = {name: getattr(self, name) for name in flags if getattr(self, name) is not None}
+        if isinstance(self.gossip_rate, str):
+            given["gossip_rate"] = schedules.gossip_rate(self.gossip_rate, epoch_steps)
         return given | named_values(self.hparam, flags)
 
     @property

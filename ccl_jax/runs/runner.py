@@ -97,7 +97,7 @@ def prepare(
     if config.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    algorithm = algorithms.make(config.algorithm, **config.hyperparameters())
+    algorithms.make(config.algorithm, **config.hyperparameters())  # Raises before data are read.
     method = algorithms.get(config.algorithm)
     most = min(config.agents * config.batch_devices, MOST_CPU_DEVICES)
     parallel.request_cpu_devices(-(-(config.devices or most) // (config.num_processes or 1)))
@@ -107,7 +107,9 @@ def prepare(
     loaded = inputs.load(config, dataset)
     dataset = loaded.dataset
     topology = make_topology(config)
-    method.check(topology, **config.hyperparameters())
+    steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
+    hyperparameters = config.hyperparameters(steps)
+    method.check(topology, **hyperparameters)
     network = Network(
         topology,
         devices=plan.blocks,
@@ -115,11 +117,11 @@ def prepare(
         coins=config.seed if method.capabilities and method.capabilities.by_chance else None,
         gossip_steps=config.gossip_steps,
         compressor=compression.make(config.compression),
+        compression_start=config.compression_start,
         faults=config.faults(),
     )
-    capabilities.check(method, network, **config.hyperparameters())
+    capabilities.check(method, network, **hyperparameters)
     capabilities.check_platform(method, jax.default_backend())
-    steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
     objective = training.Objective(
         num_classes=dataset.num_classes,
         lambda_m=config.lambda_m,
@@ -146,7 +148,7 @@ def prepare(
         loaded,
         plan,
         network,
-        algorithm,
+        algorithms.make(config.algorithm, **hyperparameters),
         model,
         objective,
         schedule,

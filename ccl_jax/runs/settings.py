@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ccl_jax import losses, ranges
+from ccl_jax.training import schedules
 
 
 def setting(
@@ -80,6 +81,18 @@ def feature_loss(text: str) -> tuple[str, float, dict[str, Any]]:
         options[option] = _literal(value)
     entry.check_options(options)
     return name, weight, options
+
+
+def number_or_schedule(rate: str | float | None) -> str | float | None:
+    """A gossip rate with numbers read; a schedule stays a text, and None is the method's own.
+
+    Raises:
+      ValueError: It is neither a number nor a schedule.
+    """
+    if not isinstance(rate, str):
+        return rate
+    found = schedules.gossip_rate(rate, epoch_steps=1)
+    return found if isinstance(found, float) else rate
 
 
 def named_values(texts: Iterable[str], flags: Iterable[str]) -> dict[str, Any]:

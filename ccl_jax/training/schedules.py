@@ -1,10 +1,13 @@
-"""Learning-rate schedules by name, made of optax's."""
+"""Schedules by name: of the learning rate, made of optax's, and of the gossip rate."""
 
+import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from ccl_jax import ranges
 from ccl_jax.names import look_up
 
 
@@ -56,3 +59,58 @@ def make(name: str, lr: float, steps: int, warmup_steps: int = 0) -> optax.Sched
         return jnp.asarray(schedule(step) * warmup(step), jnp.float32)
 
     return by_step
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragingRate:
+    """The averaging-rate scheduler ARS: a gossip rate that grows from epoch to epoch, up to 1.
+
+    Aketi et al., arXiv:2403.03292: gamma <- min(1, gamma * growth) at the first step of every epoch, the
+    first one included, before the models are mixed.
+
+    Attributes:
+      start: gamma before the first epoch, in (0, 1].
+      growth: The factor of an epoch, > 0; published: 1.01 with a start of 0.09 over 300 epochs.
+      epoch_steps: Steps of an epoch.
+
+    Raises:
+      ValueError: A value out of its range.
+    """
+
+    start: float
+    growth: float
+    epoch_steps: int
+
+    def __post_init__(self) -> None:
+        ranges.check("the start of ars", self.start, ranges.UP_TO_1)
+        ranges.check("the growth of ars", self.growth, ranges.POSITIVE)
+        ranges.check("epoch_steps", self.epoch_steps, ranges.at_least(1))
+
+    def __call__(self, step: jax.Array | int) -> jax.Array:
+        """gamma in a step, counted from 0."""
+        epochs = jnp.asarray(step // self.epoch_steps + 1, float)
+        return jnp.minimum(1.0, self.start * self.growth**epochs)
+
+    def __str__(self) -> str:
+        return f"ars:{self.start:g}:{self.growth:g}"
+
+
+def gossip_rate(text: str, epoch_steps: int) -> float | AveragingRate:
+    """A gossip rate as it is given on a command line: a number, or ars:START:GROWTH.
+
+    Args:
+      text: As 0.9 or ars:0.09:1.01.
+      epoch_steps: Steps of an epoch, for what grows with epochs.
+
+    Raises:
+      ValueError: It is neither, or a number of a schedule is out of range.
+    """
+    try:
+        if not text.startswith("ars:"):
+            return float(text)
+        start, growth = map(float, text.split(":")[1:])
+    except ValueError:
+        raise ValueError(
+            f"gossip_rate is {text}; it must be {ranges.SHARED['gossip_rate'].allowed}, as ars:0.09:1.01"
+        ) from None
+    return AveragingRate(start, growth, epoch_steps)

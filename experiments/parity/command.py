@@ -8,9 +8,9 @@ gossip_rate, lr, momentum, nesterov, weight_decay, quasi_global, lambda_m, lambd
 `labels`, `neighbors`, the PyTorch parameters `init.<name>`, and the numbers to compare with.
 
 Other kinds of recordings are known by what they have or by their method's name, and are replayed by
-modules of their own, listed in `REPLAYERS`: optimizers on quadratics (entries `A` and `c`; method,
-variant, max_error; exit 0 within 1e-4), functions (losses and gradients within 1e-5, parameters within
-1e-4), mixing matrices (1e-6) and Newton-Schulz iterations (1e-5).
+modules of their own, listed in `REPLAYERS`: optimizers on quadratics (entries `A` and `c`) and logistic
+regression (`inputs`; method, variant, max_error; exit 0 within 1e-4), functions (losses and gradients
+within 1e-5, parameters within 1e-4), mixing matrices (1e-6) and Newton-Schulz iterations (1e-5).
 """
 
 import json
@@ -145,9 +145,9 @@ _TRAINING = Replayer(lambda trace: True, replay)
 REPLAYERS: tuple[Replayer, ...] = (
     Replayer(matrices.recognises, matrices.replay),
     Replayer(newton_schulz.recognises, newton_schulz.replay),
-    quadratics.REPLAYER,
     *functions.REPLAYERS,
     *sharpness.REPLAYERS,
+    quadratics.REPLAYER,
 )
 
 

@@ -27,7 +27,7 @@ def _build(
             raise ValueError(f"the recording has local_steps = {steps}; it must be at least 1")
         per_step = ("communicate",) if name == "proxskip" else ()
         settings = {"weight_decay": c["weight_decay"]} | hyper(c)
-        return Variant(name, settings, mixed_last, steps, per_step)
+        return Variant(name, settings, mixed_last, local_steps=steps, per_step=per_step)
 
     return build
 

@@ -1,7 +1,8 @@
-"""Replays recorded runs of published optimizers on heterogeneous quadratics.
+"""Replays recorded runs of published optimizers on heterogeneous problems.
 
-Agent i has the gradient A_i (x - c_i). A recording names its source repository and its method; the two
-together say which published variant it is, and `_VARIANTS` says what that is called here.
+Agent i has the gradient A_i (x - c_i), or that of logistic regression with one sample. A recording names
+its source repository and its method; the two together say which published variant it is, and `_VARIANTS`
+says what that is called here.
 """
 
 import math
@@ -16,16 +17,16 @@ from ccl_jax import algorithms
 from ccl_jax.algorithms.base import Algorithm
 from ccl_jax.graphs import topology
 from ccl_jax.network import Network
-from experiments.parity import decentbench, traces
+from experiments.parity import compressed, decentbench, traces
 from experiments.parity.traces import NUMBER, Replayer
 from experiments.parity.variants import Config, Variant
 
 TOLERANCE = 1e-4  # absolute, on the parameters
 
-# The arrays of a recording, with their axes.
+# The arrays of a recording, with their axes: its problem and the rest.
+_QUADRATIC = {"A": ("agents", "size", "size"), "c": ("agents", "size")}
+_LOGISTIC = {"inputs": ("agents", "size"), "labels": ("agents",)}
 _ARRAYS = {
-    "A": ("agents", "size", "size"),
-    "c": ("agents", "size"),
     "x0": ("size",),
     "W": ("agents", "agents"),
     "lr": ("steps",),
@@ -165,6 +166,7 @@ _VARIANTS: dict[str, dict[str, Callable[[Config], Variant]]] = {
         "momentum tracking with zero start": _named("momentum-tracking", _sgd, False, start="zero"),
     },
 }
+_VARIANTS |= compressed.VARIANTS
 
 _VARIANTS |= decentbench.VARIANTS
 
@@ -209,11 +211,11 @@ def _refusal(c: Config) -> str | None:
         return "we relay models, as the paper recommends"
     if c["overlap"] and not method.startswith(("DSGD", "RelaySGD")):
         return "our messages arrive in the step they are sent in"
-    return None
+    return compressed.refusal(c)
 
 
 def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Replays a run on quadratics.
+    """Replays a run on quadratics or logistic regression, in the precision of the recording.
 
     Args:
       trace: The arrays of the file.
@@ -225,9 +227,9 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       ValueError: An entry is missing, or the variant is not offered.
     """
-    traces.check_arrays(trace, _ARRAYS)
+    traces.check_arrays(trace, (_LOGISTIC if "inputs" in trace else _QUADRATIC) | _ARRAYS)
     config = traces.read_config(trace, {"source": str, "method": str})
-    kinds = {name: NUMBER for name in _DEFAULTS} | decentbench.KINDS
+    kinds = {name: NUMBER for name in _DEFAULTS} | decentbench.KINDS | compressed.KINDS
     traces.read_config(trace, {name: kind for name, kind in kinds.items() if name in config})
     try:
         method = variant(config)
@@ -236,53 +238,84 @@ def replay(trace: Mapping[str, np.ndarray]) -> dict[str, Any]:
             f"the recording's config lacks {error}, which its method needs; it cannot be replayed"
         ) from None
     traces.check_arrays(trace, _ARRAYS | {name: ("steps",) for name in method.per_step})
-    x = _run(algorithms.make(method.name, **method.hyper), trace, config, method)
+    with jax.enable_x64(trace["x"].dtype == np.float64):
+        x = _run(algorithms.make(method.name, **method.hyper), trace, config, method)
     error = float(np.abs(x - trace["x"]).max())
+    hyper = {key: str(value) if callable(value) else value for key, value in method.hyper.items()}
+    if method.compression is not None:
+        name, start, _ = method.compression
+        hyper |= {"compression": name, "compression_start": start}
     return {
         "method": config["method"],
-        "variant": {"name": method.name, **method.hyper},
+        "variant": {"name": method.name, **hyper},
         "max_error": error,
         "passed": bool(error <= TOLERANCE),
     }
+
+
+def _problem(trace: Mapping[str, np.ndarray], config: Config) -> tuple[Callable, tuple]:
+    """`gradient(x, data)` of one agent, and the data of all."""
+    if "inputs" in trace:
+        regularizer = config.get("regularizer", 0.0)
+
+        def gradient(x, data):
+            signed = data[0] * data[1]  # inputs times labels of -1 and 1
+            return regularizer * x - jax.nn.sigmoid(-signed @ x) * signed
+
+        labels = trace["labels"][:, None]
+        return gradient, (jnp.asarray(trace["inputs"], float), jnp.asarray(labels, float))
+    gradient = lambda x, data: data[0] @ (x - data[1])
+    return gradient, (jnp.asarray(trace["A"], float), jnp.asarray(trace["c"], float))
 
 
 def _run(
     algorithm: Algorithm, trace: Mapping[str, np.ndarray], config: Config, method: Variant
 ) -> np.ndarray:
     """`[T, agents, parameters]`: where each recorded step ends."""
-    a, c = (jnp.asarray(trace[name], jnp.float32) for name in ("A", "c"))
-    lr = jnp.asarray(np.repeat(trace["lr"], method.local_steps), jnp.float32)
-    network = Network(_graphs(trace, config, method.mixed_last), local_steps=method.local_steps)
-    agents, size = c.shape
+    graph = _graphs(trace, config, method)
+    whole_gradient, data = _problem(trace, config)
+    lr = jnp.asarray(np.repeat(trace["lr"], method.local_steps), float)
+    agents, size = trace["x"].shape[1:]
     cut, join = _tensors(config, size)
+    gradient = lambda x, data: cut(whole_gradient(join(x), data))
 
-    def gradient(x, data):
-        return cut(data[0] @ (join(x) - data[1]))
+    def network(t):
+        if method.compression is None:
+            return Network(graph, local_steps=method.local_steps)
+        _, start, at = method.compression
+        return Network(graph, compressor=at(trace, t), compression_start=start)
 
-    @jax.jit
-    def step(params, state, t):
-        talk = network.round(t)
-        new = algorithms.advance(
+    def advance(params, state, talk, rate):
+        return algorithms.advance(
             algorithm,
             params,
             state,
             talk,
-            lr[t],
-            lambda x, _: (jax.vmap(gradient)(x, (a, c)), None),
-            lambda models: talk.cross(gradient, models, (a, c)),
+            rate,
+            lambda x, _: (jax.vmap(gradient)(x, data), None),
+            lambda models: talk.cross(gradient, models, data),
         )
+
+    @jax.jit
+    def step(params, state, memory, t):
+        talk = network(t).round(t, memory)
+        new = advance(params, state, talk, lr[t])
+        memory = talk.memory()
         if not method.mixed_last:
-            return new.params, new.state, join(new.params)
+            return new.params, new.state, memory, join(new.params)
         # A step that ends with a mix ends where the next one takes its gradient.
         rate = lr[jnp.minimum(t + 1, len(lr) - 1)]
-        mixed = algorithm.communicate(new.params, new.state, network.round(t + 1), rate)[0]
-        return new.params, new.state, join(mixed)
+        talk = network(t + 1).round(t + 1, memory)
+        mixed = algorithm.communicate(new.params, new.state, talk, rate)[0]
+        return new.params, new.state, memory, join(mixed)
 
-    params = cut(jnp.tile(jnp.asarray(trace["x0"], jnp.float32), (agents, 1)))
-    state = jax.jit(lambda params: algorithm.init(params, network.round(0)))(params)
+    params = cut(jnp.tile(jnp.asarray(trace["x0"], float), (agents, 1)))
+    first = network(jnp.int32(0))
+    state = jax.jit(lambda params: algorithm.init(params, first.round(0)))(params)
+    memory = first.start(lambda talk: advance(params, state, talk, lr[0]))
     ends = []
     for t in range(len(lr)):
-        params, state, end = step(params, state, jnp.int32(t))
+        params, state, memory, end = step(params, state, memory, jnp.int32(t))
         ends.append(end)
     return np.stack(ends[method.local_steps - 1 :: method.local_steps])
 
@@ -312,7 +345,7 @@ def _tensors(config: Config, size: int) -> tuple[Callable, Callable]:
     return cut, join
 
 
-def _graphs(trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool) -> topology.Topology:
+def _graphs(trace: Mapping[str, np.ndarray], config: Config, method: Variant) -> topology.Topology:
     """The matrix of every round; nobody talks in the first where the recording starts alone."""
     steps, agents = len(trace["lr"]), trace["W"].shape[0]
     weights = np.asarray(trace["W_t"] if "W_t" in trace else [trace["W"]] * steps, np.float64)
@@ -327,7 +360,9 @@ def _graphs(trace: Mapping[str, np.ndarray], config: Config, mixed_last: bool) -
     if config["source"] == _DEMUON_SOURCE:
         # Trackers are mixed in the first round, too; that of models which are equal changes nothing.
         weights = np.concatenate([weights[:1], weights])
-    elif mixed_last:
+    elif method.compression is not None and "W_t" not in trace:
+        weights = weights[0]  # nobody has anything to say in the first step
+    elif method.mixed_last:
         weights = np.concatenate([np.eye(agents)[None], weights])
     else:
         weights = np.concatenate([weights, weights[-1:]])
@@ -344,4 +379,4 @@ def _repeated_neighbors(weights: np.ndarray) -> np.ndarray:
     return table
 
 
-REPLAYER = Replayer(lambda trace: "A" in trace, replay)
+REPLAYER = Replayer(lambda trace: bool({"A", "inputs"} & trace.keys()), replay)

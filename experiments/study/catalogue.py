@@ -254,20 +254,20 @@ def _settings(table: Any, where: str) -> Settings:
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
-    """One setting, of the kind of its field."""
+    """One setting, of the kind of its field, or one of its kinds."""
     optional = isinstance(kind, types.UnionType)
     if value == "default" and optional:
         return None
-    if optional:
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    kind = typing.get_origin(kind) or kind
-    if kind is float and type(value) is int:
+    kinds = [k for k in typing.get_args(kind) if k is not type(None)] if optional else [kind]
+    kinds = [typing.get_origin(k) or k for k in kinds]
+    if float in kinds and type(value) is int:
         return float(value)
-    if kind is tuple and isinstance(value, list):
+    if tuple in kinds and isinstance(value, list):
         return tuple(map(str, value))
-    if type(value) is not kind:
+    if type(value) not in kinds:
         names = {float: "a number", int: "a whole number", bool: "true or false", tuple: "a list"}
-        raise ValueError(f"{where} is {value!r}; it must be {names.get(kind, 'a text')}")
+        allowed = " or ".join(names.get(k, "a text") for k in kinds)
+        raise ValueError(f"{where} is {value!r}; it must be {allowed}")
     return value
 
 

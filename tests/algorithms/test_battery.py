@@ -18,6 +18,7 @@ import pytest
 
 from ccl_jax import algorithms, graphs
 from ccl_jax.network import Network
+from ccl_jax.training import schedules
 
 SIZE, AGENTS, LR, BETA = 3, 5, 0.05, 0.5
 
@@ -98,6 +99,10 @@ EXPECTED = {
     "adamw": Expected("near", optax.adamw(LR, weight_decay=0.0)),
     "optax": Expected("near", optax.adagrad(LR), hyper={"optimizer": "adagrad"}),
     "qg-adam": Expected("near"),
+    "beer": Expected("exact", PLAIN),
+    "motef": Expected("exact"),
+    "choco-sgd": Expected(MOMENTUM, HEAVY),
+    "adagossip": Expected("near", NESTEROV, keeps_mean=False, hyper={"gossip_rate": 0.1}),
 }
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -119,9 +124,11 @@ def test_the_table_has_every_method():
 class Runner:
     """A method on a graph, jitted once; data, rate and step are arguments."""
 
-    def __init__(self, name: str, graph: str | None = None, agents: int = AGENTS) -> None:
+    def __init__(
+        self, name: str, graph: str | None = None, agents: int = AGENTS, **given: Any
+    ) -> None:
         method, self.expected = algorithms.get(name), EXPECTED[name]
-        hyper = {"momentum": BETA, "weight_decay": 0.0} | dict(self.expected.hyper)
+        hyper = {"momentum": BETA, "weight_decay": 0.0} | dict(self.expected.hyper) | given
         takes = set(method.hyperparameters) | set(self.expected.hyper)
         hyper = {key: value for key, value in hyper.items() if key in takes}
         topology = graphs.make(
@@ -292,6 +299,18 @@ def test_a_graph_over_time_compiles_once_or_is_refused(name):
     path, _ = runner.run(a, c, x0, 7)
     assert runner.compilations == 1
     assert np.isfinite(path).all()
+
+
+@every_kind()
+def test_the_gossip_rate_may_be_a_schedule(name):
+    if "gossip_rate" not in algorithms.get(name).hyperparameters:
+        pytest.skip("it has no gossip rate")
+    a, c, x0 = problem()
+    run = lambda rate: Runner(name, gossip_rate=rate).run(a, c, x0, 8)[0]
+    constant, halved = run(0.04), run(lambda step: jnp.where(step < 4, 0.04, 0.02))
+    np.testing.assert_array_equal(run(schedules.AveragingRate(0.04, 1.0, 3)), constant)
+    np.testing.assert_array_equal(halved[:4], constant[:4])
+    assert np.abs(halved[7] - constant[7]).max() > 1e-4
 
 
 def centralized(name, a, c, x0, steps):

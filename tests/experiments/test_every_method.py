@@ -8,6 +8,7 @@ from ccl_jax import algorithms
 from experiments import cli, digits
 
 WITHOUT_MOMENTUM = ["--lr=0.5"]
+COMPRESSED = ["--compression=int8"]
 # What each needs besides the defaults: a graph that it takes, or a rate that suits it.
 NEEDS = {
     "relaysgd": ["--topology=chain"],
@@ -15,6 +16,10 @@ NEEDS = {
     "sgp": ["--topology=one-peer-exponential"],
     "d2": ["--weights=lazy", *WITHOUT_MOMENTUM],
     "dsgd": WITHOUT_MOMENTUM,
+    "choco-sgd": [*WITHOUT_MOMENTUM, *COMPRESSED, "--gossip_rate=0.8"],
+    "beer": [*WITHOUT_MOMENTUM, *COMPRESSED, "--gossip_rate=0.8"],
+    "motef": [*WITHOUT_MOMENTUM, *COMPRESSED, "--gossip_rate=0.8"],
+    "adagossip": [*COMPRESSED, "--gossip_rate=0.1"],
     "exact-diffusion": WITHOUT_MOMENTUM,
     "edm": ["--weights=lazy", *WITHOUT_MOMENTUM],
     **dict.fromkeys(

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from ccl_jax import algorithms, losses
+from ccl_jax.training import schedules
 from experiments import methods, settings
 
 
@@ -19,6 +20,8 @@ def test_the_table_lists_every_method(capsys):
         ("dsgdm-n", "1", "1 P d", "1"),
         ("dsgt", "1", "2 P d", "1"),
         ("momentum-tracking", "1", "2 P d", "1"),
+        ("beer", "2", "2 P d", "1"),
+        ("choco-sgd", "1", "1 P d", "1"),
         ("cga", "2", "2 P d", "1 + d"),
         ("comp-ngc", "2", "1.03 P d", "1 + d"),  # 1 + 1/32
         ("relaysgd", "1", "1 P d", "1"),
@@ -95,6 +98,8 @@ def test_every_method_has_settings_that_it_accepts():
         taken = algorithms.get(name).hyperparameters
         for entry in entries:
             hyper = {key: value for key, value in entry.values.items() if key in taken}
+            if isinstance(rate := hyper.get("gossip_rate"), str):
+                hyper["gossip_rate"] = schedules.gossip_rate(rate, epoch_steps=1)
             algorithms.make(name, **hyper)
 
 

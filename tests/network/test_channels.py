@@ -79,6 +79,23 @@ def test_compressed_differences_add_up_to_what_is_known():
     assert Compressed(SIGN).message_bytes(jnp.zeros((2, 9))) == 2 + 4
 
 
+def test_copies_that_start_from_zero_know_nothing_before_the_second_step():
+    one = lambda a, b: [[a, b], [0.0, 0.0]]
+    values, moments = [one(1.0, 3.0)] * 3, [moment(first=True), moment(), moment()]
+    known, (memory, _) = sent(Compressed(SIGN, from_zero=True), moments, values)
+    np.testing.assert_array_equal(known[0][0], [0, 0])
+    np.testing.assert_array_equal(known[1][0], [2, 2])  # 1 and 3
+    np.testing.assert_array_equal(known[2][0], [1, 3])  # -1 and 1
+    np.testing.assert_array_equal(memory, one(1.0, 3.0))
+
+
+def test_what_is_not_alike_is_not_known_at_the_start():
+    values = jnp.array([[1.0, 3.0], [5.0, -5.0]])
+    for channel, known in ((Compressed(SIGN), [[2, 2], [5, -5]]), (Exact(), values)):
+        first = channel.send(values, channel.start(values), moment(first=True), alike=False)
+        np.testing.assert_array_equal(first[0], known)
+
+
 def test_compressed_differences_are_to_what_a_straggler_had():
     values = [[[0.0, 0.0]] * 2, [[4.0, 4.0]] * 2, [[8.0, 8.0]] * 2]
     late = (True, False)
@@ -113,6 +130,8 @@ def test_the_network_composes_its_channel():
     assert channels(faults=Faults(drop=0.5)) == (Exact(), Exact(), Exact())
     assert channels(faults=late) == (Lagging(3), Lagging(3), Exact())
     assert channels(compressor=SIGN) == (Exact(), Compressed(SIGN), Feedback(SIGN))
+    zero = channels(compressor=SIGN, compression_start="zero")
+    assert zero == (Exact(), Compressed(SIGN, from_zero=True), Feedback(SIGN))
     both = channels(compressor=SIGN, faults=late)
     assert both == (Lagging(3), Compressed(SIGN, Lagging(3)), Feedback(SIGN))
 
@@ -131,6 +150,16 @@ def test_compression_is_refused_where_receivers_know_different_things(graph, fau
     with pytest.raises(ValueError, match=f"what all neighbours know.* {why}") as error:
         Network(graphs.make(graph, 8), compressor=SIGN, faults=faults)
     assert "\n" not in str(error.value) and "leave out compression" in str(error.value)
+
+
+def test_a_start_of_copies_is_one_of_two_and_needs_compression():
+    ring = graphs.make("ring", AGENTS)
+    with pytest.raises(ValueError, match="compression_start is zero, and nothing is compressed"):
+        Network(ring, compression_start="zero")
+    with pytest.raises(ValueError, match="compression_start is one; it must be model or zero"):
+        Network(ring, compressor=SIGN, compression_start="one")
+    whole = Network(ring, compressor=SIGN, compression_start="zero", devices=2).whole()
+    assert whole.channel.from_zero
 
 
 @pytest.mark.parametrize("gossip_steps", [1, 3])

@@ -25,6 +25,8 @@ PER_EDGE = {
     **dict.fromkeys(["ed", "edm", "nids", "led", "proxskip", "extra", "simplegt"], (P, P)),
     **dict.fromkeys(["dsgt", "update-tracking", "momentum-tracking"], (2 * P, 2 * P)),
     **dict.fromkeys(["k-gt", "atc-gt", "aug-dgm"], (2 * P, 2 * P)),
+    **dict.fromkeys(["beer", "motef"], (2 * P, 2 * P)),
+    **dict.fromkeys(["choco-sgd", "adagossip"], (P, P)),
     **dict.fromkeys(["ngc", "cga"], (2 * P, 2 * P)),  # models out, gradients back
     **dict.fromkeys(["comp-ngc", "comp-cga"], (P + SIGN, P + SIGN)),
     "sgp": (P + 4, P + 4),  # and the push-sum weight

@@ -22,6 +22,7 @@ from ccl_jax.runs import runner
 from ccl_jax.runs.checkpoints import Autosave, Checkpoints, Stopped
 from ccl_jax.runs.directory import RunDirectory
 from ccl_jax.training import loop
+from ccl_jax.training.schedules import AveragingRate
 from tests.support import forks, tiny_main
 from tests.support.small_run import EPOCHS, FAMILIES, Experiment, same, same_rows, without_seconds
 
@@ -65,6 +66,13 @@ def test_every_moment_resumes_to_the_bit(tmp_path):
 @pytest.mark.parametrize("name, coins", [("k-gt", None), ("proxskip", 3)])
 def test_rounds_of_local_steps_resume_to_the_bit(tmp_path, name, coins):
     check_resume(Experiment(name, local_steps=3, coins=coins), tmp_path, 4, 6, 8)
+
+
+@pytest.mark.parametrize("name", ["motef", "adagossip"])
+def test_compressed_trackers_and_a_growing_gossip_rate_resume_to_the_bit(tmp_path, name):
+    rate = AveragingRate(0.1, 1.5, epoch_steps=4)
+    talk = {"compressor": "top-k:0.3", "compression_start": "zero", "local_steps": 2}
+    check_resume(Experiment(name, gossip_rate=rate, **talk), tmp_path, 1, 2, 7)
 
 
 def test_prototypes_that_wait_for_the_next_exchange_resume_to_the_bit(tmp_path):

@@ -50,6 +50,9 @@ FAMILIES = {
     "comp-ngc": "ring",
     "comp-cga": "ring",
     "sgp": "exponential",
+    "motef": "ring",
+    "choco-sgd": "ring",
+    "adagossip": "ring",
 }
 
 
@@ -80,6 +83,7 @@ class Experiment:
         name="qg-dsgdm-n",
         graph="ring",
         compressor="none",
+        compression_start="model",
         lambdas=(0, 0),
         augmentation="none",
         faults=None,
@@ -87,15 +91,17 @@ class Experiment:
         local_steps=1,
         sam_rho=0.0,
         coins=None,
+        **hyper,
     ):
         lr = 0.05
-        self.algorithm = algorithms.make(name)
+        self.algorithm = algorithms.make(name, **hyper)
         topology = graphs.make(graph, AGENTS, stochastic=algorithms.get(name).stochastic)
         network = Network(
             topology,
             local_steps=local_steps,
             coins=coins,
             compressor=compression.make(compressor),
+            compression_start=compression_start,
             faults=faults,
         )
         objective = training.Objective(

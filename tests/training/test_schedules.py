@@ -1,4 +1,4 @@
-"""Learning-rate schedules: literal rates, warm-up, and what is refused."""
+"""Schedules of learning and gossip rates: literal rates, warm-up, and what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -59,3 +59,32 @@ def test_schedules_are_float32_and_can_be_traced(name):
 def test_refuses(arguments, said):
     with pytest.raises(ValueError, match=said):
         schedules.make(*arguments)
+
+
+def test_the_gossip_rate_grows_at_the_first_step_of_every_epoch_up_to_one():
+    rate = schedules.gossip_rate("ars:0.25:1.5", epoch_steps=2)
+    grown = [0.375, 0.375, 0.5625, 0.5625, 0.84375, 0.84375, 1, 1, 1]
+    np.testing.assert_allclose([rate(t) for t in range(9)], grown, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(rate)(jnp.int32(2)), 0.5625, rtol=1e-6)
+    assert rate(10**6) == 1  # the power overflows
+    assert schedules.gossip_rate("0.9", epoch_steps=2) == 0.9
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("fast", "gossip_rate is fast; it must be in (0, 1], or ars:START:GROWTH, as"),
+        ("ars", "gossip_rate is ars; it must be"),
+        ("ars:0.1", "gossip_rate is ars:0.1; it must be"),
+        ("ars:0.1:x", "gossip_rate is ars:0.1:x; it must be"),
+        ("ars:0.1:1.1:2", "gossip_rate is ars:0.1:1.1:2; it must be"),
+        ("ars:0:1.1", "the start of ars is 0.0; it must be in (0, 1]"),
+        ("ars:1.1:1.1", "the start of ars is 1.1; it must be in (0, 1]"),
+        ("ars:0.1:0", "the growth of ars is 0.0; it must be a number > 0"),
+        ("ars:0.1:inf", "the growth of ars is inf; it must be a number > 0"),
+    ],
+)
+def test_refuses_gossip_rates(text, said):
+    with pytest.raises(ValueError) as error:
+        schedules.gossip_rate(text, epoch_steps=2)
+    assert said in str(error.value)
