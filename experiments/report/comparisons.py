@@ -67,8 +67,8 @@ def picture(outcome: Outcome) -> bytes:
             for row, cell in enumerate(study.cells):
                 _interval(axes, row, outcome, cell, method, shown)
             axes.axvline(0, color="black", linewidth=0.8)
-            title = plots.text(f"{method}\nagainst {study.reference_of(method)}", 120)
-            axes.set_title(title, fontsize=8)
+            names = (method, f"against {study.reference_of(method)}")
+            axes.set_title("\n".join(plots.text(name, 120) for name in names), fontsize=8)
         for axes in grid[len(compared) :]:
             axes.set_axis_off()
         names = [plots.text(", ".join(cell)) for cell in study.cells]

@@ -66,7 +66,7 @@ def panel(
         axes = figure.subplots()
         axes.set_axisbelow(True)
         draw(axes)
-        axes.set_title(plots.text(title, 120))
+        axes.set_title("\n".join(plots.text(line, 120) for line in title.splitlines()))
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     svg = out.getvalue()
