@@ -379,4 +379,4 @@ def _repeated_neighbors(weights: np.ndarray) -> np.ndarray:
     return table
 
 
-REPLAYER = Replayer(lambda trace: bool({"A", "inputs"} & trace.keys()), replay)
+REPLAYER = Replayer(lambda trace: "A" in trace or {"inputs", "x0"} <= trace.keys(), replay)

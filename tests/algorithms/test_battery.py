@@ -308,8 +308,10 @@ def test_the_gossip_rate_may_be_a_schedule(name):
     a, c, x0 = problem()
     run = lambda rate: Runner(name, gossip_rate=rate).run(a, c, x0, 8)[0]
     constant, halved = run(0.04), run(lambda step: jnp.where(step < 4, 0.04, 0.02))
-    np.testing.assert_array_equal(run(schedules.AveragingRate(0.04, 1.0, 3)), constant)
-    np.testing.assert_array_equal(halved[:4], constant[:4])
+    # Up to the last bit: a rate that is known to the compiler may be multiplied in elsewhere.
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)
+    same(run(schedules.AveragingRate(0.04, 1.0, 3)), constant)
+    same(halved[:4], constant[:4])
     assert np.abs(halved[7] - constant[7]).max() > 1e-4
 
 

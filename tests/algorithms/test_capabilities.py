@@ -9,10 +9,10 @@ from ccl_jax.network import Faults, Network, compression
 REFUSED = {
     "local_steps": {
         *("all-reduce", "d2", "ed", "edm", "exact-diffusion", "extra", "gut", "nids", "qg-gutm"),
-        *("proxskip", "simplegt"),
+        *("proxskip", "simplegt", "demuon"),
     },
     "gossip_steps": {"all-reduce", "fedavg", "isolated", "relaysgd"},
-    "compressor": {"all-reduce", "fedavg", "isolated", "relaysgd", "ngc", "cga", "simplegt"},
+    "compressor": {"all-reduce", "fedavg", "isolated", "relaysgd", "ngc", "cga", "simplegt", "demuon"},
 }
 VALUES = {"local_steps": 2, "gossip_steps": 2, "compressor": compression.make("int8")}
 
