@@ -182,6 +182,8 @@ def define(defaults: Config) -> flags.FlagValues:
         elif kind is tuple:
             flags.DEFINE_multi_string(field.name, list(default), text, flag_values=values)
         else:
+            # A text or a number, which the Config reads.
+            default = default if default is None else str(default)
             flags.DEFINE_string(field.name, default, text, flag_values=values)
     return values
 
@@ -222,8 +224,10 @@ def page(doc: str | None, values: flags.FlagValues) -> str:
 
 
 def _plain_type(kind: object) -> type:
-    """`float` for `float | None`, `tuple` for `tuple[str, ...]`."""
+    """`float` for `float | None`, `str` where a text is allowed, `tuple` for `tuple[str, ...]`."""
     if isinstance(kind, types.UnionType):
+        if str in typing.get_args(kind):
+            return str
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     return typing.get_origin(kind) or kind
 

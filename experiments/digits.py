@@ -18,9 +18,7 @@ from ccl_jax.runs.config import Config
 from ccl_jax.runs.summary import results_table
 from experiments import cli
 
-DEFAULTS = Config(
-    dataset="digits", agents=8, alpha=0.1, model="digits-cnn", lr=0.1, epochs=60, eval_every=2
-)
+DEFAULTS = Config(dataset="digits", agents=8, alpha=0.1, model="digits-cnn", lr=0.1, epochs=60)
 
 
 def main(config: Config, given: frozenset[str] = frozenset()) -> None:

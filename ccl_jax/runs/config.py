@@ -15,6 +15,7 @@ from ccl_jax.network import compression
 from ccl_jax.network.faults import Faults, parse_pair
 from ccl_jax.runs import paths
 from ccl_jax.runs.settings import (
+    AUTO,
     DATA,
     DEVICES,
     METHOD,
@@ -22,6 +23,7 @@ from ccl_jax.runs.settings import (
     OUTPUT,
     TRAINING,
     check_ranges,
+    count_or_auto,
     feature_loss,
     named_values,
     names,
@@ -300,11 +302,11 @@ class Config:
     workdir: str | None = setting(
         None, OUTPUT, "directory of this run's files; default: a new one under runs/"
     )
-    eval_every: int = setting(
-        1,
+    eval_every: int | str = setting(
+        AUTO,
         OUTPUT,
-        "epochs between evaluations on the test set",
-        ranges.at_least(1),
+        "epochs between evaluations on the test set; auto: the first, the last, and so many of 1, 2, 5, "
+        "10 ... that they take less than a tenth of training, counted in forward passes",
         may_differ=False,
     )
     measure_heterogeneity: bool = setting(
@@ -356,6 +358,7 @@ class Config:
                 each = paths.local(value) if isinstance(value, str) else map(paths.local, value)
                 object.__setattr__(self, field.name, type(value)(each))
         object.__setattr__(self, "gossip_rate", number_or_schedule(self.gossip_rate))
+        object.__setattr__(self, "eval_every", count_or_auto("eval_every", self.eval_every))
         check_ranges(self)
         for name in ("warmup_epochs", "lambda_warmup_epochs"):
             _check(

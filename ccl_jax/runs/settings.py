@@ -40,6 +40,8 @@ DATA, NETWORK, METHOD, TRAINING, DEVICES, OUTPUT = (
     "Output",
 )
 
+AUTO = "auto"
+
 
 def names(known: Iterable[str]) -> str:
     """A registry's names, for a help text."""
@@ -81,6 +83,20 @@ def feature_loss(text: str) -> tuple[str, float, dict[str, Any]]:
         options[option] = _literal(value)
     entry.check_options(options)
     return name, weight, options
+
+
+def count_or_auto(name: str, value: int | str) -> int | str:
+    """A number of at least 1, read where it is a text, or "auto".
+
+    Raises:
+      ValueError: It is neither.
+    """
+    if value == AUTO:
+        return value
+    count = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{name} is {value}; it must be {AUTO} or a whole number, at least 1")
+    return count
 
 
 def number_or_schedule(rate: str | float | None) -> str | float | None:

@@ -17,8 +17,9 @@ from ccl_jax.runs import cautions, forward, inputs, pictures, plots, tensorboard
 from ccl_jax.runs.checkpoints import Autosave, Checkpoints
 from ccl_jax.runs.facts import Facts
 from ccl_jax.runs.reporter import Reporter, nothing_to_save
+from ccl_jax.runs.settings import AUTO
 from ccl_jax.runs.summary import summarize
-from ccl_jax.training import loop
+from ccl_jax.training import evaluation, loop
 from ccl_jax.training.evaluation import Evaluation, Evaluator
 from ccl_jax.training.progress import Progress, Row
 
@@ -144,7 +145,8 @@ def _fit(
         feed,
         epochs=config.epochs,
         evaluate=evaluate,
-        eval_every=config.eval_every,
+        eval_every=epochs_between_evaluations(run, feed),
+        eval_first=config.eval_every == AUTO,
         plan=run.plan,
         start=start,
         skip_divergence=config.on_divergence == "skip",
@@ -219,6 +221,17 @@ def make_data_step(run: "Run", feed: Feed, rollbacks: int = 0) -> loop.Step:
         gossip_batch_stats=run.config.gossip_batch_stats,
     )
     return loop.make_data_step(run.plan.wrap(step), feed, run.dataset, run.augmentation)
+
+
+def epochs_between_evaluations(run: "Run", feed: Feed) -> int:
+    """As asked for, or so that they cost under a tenth of training; the same on every machine."""
+    config = run.config
+    if config.eval_every != AUTO:
+        return config.eval_every
+    neighbors = int(run.network.topology.mask.sum(axis=-1).max())
+    passes = run.objective.passes(neighbors, crossed=run.algorithm.combine is not None)
+    shown = (config.agents + 1) * len(run.dataset.test_labels)
+    return evaluation.interval(feed.steps * config.agents * config.batch_size * passes, shown)
 
 
 def chunk_steps(run: "Run") -> int:

@@ -85,6 +85,7 @@ def fit(
     epochs: int,
     evaluate: Callable[[TrainState], Evaluation],
     eval_every: int = 1,
+    eval_first: bool = False,
     plan: Plan | None = None,
     start: Progress = Progress(),  # noqa: B008 (immutable)
     skip_divergence: bool = False,
@@ -104,6 +105,7 @@ def fit(
       epochs: Passes over the data.
       evaluate: Evaluates a state; called after every `eval_every`-th epoch and the last.
       eval_every: Epochs between evaluations.
+      eval_first: Whether the first epoch is evaluated, too.
       plan: Where the agents are; default: all on one device.
       start: Where `state` is; that of a checkpoint goes on from there.
       skip_divergence: Do not take a step in which a number is not finite, instead of raising.
@@ -161,7 +163,8 @@ def fit(
         feed.unreadable.update(hosts.union(feed.unreadable))
         done = done._replace(unreadable=tuple(sorted(feed.unreadable)))
         row, seconds_evaluation = done.row(), 0.0
-        if done.epoch % eval_every == 0 or done.epoch == epochs:
+        due = done.epoch % eval_every == 0 or done.epoch == epochs
+        if due or (eval_first and done.epoch == 1):
             began = time.perf_counter()
             row |= evaluate(state).summary()
             seconds_evaluation = time.perf_counter() - began

@@ -95,6 +95,20 @@ class Objective:
         """What is computed for the report alone."""
         return self._needs(self.reported) - self.needs
 
+    def passes(self, neighbors: int, crossed: bool) -> int:
+        """Forward passes that a step is worth to an agent, on each sample of its batch.
+
+        A gradient, as always, is worth three.
+
+        Args:
+          neighbors: The largest number of an agent.
+          crossed: Whether the method takes gradients of the neighbours' models, too.
+        """
+        heard = self.needs | self.measured_needs
+        gradients = (1 + neighbors if crossed else 1) * (2 if self.sam_rho else 1)
+        foreign = neighbors if losses.needs.foreign(heard) else 0
+        return 3 * gradients + foreign + len(losses.needs.own_models(heard))
+
     def rise(self, step: jax.Array) -> jax.Array:
         """The scalar in [0, 1] by which all weights are multiplied after `step` steps."""
         if self.lambda_warmup_steps == 0:

@@ -11,7 +11,6 @@ import functools
 from typing import NamedTuple
 
 from ccl_jax import algorithms, graphs
-from ccl_jax.losses import needs
 from ccl_jax.runs.config import Config
 from ccl_jax.training import Objective
 from experiments import flops, methods
@@ -65,18 +64,17 @@ def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) ->
     )
     neighbors = int(topology.mask.sum(axis=-1).max())
     exchanges, crossed = _shape(config.algorithm)
-    gradients = 1 + neighbors if crossed else 1
-    heard = Objective(
+    objective = Objective(
         num_classes,
         config.lambda_m,
         config.lambda_d,
         feature_losses=config.feature_losses(),
         local_steps=config.local_steps,
-    ).needs
-    passes = 3 * gradients * (2 if config.sam_rho else 1)
-    passes += (neighbors if needs.foreign(heard) else 0) + len(needs.own_models(heard))
+        sam_rho=config.sam_rho,
+    )
+    passes = objective.passes(neighbors, crossed)
     per_image = flops.forward_by_xla(config.model, num_classes, image_shape, config.norm)
-    waits = exchanges * config.gossip_steps / config.local_steps + ("class_sums" in heard)
+    waits = exchanges * config.gossip_steps / config.local_steps + ("class_sums" in objective.needs)
     return Cost(passes * config.batch_size * per_image, waits)
 
 

@@ -12,7 +12,16 @@ REFUSED = {
         *("proxskip", "simplegt", "demuon"),
     },
     "gossip_steps": {"all-reduce", "fedavg", "isolated", "relaysgd"},
-    "compressor": {"all-reduce", "fedavg", "isolated", "relaysgd", "ngc", "cga", "simplegt", "demuon"},
+    "compressor": {
+        "all-reduce",
+        "fedavg",
+        "isolated",
+        "relaysgd",
+        "ngc",
+        "cga",
+        "simplegt",
+        "demuon",
+    },
 }
 VALUES = {"local_steps": 2, "gossip_steps": 2, "compressor": compression.make("int8")}
 

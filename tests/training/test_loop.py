@@ -147,6 +147,9 @@ def test_rows_steps_bytes_and_evaluations(dataset, split):
     assert [row["step"] for row in run.rows] == [3, 6, 9, 12, 15]
     # Every second epoch, and the last.
     assert evaluated == [6, 12, 15]
+    evaluated.clear()
+    Experiment(dataset, split).fit(epochs=5, evaluate=evaluate, eval_every=4, eval_first=True)
+    assert evaluated == [3, 12, 15]
     assert ["local_accuracy_mean" in row for row in run.rows] == [False, True, False, True, True]
     assert run.rows[-1]["consensus_accuracy"] == 0.8
     # A full graph of 3: two messages a step of 9*6 + 6 + 6*4 + 4 = 88 float32.
