@@ -23,7 +23,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.datasets import load_digits as sklearn_load_digits
 
 from ccl_jax.data import cifar, npz, photographs
 from ccl_jax.data.base import Dataset, StreamedDataset
@@ -99,7 +98,9 @@ def load_digits(request: Request) -> Dataset:
     one is for testing, so each class gives one in five, rounded.
     """
     del request  # The images come with scikit-learn.
-    pixels, labels = sklearn_load_digits(return_X_y=True)
+    from sklearn.datasets import load_digits  # Takes a second to import.
+
+    pixels, labels = load_digits(return_X_y=True)
     # Of all pixels of the 1,437 training images, divided by 16.
     constants = ((0.3057544,), (0.3762169,), 16.0)
     split = _every_fifth(pixels.reshape(-1, 8, 8, 1), labels)

@@ -293,9 +293,10 @@ class Config:
         may_differ=True,
     )
     compile_cache: str | None = setting(
-        None,
+        AUTO,
         TRAINING,
-        "directory where compiled programs are kept for later runs; default: nowhere",
+        "directory where compiled programs are kept for later runs; auto: JAX's own if it is set, else "
+        "~/.cache/ccl_jax (or $XDG_CACHE_HOME); none: nowhere",
         may_differ=True,
     )
 

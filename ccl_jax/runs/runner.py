@@ -94,9 +94,7 @@ def prepare(
         directory.check_free()
     if config.tensorboard:
         tensorboard.check()
-    if config.compile_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    environment.keep_programs(config.compile_cache)
     algorithms.make(config.algorithm, **config.hyperparameters())  # Raises before data are read.
     method = algorithms.get(config.algorithm)
     most = min(config.agents * config.batch_devices, MOST_CPU_DEVICES)

@@ -62,3 +62,46 @@ def test_differences():
     ]
     # An older run tells less.
     assert environment.differences({"jax": "0"}, MADE) == ["jax 0 -> 1"]
+
+
+KEEPING = """
+import jax
+from ccl_jax.runs import environment
+
+environment.keep_programs({folder!r})
+total = jax.jit(lambda x: x.sum() + 1.5)(jax.numpy.arange(4.0))
+print(jax.config.jax_compilation_cache_dir, float(total))
+"""
+
+
+def keeping(folder="auto", **variables):
+    untold = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XDG_"))}
+    program = [sys.executable, "-c", KEEPING.format(folder=folder)]
+    done = subprocess.run(
+        program, env=untold | variables, capture_output=True, text=True, check=True
+    )
+    where, value = done.stdout.split()
+    assert float(value) == 7.5
+    return where
+
+
+def test_programs_are_kept_in_the_users_cache(tmp_path):
+    where = keeping(XDG_CACHE_HOME=str(tmp_path))
+    kept = list((tmp_path / "ccl_jax").rglob("*-cache"))
+    assert kept and all(str(file.parent) == where for file in kept)
+    # A damaged one is compiled anew.
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:10])
+    assert keeping(XDG_CACHE_HOME=str(tmp_path)) == where
+
+
+def test_a_cache_that_cannot_be_written_is_left_alone(tmp_path):
+    (tmp_path / "ccl_jax").write_text("a file")
+    assert keeping(XDG_CACHE_HOME=str(tmp_path)) == "None"
+
+
+def test_jaxs_own_cache_and_none_are_kept_to(tmp_path):
+    own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}
+    assert keeping(XDG_CACHE_HOME=str(tmp_path), **own) == str(tmp_path / "own")
+    assert keeping("none", XDG_CACHE_HOME=str(tmp_path)) == "None"
+    assert not (tmp_path / "ccl_jax").exists()

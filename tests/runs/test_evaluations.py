@@ -35,8 +35,8 @@ def test_evaluating_costs_under_a_tenth(settings, passes, expected):
     assert interval(**settings) == expected
     if "eval_every" not in settings:
         smaller = {10: 5, 5: 2}[expected]
-        assert EVALUATION < 0.1 * expected * TRAINING * passes
-        assert EVALUATION >= 0.1 * smaller * TRAINING * passes
+        assert 0.1 * expected * TRAINING * passes > EVALUATION
+        assert 0.1 * smaller * TRAINING * passes <= EVALUATION
 
 
 def test_the_first_and_the_last_epoch_are_always_evaluated(tmp_path):
