@@ -57,11 +57,13 @@ class _Window(NamedTuple):
         strides: Steps in H and W.
         padding: Zeros before and after, in H and W.
         groups: Groups of channels that do not see each other.
+        side_by_side: Whether agents may lie side by side in the channels.
     """
 
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
     groups: int
+    side_by_side: bool = True
 
 
 def convolve(
@@ -70,6 +72,8 @@ def convolve(
     strides: Sequence[int] = (1, 1),
     padding: Sequence[Sequence[int]] = ((0, 0), (0, 0)),
     groups: int = 1,
+    *,
+    side_by_side: bool = True,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, whatever it is batched over; for reverse-mode derivatives.
 
@@ -79,11 +83,13 @@ def convolve(
         strides: steps in H and W.
         padding: zeros before and after, in H and W.
         groups: groups of channels that do not see each other.
+        side_by_side: whether agents may lie side by side in the channels; worth it where what follows
+            keeps them there.
 
     Returns:
         [batch, H', W', features].
     """
-    window = _Window(tuple(strides), tuple(tuple(side) for side in padding), groups)
+    window = _Window(tuple(strides), tuple(tuple(side) for side in padding), groups, side_by_side)
     widen = not _AS_DEFINED.get()
     made = _with_derivatives(
         window, images.shape[1:3], kernel.shape[:2], widen, lowering.platform()
@@ -118,14 +124,14 @@ def _with_derivatives(
         single,
         patched,
         _folded(plain),
-        window.groups,
+        window,
         lambda x, k: (x[0] * numbers * x[-1], *k[-2:]),
     )
     by_image = _over_agents(
         single_by_image,
         functools.partial(_image_gradient, patched, window, image),
         _folded(functools.partial(_image_gradient, plain, window, image)),
-        window.groups,
+        window,
         lambda g, k: (g[0] * numbers * k[2], *k[-2:]),
     )
     plain_by_kernel = functools.partial(_kernel_gradient, plain, window, size)
@@ -133,7 +139,7 @@ def _with_derivatives(
         plain_by_kernel,
         functools.partial(_kernel_gradient, patched, window, size),
         _folded_kernel_gradient(plain_by_kernel),
-        window.groups,
+        window,
         lambda x, g: (x[0] * numbers * x[-1], x[-1], g[-1]),
         batched=functools.partial(_batched_kernel_gradient, plain, window, size),
         both_are_images=True,
@@ -275,7 +281,7 @@ def _over_agents(
     plain: Op,
     patched: Op,
     folded: Callable[..., tuple[jax.Array, int]],
-    groups: int,
+    window: _Window,
     sizes: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, int, int]],
     batched: Op | None = None,
     both_are_images: bool = False,
@@ -286,7 +292,7 @@ def _over_agents(
         plain: op(images, kernel), or of images and images.
         patched: The same by matrix products.
         folded: The same of agents side by side; see `_folded`.
-        groups: Groups of channels.
+        window: Of the convolution.
         sizes: Numbers in the patches of one agent, channels in and out; of both arguments' shapes.
         batched: The operation of stacks of agents; None: plain's, vmapped.
         both_are_images: Whether the second argument is images too, so that neither is a model's own.
@@ -301,7 +307,7 @@ def _over_agents(
             tuple(side for i, side in enumerate(x.shape) if i != axis)
             for x, axis in zip(arrays, axes, strict=True)
         )
-        how = lowering.of_convolution(agents, groups, *sizes(*shapes))
+        how = lowering.of_convolution(agents, window.groups, *sizes(*shapes), window.side_by_side)
         if how == "folded":
             result, axis = folded(agents, axes, *arrays)
             return (result,), (axis,)

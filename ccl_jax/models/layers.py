@@ -135,7 +135,7 @@ class ConvPool(nn.Module):
         kernels = [jnp.pad(kernel, [(a, 1 - a), (b, 1 - b), (0, 0), (0, 0)]) for a, b in places]
         kernel = jnp.concatenate(kernels, axis=-1)
         kernel = _squares_to_channels(kernel.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
-        x = convolve(x, kernel)
+        x = convolve(x, kernel, side_by_side=False)  # Pooling would take them apart.
         pooled = functools.reduce(jnp.maximum, jnp.split(x, len(places), axis=-1))
         return pooled + bias.astype(self.dtype)[None, None, None]
 

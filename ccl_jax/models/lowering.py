@@ -49,7 +49,9 @@ def compiled_for(name: str) -> Iterator[None]:
         _PLATFORM.reset(token)
 
 
-def of_convolution(agents: int, groups: int, numbers: int, inputs: int, outputs: int) -> str:
+def of_convolution(
+    agents: int, groups: int, numbers: int, inputs: int, outputs: int, side_by_side: bool = True
+) -> str:
     """How a convolution of several agents on one device is computed.
 
     Args:
@@ -58,10 +60,16 @@ def of_convolution(agents: int, groups: int, numbers: int, inputs: int, outputs:
       numbers: In the patches of one agent's images.
       inputs: Channels of the images.
       outputs: Channels of the result.
+      side_by_side: Whether agents may be folded.
     """
     if platform() == "tpu":
         # Colours, or channels in eights: what is between would be laid out anew in every layer.
-        fits = groups == 1 and outputs % 8 == 0 and (inputs <= _COLOURS or inputs % 8 == 0)
+        fits = (
+            side_by_side
+            and groups == 1
+            and outputs % 8 == 0
+            and (inputs <= _COLOURS or inputs % 8 == 0)
+        )
         return "folded" if fits else "batched"
     if platform() != "cpu":
         return "batched"

@@ -87,7 +87,7 @@ def test_how_many_lie_side_by_side(agents, inputs, outputs, expected):
     [
         ("tpu", 16, 16, 1, "folded"),
         ("tpu", 3, 16, 1, "folded"),
-        ("tpu", 1, 6, 1, "batched"),  # LeNet-5
+        ("tpu", 1, 6, 1, "batched"),  # sixes do not fit
         ("tpu", 6, 16, 1, "batched"),
         ("tpu", 16, 16, 16, "batched"),  # depthwise
         ("gpu", 16, 16, 1, "batched"),
@@ -97,6 +97,8 @@ def test_how_many_lie_side_by_side(agents, inputs, outputs, expected):
 def test_what_is_folded(platform, inputs, outputs, groups, expected):
     with lowering.compiled_for(platform):
         assert lowering.of_convolution(16, groups, 10**6, inputs, outputs) == expected
+        apart = lowering.of_convolution(16, groups, 10**6, inputs, outputs, side_by_side=False)
+        assert apart == expected.replace("folded", "batched")
 
 
 def test_gradients_of_kernels_keep_the_kernels_window_on_a_gpu():
