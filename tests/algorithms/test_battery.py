@@ -51,6 +51,7 @@ class Expected(NamedTuple):
 
 PLAIN, HEAVY = optax.sgd(LR), optax.sgd(LR, BETA)
 NESTEROV = optax.sgd(LR, BETA, nesterov=True)
+UNIT_STEP = optax.chain(optax.normalize_by_update_norm(), optax.scale(-LR))
 MOMENTUM = 1 / (1 - BETA)  # local momentum in steady state is a larger step
 
 EXPECTED = {
@@ -85,6 +86,9 @@ EXPECTED = {
     "adamw": Expected("near", optax.adamw(LR, weight_decay=0.0)),
     "optax": Expected("near", optax.adagrad(LR), hyper={"optimizer": "adagrad"}),
     "qg-adam": Expected("near"),
+    # A vector's step has length LR, as these have no matrices.
+    "muon": Expected("near", optax.chain(optax.trace(BETA, True), UNIT_STEP)),
+    "demuon": Expected("near", optax.chain(optax.ema(BETA, debias=False), UNIT_STEP)),
 }
 
 pytestmark = pytest.mark.usefixtures("optimized")
