@@ -54,7 +54,8 @@ class Config:
     partition: str = setting(
         "dirichlet",
         DATA,
-        f"who gets which samples: {names(partition.NAMES)}; dirichlet is the published split",
+        f"who gets which samples: {names(partition.NAMES)}; dirichlet is the published split, "
+        "users keeps each user's images (the array users of an npz) on one agent",
     )
     alpha: float = setting(
         0.1,
