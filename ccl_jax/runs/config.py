@@ -235,6 +235,9 @@ class Config:
         TRAINING,
         "mix the statistics of batch norm as parameters; default: each keeps its own",
     )
+    final_merge: bool = setting(
+        False, TRAINING, "replace all models by their exact average at the end, by an all-reduce"
+    )
     lr: float = setting(0.1, TRAINING, "learning rate at its highest", ranges.POSITIVE)
     schedule: str = setting(
         "step",
