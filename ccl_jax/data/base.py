@@ -28,6 +28,7 @@ class Dataset:
       scale: Pixel value that counts as 1.
       class_names: What each class shows.
       notes: What a user should know of its files, one line each.
+      users: `[n]` whose each training image is, integers or texts; None where that is not known.
 
     Raises:
       ValueError: Arrays of another type or shape, labels out of range, or constants that do not fit
@@ -45,6 +46,7 @@ class Dataset:
     scale: float
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    users: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -55,6 +57,12 @@ class Dataset:
             raise ValueError(
                 f"{self.name}: training images are {self.train_images.shape[1:]}, test images "
                 f"{self.test_images.shape[1:]}: both must have one shape."
+            )
+        number, users = len(self.train_images), self.users
+        if users is not None and (users.shape != (number,) or users.dtype.kind not in "iuUS"):
+            raise ValueError(
+                f"{self.name}: users is {users.dtype} {users.shape}, expected integers or texts "
+                f"[{number}], one a training image."
             )
         _check_constants(self)
 
@@ -238,6 +246,7 @@ def hold_out(
             "train_labels": labels[train],
             "test_images": images[test],
             "test_labels": labels[test],
+            "users": None if dataset.users is None else dataset.users[train],
         }
     return dataclasses.replace(dataset, **parts)
 
@@ -262,6 +271,7 @@ def take(dataset: Dataset | StreamedDataset, size: int, seed: int) -> Dataset | 
     parts = {
         "train_images": dataset.train_images[taken],
         "train_labels": dataset.train_labels[taken],
+        "users": None if dataset.users is None else dataset.users[taken],
     }
     return dataclasses.replace(dataset, **parts)
 

@@ -252,7 +252,7 @@ def load_npz(request: Request) -> Dataset:
             f"npz: {place or 'no data_dir is given,'} has {len(files)} .npz files: give the path of "
             "one as data_dir."
         )
-    *arrays, names, unused = npz.read(files[0])
+    *arrays, names, users, unused = npz.read(files[0])
     constants = ((0.5,) * arrays[0].shape[3], (0.5,) * arrays[0].shape[3], 255.0)
     notes = []
     if unused:
@@ -263,7 +263,7 @@ def load_npz(request: Request) -> Dataset:
             "multiplied by 255 before they are rounded."
         ]
     try:
-        dataset = Dataset("npz", *arrays, len(names), *constants, names, tuple(notes))
+        dataset = Dataset("npz", *arrays, len(names), *constants, names, tuple(notes), users)
     except ValueError as error:
         raise ValueError(f"{files[0]}: {error}") from error
     return with_own_constants(dataset)

@@ -1,7 +1,8 @@
 """A user's own set as one .npz file: arrays of images and labels.
 
 The names are train_images, train_labels, test_images, test_labels, or Keras' x_train, y_train,
-x_test, y_test; class_names may be there too. Nothing in the file is executed (no pickles).
+x_test, y_test; class_names and users (whose each training image is) may be there too. Nothing in the
+file is executed (no pickles).
 """
 
 import contextlib
@@ -28,6 +29,7 @@ class Arrays(NamedTuple):
       test_images: `[m, H, W, C]` uint8.
       test_labels: `[m]` int32.
       class_names: One a class, up to the highest label.
+      users: `[n]` whose each training image is, integers or texts; None where that is not said.
       unused: Names of the other arrays in the file.
     """
 
@@ -36,6 +38,7 @@ class Arrays(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    users: np.ndarray | None
     unused: tuple[str, ...]
 
 
@@ -44,7 +47,7 @@ def read(path: pathlib.Path) -> Arrays:
 
     Args:
       path: The .npz: images uint8 `[n, H, W]` or `[n, H, W, C]`, labels integers `[n]` or `[n, 1]`,
-        class_names texts, or bytes in UTF-8, `[classes]`.
+        class_names texts, or bytes in UTF-8, `[classes]`, users integers, texts or bytes `[n]`.
 
     Raises:
       ValueError: The file cannot be read, an array is missing, or has another type or shape. The
@@ -57,12 +60,15 @@ def read(path: pathlib.Path) -> Arrays:
             raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(file.files)}")
         arrays = [file[name] for name in names]
         given = _texts(file["class_names"]) if "class_names" in file else None
-        unused = tuple(name for name in file.files if name not in (*names, "class_names"))
+        users = file.get("users")
+        known = (*names, "class_names", "users")
+        unused = tuple(name for name in file.files if name not in known)
     train_images, test_images = (_images(path, names[k], arrays[k]) for k in (0, 2))
     train_labels, test_labels = (_labels(path, names[k], arrays[k]) for k in (1, 3))
     classes = 1 + int(max(train_labels.max(), test_labels.max()))
     class_names = tuple(map(str, range(classes)) if given is None else given)
-    return Arrays(train_images, train_labels, test_images, test_labels, class_names, unused)
+    arrays = (train_images, train_labels, test_images, test_labels)
+    return Arrays(*arrays, class_names, users, unused)
 
 
 class Shown(NamedTuple):

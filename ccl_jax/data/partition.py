@@ -11,6 +11,7 @@ builds one by name:
   shards           sorted by class, cut into shards, each agent gets a few (McMahan et al. 2017,
                    arXiv 1602.05629).
   classes          each agent holds a given number of classes.
+  users            each agent holds whole users, where it is known whose a sample is (`users`).
 
 For both Dirichlet splits a small alpha is heterogeneous and a large one nearly IID.
 How different the agents are is measured by `class_counts` and `label_divergence`.
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccl_jax.data import published_dirichlet
+from ccl_jax.data import users as dealing
 from ccl_jax.names import look_up
 from ccl_jax.randomness import Stream, check_seed, generator
 
@@ -237,6 +239,7 @@ def make(
     min_samples: int = 10,
     shards_per_agent: int = 2,
     classes_per_agent: int = 2,
+    users: np.ndarray | None = None,
 ) -> Partition:
     """Builds a partition by name.
 
@@ -249,6 +252,7 @@ def make(
       min_samples: For "dirichlet-clean", see `dirichlet`.
       shards_per_agent: For "shards", see `shards`.
       classes_per_agent: For "classes", see `classes_per_agent`.
+      users: For "users", `[n]` whose each sample is; see `users.deal`.
 
     Returns:
       The partition.
@@ -262,6 +266,7 @@ def make(
         "min_samples": min_samples,
         "shards_per_agent": shards_per_agent,
         "classes_per_agent": classes_per_agent,
+        "users": users,
     }
     return look_up("partition", name, _BUILDERS)(labels, agents, options)
 
@@ -272,6 +277,7 @@ _BUILDERS: dict[str, Callable[[np.ndarray, int, dict[str, Any]], Partition]] = {
     "iid": lambda y, n, o: iid(y, n, o["seed"]),
     "shards": lambda y, n, o: shards(y, n, o["seed"], o["shards_per_agent"]),
     "classes": lambda y, n, o: classes_per_agent(y, n, o["classes_per_agent"], o["seed"]),
+    "users": lambda y, n, o: _by_user(y, n, o["users"], o["seed"]),
 }
 
 NAMES = tuple(_BUILDERS)
@@ -338,6 +344,11 @@ def size_summary(partition: Partition) -> SizeSummary:
     """Sums up the sizes of a partition."""
     n = partition.sizes
     return SizeSummary(int(n.sum()), int(n.min()), float(n.mean()), int(n.max()), float(n.std()))
+
+
+def _by_user(labels: np.ndarray, agents: int, users: np.ndarray | None, seed: int) -> Partition:
+    labels = _check(labels, agents)
+    return _partition("users", dealing.deal(users, len(labels), agents, seed))
 
 
 def _partition(name: str, indices: Sequence[np.ndarray]) -> Partition:

@@ -32,7 +32,7 @@ from ccl_jax.network.channels import Channel, Exact, Moment
 from ccl_jax.network.faults import Chains, Delivery
 from ccl_jax.network.messages import Message
 from ccl_jax.network.mixing import Tables
-from ccl_jax.network.traffic import Ledger, Traffic, message_bytes
+from ccl_jax.network.traffic import Ledger, Traffic, all_reduce_bytes, message_bytes
 
 if TYPE_CHECKING:
     from ccl_jax.network.network import Network
@@ -277,7 +277,7 @@ class Round:
             hub = int(self._network.topology.adjacency[0].sum(axis=1).argmax())
             messages = jnp.where(self.ids == hub, self.agents - 1, messages)
         else:
-            size = 2 * size * (self.agents - 1) // self.agents
+            size = all_reduce_bytes(size, self.agents)
         when = self.active & jnp.asarray(when)
         self._pay(size, jnp.where(when, messages, 0))
         mean = jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)

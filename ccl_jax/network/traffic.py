@@ -59,6 +59,11 @@ class Ledger:
         return Traffic(stack(sizes), stack(messages), stack(lost) if self._faulty else None)
 
 
+def all_reduce_bytes(size: int, agents: int) -> int:
+    """Bytes that an agent sends in a ring all-reduce of `size` bytes."""
+    return 2 * size * (agents - 1) // agents
+
+
 def message_bytes(tree: PyTree, lead: int) -> int:
     """Bytes of one message: a leaf's size without its `lead` leading axes."""
     return sum(int(np.prod(x.shape[lead:])) * x.dtype.itemsize for x in jax.tree.leaves(tree))

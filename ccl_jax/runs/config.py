@@ -57,7 +57,8 @@ class Config:
     partition: str = setting(
         "dirichlet",
         DATA,
-        f"who gets which samples: {names(partition.NAMES)}; dirichlet is the published split",
+        f"who gets which samples: {names(partition.NAMES)}; dirichlet is the published split, "
+        "users keeps each user's images (the array users of an npz) on one agent",
     )
     alpha: float = setting(
         0.1,
@@ -241,6 +242,9 @@ class Config:
         False,
         TRAINING,
         "mix the statistics of batch norm as parameters; default: each keeps its own",
+    )
+    final_merge: bool = setting(
+        False, TRAINING, "replace all models by their exact average at the end, by an all-reduce"
     )
     lr: float = setting(0.1, TRAINING, "learning rate at its highest", ranges.POSITIVE)
     schedule: str = setting(

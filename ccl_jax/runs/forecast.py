@@ -13,6 +13,7 @@ from flax import linen as nn
 from ccl_jax import training
 from ccl_jax.losses import Batch
 from ccl_jax.network import Memory, Traffic
+from ccl_jax.network.traffic import all_reduce_bytes, message_bytes
 
 if TYPE_CHECKING:
     from ccl_jax.runs.runner import Run
@@ -80,7 +81,11 @@ def bytes_sent(run: "Run", state: training.TrainState, steps: int) -> float:
     ]
     first, others = sent[0], sent[1:]
     whole, rest = divmod(steps - 1, period)
-    return (first + whole * sum(others) + sum(others[:rest])) * (1 - run.network.faults.offline)
+    steps_sent = first + whole * sum(others) + sum(others[:rest])
+    merge = (
+        message_bytes((state.params, state.model_state), lead=1) if run.config.final_merge else 0
+    )
+    return steps_sent * (1 - run.network.faults.offline) + all_reduce_bytes(merge, agents)
 
 
 def _features(run: "Run", state: training.TrainState) -> int:

@@ -68,7 +68,9 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
     if config.validation > 0:
         sets = [hold_out(each, config.validation, config.seed) for each in sets]
     dataset = sets[0]
-    split = lambda labels, agents: _split(config, labels, agents)
+    # Streamed sets have none, and those of several sets are not told apart.
+    users = None if config.domain else getattr(dataset, "users", None)
+    split = lambda labels, agents: _split(config, labels, agents, users)
     if config.domain:
         dataset, domains = heterogeneity.join(sets)
         held = heterogeneity.by_domain(dataset.train_labels, domains, config.agents, split)
@@ -192,7 +194,9 @@ def describe(
     }
 
 
-def _split(config: Config, labels: np.ndarray, agents: int) -> partition.Partition:
+def _split(
+    config: Config, labels: np.ndarray, agents: int, users: np.ndarray | None
+) -> partition.Partition:
     return partition.make(
         config.partition,
         labels,
@@ -203,6 +207,7 @@ def _split(config: Config, labels: np.ndarray, agents: int) -> partition.Partiti
         min_samples=min(max(10, config.batch_size), max(1, len(labels) // agents)),
         classes_per_agent=config.classes_per_agent,
         shards_per_agent=config.shards_per_agent,
+        users=users,
     )
 
 

@@ -128,7 +128,7 @@ def opening(run: "Run", state: training.TrainState, parameters: int) -> str:
 
 
 def what_next(directory: Path, config: Config, run: Path | None = None) -> str:
-    """The three commands that one is likely to want when a run has ended.
+    """The commands that one is likely to want when a run has ended; one that was merged does not go on.
 
     Args:
       directory: Of the run, or of a comparison of several.
@@ -139,7 +139,8 @@ def what_next(directory: Path, config: Config, run: Path | None = None) -> str:
     predict = ["python", "-m", "experiments.predict", f"--run={run or directory}"]
     others = [] if run else ["ANOTHER_RUN"]
     compare = ["python", "-m", "experiments.compare", str(directory), *others]
-    return "\n".join(["next:", *(f"  {shlex.join(words)}" for words in (predict, compare, again))])
+    commands = (predict, compare) if config.final_merge else (predict, compare, again)
+    return "\n".join(["next:", *(f"  {shlex.join(words)}" for words in commands)])
 
 
 def program(argv: Sequence[str] | None = None) -> list[str]:

@@ -23,6 +23,7 @@ from ccl_jax.runs.directory import RunDirectory, made_with
 from ccl_jax.runs.signals import stop_signals
 from ccl_jax.runs.summary import results_table
 from ccl_jax.training import schedules
+from ccl_jax.training.merge import make_merge
 
 # One virtual CPU device an agent is fastest, up to a number that is still quick to compile for.
 MOST_CPU_DEVICES = 64
@@ -88,7 +89,13 @@ def prepare(
     directory = RunDirectory(config.workdir or new_workdir(config))
     if config.resume:
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
-        longer = {"epochs"} if _more_epochs(directory, config) else set()
+        more = _more_epochs(directory, config)
+        if more and config.final_merge:
+            raise ValueError(
+                f"{directory.path} has {more} epochs and then merges its models (final_merge), after "
+                f"which it cannot go on to {config.epochs}; leave out --epochs, or start another run"
+            )
+        longer = {"epochs"} if more else set()
         directory.check_same(dataclasses.asdict(config), MAY_DIFFER | longer, defaults)
     else:
         directory.check_free()
@@ -120,6 +127,8 @@ def prepare(
     )
     capabilities.check(method, network, **hyperparameters)
     capabilities.check_platform(method, jax.default_backend())
+    if config.final_merge:
+        make_merge(topology, plan)  # Raises where models cannot be merged.
     objective = training.Objective(
         num_classes=dataset.num_classes,
         lambda_m=config.lambda_m,

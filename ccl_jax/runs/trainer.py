@@ -21,6 +21,7 @@ from ccl_jax.runs.settings import AUTO
 from ccl_jax.runs.summary import summarize
 from ccl_jax.training import evaluation, loop
 from ccl_jax.training.evaluation import Evaluation, Evaluator
+from ccl_jax.training.merge import make_merge
 from ccl_jax.training.progress import Progress, Row
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def _fit(
         skip_divergence=config.on_divergence == "skip",
         chunk_steps=chunk_steps(run),
         loss_weights=run.objective.weights,
+        merge=make_merge(run.network.topology, run.plan) if config.final_merge else None,
         compiling=reporter.compiling,
         on_epoch=reporter.epoch,
         on_step=reporter.step,

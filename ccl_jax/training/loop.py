@@ -25,11 +25,16 @@ from ccl_jax.devices import hosts
 from ccl_jax.devices.parallel import Plan
 from ccl_jax.losses import Batch
 from ccl_jax.training.evaluation import Evaluation
+from ccl_jax.training.merge import Merge
 from ccl_jax.training.objective import LAMBDAS
 from ccl_jax.training.progress import Progress, Row
 from ccl_jax.training.step import StepMetrics, TrainState, skip_non_finite
 
 Step = Callable[..., tuple[TrainState, StepMetrics]]
+
+
+# What a merge changes, of what tables show.
+_MERGED = ("local_accuracy_mean", "local_accuracy_min", "local_accuracy_max", "consensus_distance")
 
 
 class Diverged(ArithmeticError):
@@ -91,6 +96,7 @@ def fit(
     skip_divergence: bool = False,
     chunk_steps: int = 1,
     loss_weights: Mapping[str, float] = MappingProxyType({}),
+    merge: Merge | None = None,
     compiling: Callable[[str], AbstractContextManager] = contextlib.nullcontext,
     on_epoch: Callable[[Row], None] = lambda row: None,
     on_step: Callable[[int], None] = lambda step: None,
@@ -114,6 +120,8 @@ def fit(
         short; on a CPU, XLA's convolutions are many times slower inside of a scan: use 1 there.
       loss_weights: Weights of the feature losses, by name.
         Only for the message of `Diverged`.
+      merge: Made by `make_merge`, for the end of the last epoch. Its row then says what the merged
+        models are worth, and with `_before_merge` what they were before.
       compiling: Makes a context in which programs are compiled, given what they are.
       on_epoch: Is given each epoch's row of metrics.
       on_step: Is told the number of steps done.
@@ -167,6 +175,11 @@ def fit(
         if due or (eval_first and done.epoch == 1):
             began = time.perf_counter()
             row |= evaluate(state).summary()
+            if merge and done.epoch == epochs:
+                before_merge = {f"{name}_before_merge": row[name] for name in _MERGED}
+                state, traffic = merge(state)
+                done = done.after_sending(traffic)
+                row = done.row() | evaluate(state).summary() | before_merge
             seconds_evaluation = time.perf_counter() - began
         on_epoch(row)
         done = done.next_epoch(row, seconds_evaluation)

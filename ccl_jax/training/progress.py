@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ccl_jax.network import Traffic
 from ccl_jax.training.step import StepMetrics
 
 Row = dict[str, Any]
@@ -137,14 +138,17 @@ class Progress(NamedTuple):
             totals = self.totals.add(metrics)
         else:
             totals = self.totals._replace(skipped=self.totals.skipped + 1)
-        sent = metrics.traffic.bytes_sent() + np.asarray(self.bytes_sent or 0, np.int64)
-        return self._replace(
+        return self.after_sending(metrics.traffic)._replace(
             step=self.step + 1,
             position=self.position + 1,
             totals=totals,
-            bytes_sent=tuple(sent.tolist()),
             seconds_training=self.seconds_training + seconds,
         )
+
+    def after_sending(self, traffic: Traffic) -> "Progress":
+        """With what has been sent besides; `traffic` is on the host."""
+        sent = traffic.bytes_sent() + np.asarray(self.bytes_sent or 0, np.int64)
+        return self._replace(bytes_sent=tuple(sent.tolist()))
 
     def row(self) -> Row:
         """The row of metrics of the epoch under way."""

@@ -52,6 +52,7 @@ class Expected(NamedTuple):
 
 PLAIN, HEAVY = optax.sgd(LR), optax.sgd(LR, BETA)
 NESTEROV = optax.sgd(LR, BETA, nesterov=True)
+UNIT_STEP = optax.chain(optax.normalize_by_update_norm(), optax.scale(-LR))
 MOMENTUM = 1 / (1 - BETA)  # local momentum in steady state is a larger step
 
 EXPECTED = {
@@ -103,6 +104,9 @@ EXPECTED = {
     "motef": Expected("exact"),
     "choco-sgd": Expected(MOMENTUM, HEAVY),
     "adagossip": Expected("near", NESTEROV, keeps_mean=False, hyper={"gossip_rate": 0.1}),
+    # A vector's step has length LR, as these have no matrices.
+    "muon": Expected("near", optax.chain(optax.trace(BETA, True), UNIT_STEP)),
+    "demuon": Expected("near", optax.chain(optax.ema(BETA, debias=False), UNIT_STEP)),
 }
 
 pytestmark = pytest.mark.usefixtures("optimized")

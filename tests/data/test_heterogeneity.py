@@ -33,7 +33,8 @@ def test_quantity_skew_on_every_split_keeps_samples_at_most_once(
     name, agents, alpha, quantity, seed
 ):
     try:
-        split = partition.make(name, LABELS, agents, alpha=alpha, seed=seed)
+        users = np.arange(len(LABELS)) % 15
+        split = partition.make(name, LABELS, agents, alpha=alpha, seed=seed, users=users)
     except ValueError:
         return  # A combination that the split itself refuses; see test_partition.
     skewed = heterogeneity.quantity_skew(split, quantity, seed, min_samples=3)
@@ -192,7 +193,9 @@ def test_agents_hold_one_domain_each():
 def test_every_split_by_domain_holds_a_sample_at_most_once(name, sizes, agents, alpha, seed):
     domains = np.repeat(np.arange(len(sizes)), sizes)
     labels = np.random.default_rng(seed).integers(0, 4, len(domains)).astype(np.int32)
-    parts = lambda y, n: partition.make(name, y, n, alpha=alpha, seed=seed, min_samples=1)
+    parts = lambda y, n: partition.make(
+        name, y, n, alpha=alpha, seed=seed, min_samples=1, users=np.arange(len(y)) % 15
+    )
     try:
         split = heterogeneity.by_domain(labels, domains, agents, parts)
     except ValueError:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ccl_jax.data import datasets
+from ccl_jax.data import base, datasets
 
 
 def arrays(count=6, **changes):
@@ -75,6 +75,11 @@ def test_class_names_that_are_whole_numbers(tmp_path):
         (dict(class_names=np.array([["a"], ["b"], ["c"]])), r"class_names is <U1 \(3, 1\)"),
         (dict(class_names=np.array([b"a", b"b", b"\xff"])), "can't decode"),
         (dict(class_names=np.array([0.5, 1, 2])), r"class_names is float64 \(3,\)"),
+        # Users.
+        (dict(users=np.arange(5)), r"users is int64 \(5,\), expected integers or texts \[6\]"),
+        (dict(users=np.zeros((6, 1), int)), r"users is int64 \(6, 1\), expected"),
+        (dict(users=np.full(6, np.nan)), r"users is float64 \(6,\), expected"),
+        (dict(users=np.array([None] * 6)), "allow_pickle"),
     ],
 )
 def test_what_is_no_image_or_no_label(tmp_path, changes, message):
@@ -89,6 +94,19 @@ def test_labels_in_a_column_and_colours(tmp_path):
     dataset = load(tmp_path, **arrays(**both(images=colours, labels=column)))
     np.testing.assert_array_equal(dataset.test_images, colours)
     assert dataset.train_labels.tolist() == [2, 1, 0, 2, 1, 0]
+
+
+@pytest.mark.parametrize("users", [np.array([5, 5, -2, 9, 9, 9]), np.array(list("aabccc"))])
+def test_users_stay_with_their_images(tmp_path, users):
+    dataset = load(tmp_path, **arrays(), users=users)
+    assert dataset.users.tolist() == users.tolist() and dataset.notes == ()
+    whose = {image.tobytes(): u for image, u in zip(dataset.train_images, users, strict=True)}
+    assert len(whose) == 6
+    for part in (base.hold_out(dataset, 0.4, seed=1), base.take(dataset, 4, seed=1)):
+        assert len(part.users) == 4
+        for image, user in zip(part.train_images, part.users, strict=True):
+            assert whose[image.tobytes()] == user
+    assert load(tmp_path, **arrays()).users is None
 
 
 def test_arrays_that_are_not_used_are_named(tmp_path):

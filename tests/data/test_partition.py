@@ -209,7 +209,10 @@ def test_clean_dirichlet_moves_no_more_than_needed():
 def test_every_split_is_deterministic_and_depends_on_the_seed(name):
     labels = np.random.default_rng(0).integers(0, 10, 1000)
     first, again, other = (
-        partition.make(name, labels, 8, alpha=0.3, seed=seed, min_samples=20) for seed in (5, 5, 6)
+        partition.make(
+            name, labels, 8, alpha=0.3, seed=seed, min_samples=20, users=np.arange(1000) // 20
+        )
+        for seed in (5, 5, 6)
     )
     assert first.name == name and first.agents == 8
     for a, b in zip(first.indices, again.indices, strict=True):
@@ -222,10 +225,13 @@ def test_every_split_is_deterministic_and_depends_on_the_seed(name):
 
 @pytest.mark.parametrize("name", partition.NAMES)
 def test_smallest_problems(name):
-    one = partition.make(name, np.array([0]), 1, alpha=0.1, seed=0, classes_per_agent=1, **SMALL)
+    one = partition.make(
+        name, np.array([0]), 1, alpha=0.1, seed=0, classes_per_agent=1, users=np.array([7]), **SMALL
+    )
     assert [held.tolist() for held in one.indices] == [[0]]
     labels = np.arange(12) % 3
-    twelve = partition.make(name, labels, 12, alpha=100.0, seed=0, classes_per_agent=1, **SMALL)
+    own = {"classes_per_agent": 1, "users": np.arange(12)}
+    twelve = partition.make(name, labels, 12, alpha=100.0, seed=0, **own, **SMALL)
     assert sorted(np.concatenate(twelve.indices).tolist()) == list(range(12))
 
 
@@ -261,6 +267,10 @@ LABELS = np.arange(100) % 10
         ("dirichlet-clean", LABELS, 11, {}, "min_samples must be 1 to 9 .*got 10"),
         ("shards", LABELS, 60, {}, r"shards_per_agent must be 1 to 1 \(100 samples"),
         ("classes", LABELS, 4, {"classes_per_agent": 11}, r"1 to 10 \(classes\), got 11"),
+        ("users", LABELS, 4, {}, "an array users in an .npz"),
+        ("users", LABELS, 4, {"users": LABELS % 3}, "3 users cannot be dealt to 4 agents: take at"),
+        ("users", LABELS, 0, {"users": LABELS}, "agents must be 1 or more, got 0"),
+        ("users", LABELS, 4, {"users": LABELS[1:]}, r"\(99,\), expected one a sample, \(100,\)"),
     ],
 )
 def test_bad_input(name, labels, agents, options, message):

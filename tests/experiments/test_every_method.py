@@ -31,6 +31,8 @@ NEEDS = {
     "adamw": ["--lr=0.003"],
     "qg-adam": ["--lr=0.003"],
     "optax": ["--lr=0.003"],
+    "muon": ["--lr=0.02"],
+    "demuon": ["--lr=0.02"],
 }
 # IID data and few rounds: what is tested is that all of them learn, not how well.
 LEARN = ["--alpha=100", "--epochs=10", "--batch_size=16"]

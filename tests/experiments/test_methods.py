@@ -22,6 +22,8 @@ def test_the_table_lists_every_method(capsys):
         ("momentum-tracking", "1", "2 P d", "1"),
         ("beer", "2", "2 P d", "1"),
         ("choco-sgd", "1", "1 P d", "1"),
+        ("muon", "1", "1 P d", "1"),
+        ("demuon", "2", "2 P d", "1"),
         ("cga", "2", "2 P d", "1 + d"),
         ("comp-ngc", "2", "1.03 P d", "1 + d"),  # 1 + 1/32
         ("relaysgd", "1", "1 P d", "1"),

@@ -152,6 +152,7 @@ SENT = {
     "cross-gradients": {"algorithm": "comp-cga", "compression": "sign"},
     "lost": {"algorithm": "dsgd", "drop": 0.5},
     "late": {"algorithm": "dsgd", "straggle": "0.5:2"},
+    "merged": {"algorithm": "dsgd", "local_steps": 4, "final_merge": True},
     "nothing": {"algorithm": "isolated"},
 }
 

@@ -1,0 +1,116 @@
+"""The late merge: values, what it costs, that it resumes to the bit, and what it refuses."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccl_jax import graphs
+from ccl_jax.devices.parallel import Plan
+from ccl_jax.network.traffic import all_reduce_bytes
+from ccl_jax.runs.checkpoints import Checkpoints
+from ccl_jax.training.merge import make_merge
+from tests.support import tiny_main
+from tests.support.small_run import AGENTS, EPOCHS, Experiment, same, same_rows
+
+KEYS = ("local_accuracy_mean", "local_accuracy_min", "local_accuracy_max", "consensus_distance")
+
+
+def merging(experiment, devices=1):
+    return make_merge(graphs.make("ring", AGENTS), Plan(devices))
+
+
+@pytest.mark.parametrize("devices", [1, AGENTS])
+def test_models_become_their_mean_by_one_all_reduce(devices):
+    experiment = Experiment("dsgdm-n")
+    plain, plain_rows = experiment.run(experiment.start())
+    plain = jax.device_get(plain._replace(key=()))
+    plan = Plan(devices)
+    statistics = {"mean": np.array([[1.0], [2.0], [6.0]], np.float32)}
+    start = experiment.start()._replace(params=plain.params, model_state=statistics)
+    start = plan.put(jax.tree.map(jnp.asarray, start))
+    merged, traffic = merging(experiment, devices)(start)
+    for before, after in zip(
+        jax.tree.leaves(plain.params), jax.tree.leaves(merged.params), strict=True
+    ):
+        np.testing.assert_allclose(after[0], before.mean(axis=0), rtol=1e-6, atol=1e-7)
+        assert (np.asarray(after) == np.asarray(after)[:1]).all()
+        assert (before != before[:1]).any()
+    assert merged.model_state["mean"].tolist() == [[3.0]] * AGENTS
+    size = 4 * (1 + sum(x[0].size for x in jax.tree.leaves(plain.params)))
+    # A ring all-reduce of 3 agents: 2 (N - 1) / N = 4 / 3 of the model.
+    assert traffic.bytes_sent().tolist() == [4 * size // 3] * AGENTS
+    assert len(plain_rows) == EPOCHS
+
+
+def test_only_the_end_is_another():
+    experiment = Experiment("dsgdm-n")
+    _, plain = experiment.run(experiment.start())
+    _, merged = experiment.run(experiment.start(), merge=merging(experiment))
+    same_rows(merged[:-1], plain[:-1])
+    before, after = plain[-1], merged[-1]
+    for name in KEYS:
+        assert after[f"{name}_before_merge"] == before[name]
+    assert before["consensus_distance"] > 1e-3 and after["consensus_distance"] < 1e-6
+    # Everybody now has the model that the consensus was before.
+    for name in KEYS[:3]:
+        assert after[name] == after["consensus_accuracy"] == before["consensus_accuracy"]
+    size = 4 * sum(x[0].size for x in jax.tree.leaves(experiment.first.params))
+    for name in ("bytes_sent_per_agent", "bytes_sent_per_agent_max"):
+        assert after[name] == before[name] + 4 * size // 3
+    others = {k for k in before if k not in KEYS and "bytes" not in k and "loss" not in k}
+    assert all(before[k] == after[k] for k in others - {"local_accuracy_std"})
+
+
+def test_it_resumes_to_the_bit_and_merges_once(tmp_path):
+    experiment, moments = Experiment("qg-dsgdm-n"), (3, 8, 11, 12)
+    with Checkpoints(tmp_path, keep=99) as saved:
+
+        def save(state, progress):
+            if progress.step in moments:
+                saved.save(state, progress)
+
+        merge = merging(experiment)
+        whole, rows = experiment.run(experiment.start(), on_progress=save, merge=merge)
+    for moment in reversed(moments):
+        with Checkpoints(tmp_path, keep=99) as saved:
+            state, progress = saved.restore(experiment.start())
+            assert progress.step == moment
+            resumed, resumed_rows = experiment.run(state, progress, merge=merge)
+            same(resumed, whole)
+            same_rows(resumed_rows, rows)
+            saved.drop(moment)
+
+
+def test_all_reduce_bytes():
+    # An agent alone sends nothing, two send the whole once each.
+    assert [all_reduce_bytes(1200, n) for n in (1, 2, 3, 4)] == [0, 1200, 1600, 1800]
+
+
+def test_push_sum_is_refused(tmp_path, capsys):
+    flags = ["--algorithm=sgp", "--topology=exponential", "--final_merge"]
+    assert tiny_main.main(["digits", f"--workdir={tmp_path / 'run'}", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "final_merge averages parameters" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_merges_says_so_and_does_not_go_on(tmp_path, capsys):
+    flags = ["digits", "--algorithm=dsgd", "--nofigures", "--epochs=2", "--final_merge"]
+    sent = {}
+    for name, more in (("merged", []), ("plain", ["--nofinal_merge"])):
+        assert tiny_main.main([*flags, f"--workdir={tmp_path / name}", *more]) == 0
+        sent[name] = json.loads((tmp_path / name / "summary.json").read_text())
+    merged, plain = sent["merged"], sent["plain"]
+    assert merged["local_accuracy_min"] == merged["local_accuracy_max"]
+    assert merged["local_accuracy_min_before_merge"] == plain["local_accuracy_min"]
+    extra = merged["bytes_sent_per_agent"] - plain["bytes_sent_per_agent"]
+    assert extra == all_reduce_bytes(4 * merged["parameters"], 3)
+    said = {line for line in capsys.readouterr().out.splitlines() if "--resume" in line}
+    assert len(said) == 1 and "/plain" in said.pop()
+    resumed = [*flags, f"--workdir={tmp_path / 'merged'}", "--resume"]
+    assert tiny_main.main(resumed) == 0
+    assert tiny_main.main([*resumed, "--epochs=4"]) == 2
+    assert "has 2 epochs and then merges its models" in capsys.readouterr().err
