@@ -43,6 +43,8 @@ FAMILIES = {
     "momentum-tracking": "ring",
     "comp-ngc": "ring",
     "comp-cga": "ring",
+    "muon": "ring",
+    "demuon": "ring",
     "sgp": "exponential",
 }
 
