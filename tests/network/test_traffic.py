@@ -23,12 +23,13 @@ PER_EDGE = {
     **dict.fromkeys(["qg-dsgdm", "qg-dsgdm-n", "qg-dsgdm-ema", "qg-dsgdm-n-ema"], (P, P)),
     **dict.fromkeys(["d2", "exact-diffusion", "gut", "qg-gutm", "decentlam"], (P, P)),
     **dict.fromkeys(["ed", "edm", "nids", "led", "proxskip", "extra", "simplegt"], (P, P)),
-    **dict.fromkeys(["dsgt", "update-tracking", "momentum-tracking"], (2 * P, 2 * P)),
+    **dict.fromkeys(["dsgt", "update-tracking", "momentum-tracking", "demuon"], (2 * P, 2 * P)),
     **dict.fromkeys(["k-gt", "atc-gt", "aug-dgm"], (2 * P, 2 * P)),
     **dict.fromkeys(["beer", "motef"], (2 * P, 2 * P)),
     **dict.fromkeys(["choco-sgd", "adagossip"], (P, P)),
     **dict.fromkeys(["ngc", "cga"], (2 * P, 2 * P)),  # models out, gradients back
     **dict.fromkeys(["comp-ngc", "comp-cga"], (P + SIGN, P + SIGN)),
+    "muon": (P, P),
     "sgp": (P + 4, P + 4),  # and the push-sum weight
     "relaysgd": (P + 4, 2 * P + 4),  # sums and counts; CCL needs models too
     "fedavg": (P, 2 * P),  # models to the hub and averages back; CCL needs the leaves' models

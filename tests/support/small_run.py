@@ -49,6 +49,8 @@ FAMILIES = {
     "momentum-tracking": "ring",
     "comp-ngc": "ring",
     "comp-cga": "ring",
+    "muon": "ring",
+    "demuon": "ring",
     "sgp": "exponential",
     "motef": "ring",
     "choco-sgd": "ring",
