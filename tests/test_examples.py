@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ccl_jax import algorithms, graphs, losses, models
+import ccl_jax
+from ccl_jax import Config, algorithms, graphs, losses, models
 from experiments.study import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -28,12 +29,33 @@ def registries():
         table.update(entries)
 
 
-def test_the_readmes_algorithm_runs(tmp_path, monkeypatch, capsys, registries):
+def test_the_readme_is_short():
+    assert len(README.read_text().split()) <= 1000
+
+
+def test_the_readmes_library_prints_what_it_shows_and_its_algorithm_trains(
+    tmp_path, monkeypatch, capsys, registries
+):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(code.splitlines()) <= 40
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    assert "CCL + sign-sgdm" in capsys.readouterr().out
+    (library, shown), (algorithm, _) = BLOCK.findall(README.read_text())
+    assert library.count("import") == 1 and len(library.splitlines()) <= 20
+    exec(compile(library, "README.md, library", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out == shown
+    exec(compile(algorithm, "README.md, algorithm", "exec"), {"__name__": "readme"})
+    config = Config(
+        dataset="digits",
+        model="digits-cnn",
+        agents=4,
+        batch_size=8,
+        algorithm="sign-sgdm",
+        lr=0.002,
+        epochs=5,
+        lambda_m=0.1,
+        schedule="constant",
+        quiet=True,
+    )
+    summary = ccl_jax.train(config)
+    assert summary["consensus_accuracy"] > 0.4  # a guess is right in a tenth
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -84,15 +106,52 @@ def headings(page: Path) -> list[str]:
     return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
-def test_numbers_of_the_readmes_tables_are_those_of_the_reports():
+NUMBER = re.compile(r"[\d.]+ ± [\d.]+|[+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\]")
+
+
+@pytest.mark.parametrize(("page", "least"), [("README.md", 18), ("docs/results.md", 41)])
+def test_numbers_of_the_tables_are_those_of_the_reports(page, least):
     reports = sorted((ROOT / "experiments/results").glob("*/results.md"))
-    rows = [re.split(r" *\| *", line) for file in reports for line in file.read_text().splitlines()]
-    shown = re.search(r"## What is seen\n(.*?)\n## ", README.read_text(), re.DOTALL)[1]
-    number = re.compile(r"[\d.]+ ± [\d.]+|[+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\]")
-    found = number.findall(shown)
-    assert len(found) > 40
-    known = {cell for row in rows for cell in row}
+    known = {
+        cell
+        for file in reports
+        for line in file.read_text().splitlines()
+        for cell in re.split(r" *\| *", line)
+    }
+    found = NUMBER.findall((ROOT / page).read_text())
+    assert len(found) >= least
     assert [text for text in found if text not in known] == []
+
+
+def rows(text: str) -> list[tuple[str, ...]]:
+    """Cells of the rows of a page's tables."""
+    lines = re.findall(r"^\| *(.*?) *\|$", text, re.MULTILINE)
+    return [tuple(re.split(r" *\| *", line)) for line in lines]
+
+
+def test_the_readmes_errors_are_those_of_the_results():
+    errors = {row[0]: row[1] for row in rows((ROOT / "docs/results.md").read_text())}
+    shown = [row for row in rows(README.read_text()) if row[0].startswith("`")]
+    assert len(shown) == 4
+    assert all(errors[name] == error for name, error in shown)
+
+
+def test_the_readmes_times_are_those_of_the_benchmark():
+    """To a millisecond, from the first tables of docs/benchmark.md."""
+    first = {}
+    network = ""
+    for name, *cells in rows((ROOT / "docs/benchmark.md").read_text()):
+        if name in ("LeNet-5", "ResNet-20"):
+            network = name
+        elif re.match(r"[\d.]+ \(", cells[0] if cells else ""):
+            first.setdefault((name, network), round(float(cells[0].split()[0])))
+    names = {"CCL, a PyTorch loop": "PyTorch CCL"}
+    shown = re.search(r"## Speed\n(.*?)\n## ", README.read_text(), re.DOTALL)[1]
+    times = [row for row in rows(shown) if row[1].isdigit()]
+    assert len(times) == 4
+    for name, lenet, resnet in times:
+        name = names.get(name, name)
+        assert (int(lenet), int(resnet)) == (first[name, "LeNet-5"], first[name, "ResNet-20"])
 
 
 def test_every_study_has_its_question():

@@ -25,12 +25,12 @@ from tests.devices.test_parallel import SUITABLE
 from tests.support import tiny_main
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/running.md").read_text()
 
 
-def readme(name: str) -> list[str]:
-    """The flags in a variable of the README's two-process run."""
-    (flags,) = re.findall(rf'^    {name}="(.*)"$', README, re.MULTILINE)
+def shown(name: str) -> list[str]:
+    """The flags in a variable of the two-process run of docs/running.md."""
+    (flags,) = re.findall(rf'^    {name}="(.*)"$', PAGE, re.MULTILINE)
     return flags.split()
 
 
@@ -45,8 +45,8 @@ COMMON = (
     "--schedule=constant",
 )
 RUNS = {
-    # What the README runs.
-    "ccl": readme("RUN")[:-1],
+    # What docs/running.md runs.
+    "ccl": shown("RUN")[:-1],
     "pmap": ("--algorithm=dsgdm-n", "--lambda_m=0.1", "--lambda_d=0.1", "--spmd=pmap"),
     "relaysgd": ("--algorithm=relaysgd", "--topology=chain"),
     "sgp": ("--algorithm=sgp", "--topology=one-peer-exponential"),
@@ -110,8 +110,8 @@ def pair(tmp_path_factory, pytestconfig):
         (folder / f"runs{k}.json").write_text(mine)
     port = free_port()
     for k in range(2):
-        assert f"python -m experiments.digits $RUN $HOSTS --process_id={k}" in README
-        joining = [flag.replace(":9911", f":{port}") for flag in readme("HOSTS")]
+        assert f"python -m experiments.digits $RUN $HOSTS --process_id={k}" in PAGE
+        joining = [flag.replace(":9911", f":{port}") for flag in shown("HOSTS")]
         runs = str(folder / f"runs{k}.json")
         process = ["-m", "tests.support.hosts_main", runs, *joining, f"--process_id={k}"]
         processes.append(start(*process, cache=pytestconfig.cache.mkdir("jax-hosts")))
