@@ -38,7 +38,7 @@ def test_the_readmes_library_prints_what_it_shows_and_its_algorithm_trains(
 ):
     monkeypatch.chdir(tmp_path)
     (library, shown), (algorithm, _) = BLOCK.findall(README.read_text())
-    assert library.count("import") == 1 and len(library.splitlines()) <= 20
+    assert library.count("import") == 1 and len(library.splitlines()) <= 15
     exec(compile(library, "README.md, library", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out == shown
     exec(compile(algorithm, "README.md, algorithm", "exec"), {"__name__": "readme"})
