@@ -200,15 +200,18 @@ def help_text(defaults: Config, description: str | None) -> str:
             default = getattr(defaults, field.name)
             shown = "" if default in (None, ()) else f" [{default}]"
             text = field.metadata["help"] + shown
+            # On by default: what one types is how to switch it off.
+            name = f"[no]{field.name}" if default is True else field.name
             lines += textwrap.wrap(
                 text,
                 width=100,
-                initial_indent=f"  --{field.name:<22} ",
+                initial_indent=f"  --{name:<22} ",
                 subsequent_indent=" " * 27,
             )
         lines += [""]
     lines += [
-        "Also: --preset=NAME takes a setting of the paper; python -m experiments.presets lists them.",
+        "Defaults are in brackets. Those that are True are switched off by --noNAME.",
+        "--preset=NAME takes a setting of the paper; python -m experiments.presets lists them.",
         "--flagfile=FILE reads flags from a file, one a line. Flags beside a preset are stronger.",
     ]
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """Examples in the README and in docs/ run as they stand there, and print what is shown below them."""
 
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 import ccl_jax
 from ccl_jax import Config, algorithms, graphs, losses, models
+from experiments import cli
 from experiments.study import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +41,7 @@ def test_the_readmes_library_prints_what_it_shows_and_its_algorithm_trains(
 ):
     monkeypatch.chdir(tmp_path)
     (library, shown), (algorithm, _) = BLOCK.findall(README.read_text())
-    assert library.count("import") == 1 and len(library.splitlines()) <= 20
+    assert library.count("import") == 1 and len(library.splitlines()) <= 15
     exec(compile(library, "README.md, library", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out == shown
     exec(compile(algorithm, "README.md, algorithm", "exec"), {"__name__": "readme"})
@@ -104,6 +107,33 @@ def headings(page: Path) -> list[str]:
     """Anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+COMMAND = re.compile(r"python -m experiments\.(\w+)((?:[^`\n#]|\\\n)*)")
+
+
+def help_of(name: str, capsys: pytest.CaptureFixture) -> str:
+    """What a main's `--help` prints."""
+    package = importlib.util.find_spec(f"experiments.{name}").submodule_search_locations
+    main = importlib.import_module(
+        f"experiments.{name}.command" if package else f"experiments.{name}"
+    )
+    if hasattr(main, "DEFAULTS"):
+        return cli.help_text(main.DEFAULTS, None)
+    assert main.main([name, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def test_commands_have_flags_that_their_mains_know(capsys):
+    shown: dict[str, set[str]] = {}
+    for page in (README, *PAGES):
+        for name, rest in COMMAND.findall(page.read_text()):
+            shown.setdefault(name, set()).update(re.findall(r"--(\w+)", rest))
+    assert len(shown) >= 12 and sum(map(len, shown.values())) >= 40
+    for name, flags in shown.items():
+        known = set(re.findall(r"^ +--(?:\[no\])?(\w+)", help_of(name, capsys), re.MULTILINE))
+        named = {flag if flag in known else flag.removeprefix("no") for flag in flags}
+        assert named <= known | {"help", "preset"}, name
 
 
 NUMBER = re.compile(r"[\d.]+ ± [\d.]+|[+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\]")

@@ -206,8 +206,9 @@ def test_help_is_grouped_and_complete(main, capsys):
     assert max(map(len, lines)) <= 100
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert len(groups) >= 4
-    named = {line.split()[0].removeprefix("--") for line in lines if line.startswith("  --")}
-    assert named >= FLAGS
+    shown = {line.split()[0].removeprefix("--") for line in lines if line.startswith("  --")}
+    assert {name.removeprefix("[no]") for name in shown} >= FLAGS
+    assert {name for name in shown if name.startswith("[no]")} == {"[no]progress", "[no]figures"}
     assert f"[{main.DEFAULTS.lr}]" in out
 
 

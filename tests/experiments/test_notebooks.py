@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom in a kernel of their own, on small settings."""
 
+import base64
 import io
 import re
 import struct
@@ -11,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "notebooks"
 
@@ -42,8 +44,12 @@ assert sizes == [41_000, 2_560, 40]
 last = curves["CCL + QG-DSGDm-N"][-1]
 assert last["local_accuracy_mean"] > 0.2 and np.isfinite(last["model_variant_loss"])
 assert last["bytes_sent_per_agent"] == last["step"] * 2 * 43_600
+assert len(taken_for) - len(wrong) == round(360 * summary["consensus_accuracy"])
+assert confusion.sum(axis=1).tolist() == np.bincount(digits.test_labels).tolist()
+assert confusion.trace() == len(taken_for) - len(wrong)
+assert all(found[0].probability >= mistake.probability for mistake in found) and len(found) == 8
 """,
-        5,
+        7,
     ),
     "cifar10_tpu": Small(
         """
@@ -126,6 +132,17 @@ def test_is_kept_without_outputs(name):
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_opens_with_a_picture_that_it_holds_and_ends_with_exercises(name):
+    """Colab shows neither attachments nor files of the repository."""
+    first, *_, last = read(name).cells
+    (encoded,) = re.findall(r"^!\[.+\]\(data:image/png;base64,(.+)\)$", first.source, re.MULTILINE)
+    width, height = Image.open(io.BytesIO(base64.b64decode(encoded))).size
+    assert 300 <= width <= 1000 and 300 <= height <= 1000
+    tasks = last.source.split("## Exercises")[1]
+    assert tasks.count("*Hint:*") >= 1 and tasks.count("*You should see:*") >= 2
 
 
 def test_all_notebooks_are_run_and_come_from_one_place():
