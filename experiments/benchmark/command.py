@@ -33,7 +33,7 @@ import optax
 from absl import flags
 
 from ccl_jax import graphs, models
-from ccl_jax.devices import parallel
+from ccl_jax.devices import memory, parallel
 from ccl_jax.runs.directory import made_with, plain
 from ccl_jax.runs.runner import MOST_CPU_DEVICES
 from experiments import cli
@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             compile_for(values)
             return
         agents = scales(values.max_agents) if values.scaling else [values.agents]
+        memory.keep_freed()
         parallel.request_cpu_devices(values.devices or min(agents[-1], MOST_CPU_DEVICES))
         works = [make_workload(values, number) for number in agents]
         log = make_log(values)
