@@ -22,6 +22,7 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
         "gossip_steps": network.gossip_steps > 1,
         "compression": network.compressor is not None,
         "faults": network.faults.any,
+        "message_noise": network.message_noise > 0,
     }
     asked = [setting for setting, on in wanted.items() if on]
     if not asked:
@@ -52,6 +53,17 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
         )
     if wanted["compression"] and bears.uncompressed:
         raise ValueError(f"{name} {bears.uncompressed}, or leave out compression")
+    if wanted["message_noise"] and bears.how == "average":
+        raise ValueError(
+            f"message_noise is for what neighbours say to each other, and {name} takes exact averages "
+            "over all agents; leave it out"
+        )
+    if wanted["message_noise"] and bears.adds_up:
+        raise ValueError(
+            f"{name} adds up what it hears from step to step, and noise would add up with it without "
+            "bound (arXiv:2210.00551); leave out message_noise, or take a method without trackers and "
+            "corrections, as dsgdm-n"
+        )
     if wanted["faults"]:
         _check_faults(method, bears, network, hyperparameters)
 

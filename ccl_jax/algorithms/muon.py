@@ -133,6 +133,7 @@ class DemuonState(NamedTuple):
         uncompressed="sends models and trackers apart; take dsgt or another method",
         lossless="sends models and trackers apart and needs both",
         keeps_sums=True,
+        adds_up=True,
     ),
 )
 def demuon(

@@ -19,16 +19,18 @@ All arrays are stacked: they lead with the agents axis. Values made for or heard
 """
 
 import copy
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ccl_jax import trees
 from ccl_jax.graphs.topology import Edges
 from ccl_jax.network.blocks import Block
-from ccl_jax.network.channels import Channel, Exact, Moment
+from ccl_jax.network.channels import Channel, Moment
 from ccl_jax.network.faults import Chains, Delivery
 from ccl_jax.network.messages import Message
 from ccl_jax.network.mixing import Tables
@@ -90,6 +92,7 @@ class Round:
         self._tables, self._delivery = self._graph(0)
         self.incoming, self.outgoing = self._tables.incoming, self._tables.outgoing
         self._moment = Moment(first, self.active, self.conditions.late)
+        self._noise_key = network.noise_key(step)
         self._old, self._new = memory.messages, {}
         self._mixed: dict[str, PyTree] = {}
         self._ledger = Ledger(len(self.ids), network.faults.any)
@@ -121,7 +124,13 @@ class Round:
         return self._tables.own_weights
 
     def send(
-        self, name: str, tree: PyTree, *, compress: bool = True, alike: bool = True
+        self,
+        name: str,
+        tree: PyTree,
+        *,
+        compress: bool = True,
+        noise: bool = True,
+        alike: bool = True,
     ) -> Message:
         """Sends every agent's value to all who hear it.
 
@@ -129,6 +138,7 @@ class Round:
           name: What it is; a channel with memory remembers it by this name.
           tree: Leaves `[agents, ...]`.
           compress: Whether the network's compression, if any, may be used on these values.
+          noise: Whether the network's noise, if any, may be added to values that are not compressed.
           alike: Whether all agents send the same in the first step of a run, as their models are, so
             that everyone knows it; not so what is made of gradients.
 
@@ -136,7 +146,8 @@ class Round:
           ValueError: Something else has been sent under this name in the same step, or other names were
         in the step before.
         """
-        channel = self._network.channel if compress else self._network.exact
+        channels = self._network.channels
+        channel = channels.usual if compress else channels.exact if noise else channels.untouched
         known = self._pass(channel, name, tree, alike)
         self._pay(channel.message_bytes(tree), *_count(self._delivery))
         return Message(tree, known, channel, name)
@@ -171,7 +182,8 @@ class Round:
             tables, delivery = self._graph(k)
             known = tree
             if not self._measuring:
-                known, memory = message.channel.send(tree, memory, self._moment, alike=False)
+                when = self._exchange(message.name, k)
+                known, memory = message.channel.send(tree, memory, when, alike=False)
             sent, gone = _count(delivery)
             mixed = self._average(tables, tree, known, message.channel)
             return mixed, memory, messages + sent, lost + gone
@@ -250,7 +262,9 @@ class Round:
         Raises:
           ValueError: Something else has been sent under this name in the same step.
         """
-        channel = self._network.replies if compress and message_bytes is None else Exact()
+        channels = self._network.channels
+        compress = compress and message_bytes is None
+        channel = channels.replies if compress else channels.exact_replies
         tree = self._pass(channel, name, tree)
         arrive = self.outgoing._replace(mask=self._delivery.replies_arrive)
         size = channel.message_bytes(tree, 2) if message_bytes is None else message_bytes
@@ -324,8 +338,18 @@ class Round:
                 f"{name!r} is sent, and in the step before {', '.join(map(repr, self._old))} were: the "
                 "channel remembers by these names, so they must be the same in every step"
             )
-        known, self._new[name] = channel.send(tree, memory, self._moment, alike)
+        known, self._new[name] = channel.send(tree, memory, self._exchange(name), alike)
         return known
+
+    def _exchange(self, name: str, hop: jax.Array | int = 0) -> Moment:
+        """The moment of the hop-th message of a name, with its keys."""
+        if self._noise_key is None:
+            return self._moment
+        key = self._noise_key
+        for part in (np.uint32(zlib.crc32(name.encode())), hop):
+            key = jax.random.fold_in(key, part)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, self.ids)
+        return self._moment._replace(keys=keys)
 
     def _average(self, tables: Tables, own: PyTree, known: PyTree, channel: Channel) -> PyTree:
         collected = self._block.collect(known)

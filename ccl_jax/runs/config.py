@@ -80,6 +80,12 @@ class Config(DataSettings):
         NETWORK,
         "PROBABILITY:ROUNDS, as 0.2:3: how often an agent sends what it had so many exchanges ago",
     )
+    message_noise: float = setting(
+        0.0,
+        NETWORK,
+        "standard deviation of Gaussian noise that senders add to every number of every message, the "
+        "same for all receivers",
+    )
 
     algorithm: str = setting(
         "qg-dsgdm-n",

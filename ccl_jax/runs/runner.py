@@ -124,6 +124,8 @@ def prepare(
         compressor=compression.make(config.compression),
         compression_start=config.compression_start,
         faults=config.faults(),
+        message_noise=config.message_noise,
+        noise_seed=config.seed,
     )
     capabilities.check(method, network, **hyperparameters)
     capabilities.check_platform(method, jax.default_backend())

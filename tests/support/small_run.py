@@ -89,6 +89,7 @@ class Experiment:
         lambdas=(0, 0),
         augmentation="none",
         faults=None,
+        message_noise=0.0,
         feature_losses=(),
         local_steps=1,
         sam_rho=0.0,
@@ -105,6 +106,7 @@ class Experiment:
             compressor=compression.make(compressor),
             compression_start=compression_start,
             faults=faults,
+            message_noise=message_noise,
         )
         objective = training.Objective(
             CLASSES, *lambdas, feature_losses=feature_losses, sam_rho=sam_rho
