@@ -23,6 +23,7 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
         "compression": network.compressor is not None,
         "faults": network.faults.any,
         "message_noise": network.message_noise > 0,
+        "merge_at": network.average_from is not None,
     }
     asked = [setting for setting, on in wanted.items() if on]
     if not asked:
@@ -63,6 +64,15 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
             f"{name} adds up what it hears from step to step, and noise would add up with it without "
             "bound (arXiv:2210.00551); leave out message_noise, or take a method without trackers and "
             "corrections, as dsgdm-n"
+        )
+    if wanted["merge_at"] and bears.how != "gossip":
+        raise ValueError(
+            f"merge_at is for what agents mix, and {name} does not gossip; leave it out"
+        )
+    if wanted["merge_at"] and base.static in method.checks:
+        raise ValueError(
+            f"merge_at changes who averages with whom, and {name} is made for a graph that does not "
+            "change; give --final_merge, which averages after the last step, or take another method"
         )
     if wanted["faults"]:
         _check_faults(method, bears, network, hyperparameters)

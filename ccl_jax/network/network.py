@@ -17,8 +17,9 @@ from ccl_jax.network.blocks import Block
 from ccl_jax.network.channels import Channel, Compressed, Exact, Feedback, Lagging, Noisy
 from ccl_jax.network.compression import Compressor
 from ccl_jax.network.faults import Conditions, Delivery, Faults, Perfect
+from ccl_jax.network.memory import Memory
 from ccl_jax.network.mixing import Tables, choose
-from ccl_jax.network.round import Memory, Round
+from ccl_jax.network.round import Round
 
 PyTree = Any
 
@@ -44,12 +45,14 @@ class Network:
       message_noise: Standard deviation of the noise on every number of every message, before
         compression; see `channels.Noisy`. Exact averages over all agents have none.
       noise_seed: Seed of it.
+      average_from: The step, counted from 0, from which on `mix` is the exact mean over all agents, by
+        an all-reduce that is paid for instead of messages to neighbours; None for never.
       mixing: How averages are computed: "dense", "sparse" or "auto"; see `ccl_jax.network.mixing`.
 
     Raises:
       ValueError: A count below 1, devices that do not divide the agents, an unknown `mixing`,
-        compression where receivers of one message would know different things, or a start of copies
-        without compression.
+        compression where receivers of one message would know different things, a start of copies
+        without compression, or exact averages with compression or faults.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Network:
         faults: Faults | None = None,
         message_noise: float = 0.0,
         noise_seed: int = 0,
+        average_from: int | None = None,
         mixing: str = "auto",
     ) -> None:
         ranges.check("local_steps", local_steps)
@@ -79,6 +83,12 @@ class Network:
         self.faults = faults or Faults()
         self.message_noise = message_noise
         self.noise_seed = noise_seed
+        self.average_from = average_from
+        if average_from is not None and (compressor is not None or self.faults.any):
+            raise ValueError(
+                "merge_at averages exactly over all agents, which compressed or lost messages cannot; "
+                "leave it out, or compression and faults"
+            )
         self.mixing = mixing
         self.channels = _channels(
             topology, compressor, compression_start, self.faults, message_noise
@@ -99,6 +109,7 @@ class Network:
             faults=self.faults,
             message_noise=self.message_noise,
             noise_seed=self.noise_seed,
+            average_from=self.average_from,
             mixing=self.mixing,
         )
 

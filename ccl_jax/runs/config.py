@@ -158,6 +158,12 @@ class Config(DataSettings):
     final_merge: bool = setting(
         False, TRAINING, "replace all models by their exact average at the end, by an all-reduce"
     )
+    merge_at: int | None = setting(
+        None,
+        TRAINING,
+        "from this epoch on, 1 to --epochs, agents take exact averages over all, by an all-reduce, in "
+        "place of gossip",
+    )
     lr: float = setting(0.1, TRAINING, "learning rate at its highest", ranges.POSITIVE)
     schedule: str = setting(
         "step",
@@ -281,6 +287,8 @@ class Config(DataSettings):
             _check(
                 self, name, getattr(self, name) <= self.epochs, f"at most {self.epochs}, the epochs"
             )
+        merges = self.merge_at is None or 1 <= self.merge_at <= self.epochs
+        _check(self, "merge_at", merges, f"1 to {self.epochs}, the epochs")
         whole = self.batch_size % self.batch_devices == 0
         _check(self, "batch_devices", whole, f"a divisor of batch_size {self.batch_size}")
         self.faults()

@@ -28,7 +28,12 @@ REFUSED["message_noise"] = {
     *("dsgt", "update-tracking", "momentum-tracking", "atc-gt", "k-gt", "aug-dgm", "beer", "motef"),
     *("demuon", "sgp", "all-reduce", "fedavg"),
 }
+REFUSED["average_from"] = {
+    *("d2", "ed", "edm", "exact-diffusion", "extra", "nids", "simplegt", "led", "proxskip"),
+    *("gut", "qg-gutm", "comp-ngc", "comp-cga", "all-reduce", "fedavg", "isolated", "relaysgd"),
+}
 VALUES = {
+    "average_from": 0,
     "message_noise": 0.1,
     "local_steps": 2,
     "gossip_steps": 2,
@@ -75,7 +80,7 @@ def test_compression_needs_neighbours_that_stay():
 # Methods of others.
 
 SETTINGS = VALUES | {"faults": Faults(drop=0.1)}
-CALLED = {"compressor": "compression"}
+CALLED = {"compressor": "compression", "average_from": "merge_at"}
 
 
 @pytest.fixture
@@ -104,6 +109,7 @@ def test_who_declares_nothing_is_refused_with_what_needs_a_declaration(setting, 
 
 def test_all_that_needs_a_declaration_is_named_at_once(register):
     every = SETTINGS | {"faults": Faults(straggle=0.1)}
+    del every["average_from"]  # does not go with the others
     network = Network(graphs.make("ring", 5), **every)
     with pytest.raises(ValueError, match="compression, faults, message_noise: leave"):
         capabilities.check(register(), network)

@@ -109,6 +109,11 @@ def test_noise_on_messages_resumes_to_the_bit(tmp_path):
     assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), *ends)))
 
 
+def test_exact_averages_from_an_epoch_on_resume_to_the_bit(tmp_path):
+    experiment = Experiment("qg-dsgdm-n", lambdas=(0.1, 0.1), average_from=6)
+    check_resume(experiment, tmp_path, 5, 6, 9)
+
+
 def test_every_method_belongs_to_a_family_that_is_tested():
     modules = {method.build.__module__ for method in algorithms.REGISTRY.values()}
     ours = {m for m in modules if m.startswith("ccl_jax.")}

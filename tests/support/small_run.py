@@ -90,6 +90,7 @@ class Experiment:
         augmentation="none",
         faults=None,
         message_noise=0.0,
+        average_from=None,
         feature_losses=(),
         local_steps=1,
         sam_rho=0.0,
@@ -107,6 +108,7 @@ class Experiment:
             compression_start=compression_start,
             faults=faults,
             message_noise=message_noise,
+            average_from=average_from,
         )
         objective = training.Objective(
             CLASSES, *lambdas, feature_losses=feature_losses, sam_rho=sam_rho
