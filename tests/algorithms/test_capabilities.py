@@ -9,7 +9,7 @@ from ccl_jax.network import Faults, Network, compression
 REFUSED = {
     "local_steps": {
         *("all-reduce", "d2", "ed", "edm", "exact-diffusion", "extra", "gut", "nids", "qg-gutm"),
-        *("proxskip", "simplegt", "demuon"),
+        *("proxskip", "simplegt"),
     },
     "gossip_steps": {"all-reduce", "fedavg", "isolated", "relaysgd"},
     "compressor": {
@@ -20,7 +20,6 @@ REFUSED = {
         "ngc",
         "cga",
         "simplegt",
-        "demuon",
     },
 }
 REFUSED["message_noise"] = {
