@@ -38,8 +38,8 @@ def _of_compression(config: Config) -> list[str]:
         return []
     times = f"{CORRECTED_RATE / CORRECTED_FRACTION:.2g} times the fraction"
     return [
-        f"{config.algorithm} corrects the whole bias of gossip, and has been seen to diverge where top-k "
-        "keeps little or the gossip rate is large; take "
+        f"{config.algorithm} corrects the whole bias of gossip, and has been seen to diverge where "
+        "top-k keeps little or the gossip rate is large; take "
         f"top-k:{CORRECTED_FRACTION:g} or more and a gossip rate of at most {times}, or led or beer."
     ]
 
