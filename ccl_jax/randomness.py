@@ -22,6 +22,7 @@ class Stream(enum.IntEnum):
     HOLD_OUT = 6
     TAKE = 7
     EXCHANGES = 8
+    NOISE = 9
 
 
 def generator(stream: Stream, seed: int, *path: int) -> np.random.Generator:

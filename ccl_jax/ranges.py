@@ -54,6 +54,7 @@ SHARED = {
     "temperature": POSITIVE,
     "local_steps": at_least(1),
     "gossip_steps": at_least(1),
+    "message_noise": NOT_NEGATIVE,
     "compression_start": one_of(("model", "zero")),
 }
 

@@ -39,7 +39,7 @@ class AugDgmState(NamedTuple):
     "aug-dgm",
     summary="gradient tracking that mixes tracker and gradients (ATC-DIGing)",
     reference="Xu et al., CDC 2015; Nedic et al., ACC 2017, arXiv:1609.05877",
-    capabilities=base.Capabilities(keeps_sums=True),
+    capabilities=base.TRACKING,
     graph="doubly stochastic",
     check=(base.doubly_stochastic,),
 )

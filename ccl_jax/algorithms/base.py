@@ -121,6 +121,8 @@ class Capabilities:
       uncompressed: Why the network must not compress what it sends.
       lossless: Why it needs every message to arrive; may be a function of the hyper-parameters.
       keeps_sums: Whether sums over all agents must stay what they are, which old messages break.
+      adds_up: Whether it adds up what it hears from step to step, as trackers and corrections do, and
+        with it the noise of messages.
       float64: Whether it needs float64, which TPUs do not have; what their compiler puts in its place
         has not been seen to be enough.
     """
@@ -131,14 +133,18 @@ class Capabilities:
     uncompressed: str = ""
     lossless: str | Callable[[dict[str, Any]], str] = ""
     keeps_sums: bool = False
+    adds_up: bool = False
     float64: bool = False
 
 
 GOSSIP = Capabilities()
 # Recursions over steps that the published methods state for one graph, used in every step.
 EVERY_STEP = Capabilities(
-    rarely=False, lossless="is made for a graph that does not change, which losses make it do"
+    rarely=False,
+    lossless="is made for a graph that does not change, which losses make it do",
+    adds_up=True,
 )
+TRACKING = Capabilities(keeps_sums=True, adds_up=True)
 
 
 # A check of the graph, `check(topology, hyperparameters)`, raises ValueError where the method does not

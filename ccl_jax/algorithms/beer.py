@@ -46,7 +46,7 @@ class CompressedTrackingState(NamedTuple):
     "beer",
     summary="gradient tracking with compressed models and trackers",
     reference="Zhao et al., NeurIPS 2022, arXiv:2201.13320",
-    capabilities=base.Capabilities(keeps_sums=True),
+    capabilities=base.TRACKING,
     graph="doubly stochastic",
     check=(base.doubly_stochastic,),
     momentum=0.0,
@@ -56,7 +56,7 @@ class CompressedTrackingState(NamedTuple):
     "motef",
     summary="BEER with the moving average of gradients in the tracker",
     reference="Islamov et al., arXiv:2405.20114",
-    capabilities=base.Capabilities(keeps_sums=True),
+    capabilities=base.TRACKING,
     graph="doubly stochastic",
     check=(base.doubly_stochastic,),
 )

@@ -22,6 +22,8 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
         "gossip_steps": network.gossip_steps > 1,
         "compression": network.compressor is not None,
         "faults": network.faults.any,
+        "message_noise": network.message_noise > 0,
+        "merge_at": network.average_from is not None,
     }
     asked = [setting for setting, on in wanted.items() if on]
     if not asked:
@@ -52,6 +54,26 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
         )
     if wanted["compression"] and bears.uncompressed:
         raise ValueError(f"{name} {bears.uncompressed}, or leave out compression")
+    if wanted["message_noise"] and bears.how == "average":
+        raise ValueError(
+            f"message_noise is for what neighbours say to each other, and {name} takes exact averages "
+            "over all agents; leave it out"
+        )
+    if wanted["message_noise"] and bears.adds_up:
+        raise ValueError(
+            f"{name} adds up what it hears from step to step, and noise would add up with it without "
+            "bound (arXiv:2210.00551); leave out message_noise, or take a method without trackers and "
+            "corrections, as dsgdm-n"
+        )
+    if wanted["merge_at"] and bears.how != "gossip":
+        raise ValueError(
+            f"merge_at is for what agents mix, and {name} does not gossip; leave it out"
+        )
+    if wanted["merge_at"] and base.static in method.checks:
+        raise ValueError(
+            f"merge_at changes who averages with whom, and {name} is made for a graph that does not "
+            "change; give --final_merge, which averages after the last step, or take another method"
+        )
     if wanted["faults"]:
         _check_faults(method, bears, network, hyperparameters)
 

@@ -45,7 +45,7 @@ class TrackingState(NamedTuple):
     "dsgt",
     summary="gradient tracking, with local momentum on the tracker",
     reference="Pu & Nedic, arXiv:1805.11454; code of arXiv:2102.04761",
-    capabilities=base.Capabilities(keeps_sums=True),
+    capabilities=base.TRACKING,
     graph="doubly stochastic",
     check=_CHECK,
 )
@@ -106,7 +106,7 @@ class UpdateTrackingState(NamedTuple):
     "update-tracking",
     summary="gradient tracking of whole local steps",
     reference="code of Vogels et al., arXiv:2110.04175",
-    capabilities=base.Capabilities(keeps_sums=True),
+    capabilities=base.TRACKING,
     graph="doubly stochastic",
     check=_CHECK,
 )

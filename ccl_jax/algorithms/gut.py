@@ -14,6 +14,7 @@ With mu = 0 it is that code's own displacement form of quasi-global momentum: th
 beside the gradient and not, as in `quasi_global.displacement`, before the momentum decays.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,8 @@ import optax
 from ccl_jax import trees
 from ccl_jax.algorithms import base
 
+# It forgets what it has heard, by tracking_scale.
+_CAPABILITIES = dataclasses.replace(base.EVERY_STEP, adds_up=False)
 _REFERENCE = "Aketi et al., NeurIPS 2023, arXiv:2305.04792"
 
 
@@ -51,7 +54,7 @@ class GutState(NamedTuple):
     "gut",
     summary="global update tracking without momentum",
     reference=_REFERENCE,
-    capabilities=base.EVERY_STEP,
+    capabilities=_CAPABILITIES,
     graph="static, row stochastic",
     check=(base.static,),
     momentum=0.0,
@@ -116,7 +119,7 @@ def gut(
     "qg-gutm",
     summary="global update tracking with quasi-global Nesterov momentum",
     reference=_REFERENCE,
-    capabilities=base.EVERY_STEP,
+    capabilities=_CAPABILITIES,
     graph="static, row stochastic",
     check=(base.static,),
 )

@@ -46,7 +46,7 @@ class KgtState(NamedTuple):
 
 
 _NEEDS = {
-    "capabilities": base.Capabilities(keeps_sums=True),
+    "capabilities": base.TRACKING,
     "graph": "doubly stochastic",
     "check": (base.doubly_stochastic,),
 }

@@ -11,6 +11,7 @@ all-reduce. The port by Aketi starts from zero ("zero"): nothing but gossip is n
 at the unmixed x. Model and tracker travel together: twice the bytes of DSGD.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +46,7 @@ def _lossless(hyperparameters: dict[str, Any]) -> str:
     "momentum-tracking",
     summary="tracks the momentum of all agents",
     reference="Takezawa et al., TMLR 2023, arXiv:2209.15505",
-    capabilities=base.Capabilities(lossless=_lossless, keeps_sums=True),
+    capabilities=dataclasses.replace(base.TRACKING, lossless=_lossless),
     graph="doubly stochastic",
     check=(base.doubly_stochastic,),
 )

@@ -128,12 +128,7 @@ class DemuonState(NamedTuple):
     reference="He et al., arXiv:2510.01377",
     graph="doubly stochastic",
     check=(base.doubly_stochastic,),
-    capabilities=base.Capabilities(
-        rarely=False,
-        uncompressed="sends models and trackers apart; take dsgt or another method",
-        lossless="sends models and trackers apart and needs both",
-        keeps_sums=True,
-    ),
+    capabilities=base.TRACKING,
 )
 def demuon(
     *, momentum: float = 0.9, weight_decay: float = 1e-4, step: str = "newton-schulz"
@@ -163,7 +158,7 @@ def demuon(
         u = trees.axpy(weight_decay, eval_params, grads)
         m = jax.tree.map(lambda a, b: momentum * a + (1 - momentum) * b, state.momentum, u)
         y = jax.tree.map(lambda y, new, old: y + new - old, state.tracker, m, state.momentum)
-        y = talk.mix(talk.send("tracker", y))
+        y = talk.mix(talk.send("tracker", y, alike=False))
         d = jax.vmap(lambda x: direction(step, x))(y)
         return trees.axpy(-lr, d, eval_params), DemuonState(y, m)
 

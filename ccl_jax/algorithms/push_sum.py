@@ -38,7 +38,7 @@ class PushSumState(NamedTuple):
     "sgp",
     summary="push-sum with local Nesterov momentum, for directed graphs",
     reference="Assran et al., ICML 2019, arXiv:1811.10792",
-    capabilities=base.Capabilities(keeps_sums=True),
+    capabilities=base.TRACKING,
     graph="any with column-stochastic weights, also over time",
     stochastic="column",
 )

@@ -207,10 +207,12 @@ def collect(
             heard["neighbor_features"].features, batch.labels, batch.mask, num_classes
         )
         sums = talk.reply("class sums", sums).sum(axis=1)
-        counts = talk.reply("class counts", counts, compress=False).sum(axis=1)
+        # Noise does not hide that counts are whole.
+        counts = jnp.round(talk.reply("class counts", counts, compress=False)).sum(axis=1)
         heard["class_sums"] = ClassSums(sums, counts)
     if "neighbor_prototypes" in needs:
         sums, counts = talk.gather(talk.send("prototypes", kept["prototypes"], compress=False))
+        counts = jnp.round(counts)
         heard["neighbor_prototypes"] = NeighborPrototypes(class_means(sums, counts), counts > 0)
     return jax.lax.stop_gradient(heard)
 

@@ -27,11 +27,14 @@ class Moment(NamedTuple):
       first: Scalar bool, the first step of a run: all agents have one model, which everyone knows.
       active: Scalar bool, False where agents work alone and nothing is sent.
       late: `[agents]` bool, whose messages lag behind.
+      keys: `[agents]` random keys, one for each agent's message in this exchange; None in a network
+        without noise.
     """
 
     first: jax.Array
     active: jax.Array
     late: jax.Array
+    keys: jax.Array | None = None
 
 
 class Channel(Protocol):
@@ -118,9 +121,48 @@ class Lagging(Exact):
     def average(
         self, weighted: PyTree, own: PyTree, known: PyTree, own_weights: jax.Array
     ) -> PyTree:
-        # Agents know their own values as they are.
-        weight = lambda x: trees.per_agent(own_weights.astype(x.dtype), x)
-        return jax.tree.map(lambda m, x, s: m + weight(x) * (x - s), weighted, own, known)
+        return _with_own_exactly(weighted, own, known, own_weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy(Exact):
+    """Senders add Gaussian noise to every number of a message, once: all receivers hear the same.
+
+    That is the broadcast of local differential privacy (Huang, Mitra & Vaidya, ICDCN 2015,
+    arXiv:1401.2596; there with Laplace noise). What is sent again, also by a straggler, has new noise.
+
+    Attributes:
+      scale: Standard deviation, in the units of what is sent.
+      before: What the values go through first.
+    """
+
+    scale: float
+    before: Channel = Exact()
+
+    def start(self, values: PyTree) -> PyTree:
+        return self.before.start(values)
+
+    def send(
+        self, values: PyTree, memory: PyTree, moment: Moment, alike: bool = True
+    ) -> tuple[PyTree, PyTree]:
+        values, memory = self.before.send(values, memory, moment, alike)
+        # Where nothing is sent, what agents know of themselves stays as it is, to the bit.
+        scale = jnp.where(moment.active, self.scale, 0.0)
+        leaves, structure = jax.tree.flatten(values)
+
+        def add(number: int, x: jax.Array) -> jax.Array:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                return x
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(moment.keys, number)
+            draw = lambda key: jax.random.normal(key, x.shape[1:], x.dtype)
+            return x + scale.astype(x.dtype) * jax.vmap(draw)(keys)
+
+        return jax.tree.unflatten(structure, [add(*leaf) for leaf in enumerate(leaves)]), memory
+
+    def average(
+        self, weighted: PyTree, own: PyTree, known: PyTree, own_weights: jax.Array
+    ) -> PyTree:
+        return _with_own_exactly(weighted, own, known, own_weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +172,9 @@ class Compressed:
     The memory is xh. An average is x + (W - I) xh, which keeps the mean. All agents start from one
     model, and so can the copies. Many published methods start the copies at 0 and say nothing before the
     first local step, so that the whole model has to be sent, entry by entry.
+
+    Noise is added before the compression, which then gives away no more than the noisy values do; an
+    agent's own value moves by what is known of it, which has the noise, so that the mean is kept.
 
     Attributes:
       compressor: C, of the differences.
@@ -148,10 +193,11 @@ class Compressed:
     def send(
         self, values: PyTree, memory: PyTree, moment: Moment, alike: bool = True
     ) -> tuple[PyTree, PyTree]:
-        values, before = self.before.send(values, memory[1], moment, alike)
         known = memory[0]
         if alike and not self.from_zero:
+            # The common start, which nobody has to be told.
             known = trees.where(moment.first, values, known)
+        values, before = self.before.send(values, memory[1], moment, alike)
         news = self.compressor(jax.tree.map(jnp.subtract, values, known), lead=1)
         heard = jax.tree.map(jnp.add, known, news)
         if self.from_zero:
@@ -175,9 +221,11 @@ class Feedback(Exact):
 
     Attributes:
       compressor: Of the replies.
+      before: What the values go through first, which remembers nothing.
     """
 
     compressor: Compressor
+    before: Channel = Exact()
 
     def start(self, values: PyTree) -> PyTree:
         return jax.tree.map(jnp.zeros_like, values)
@@ -185,9 +233,18 @@ class Feedback(Exact):
     def send(
         self, values: PyTree, memory: PyTree, moment: Moment, alike: bool = True
     ) -> tuple[PyTree, PyTree]:
+        values, _ = self.before.send(values, (), moment, alike)
         sent, error = compression.feedback(self.compressor, values, memory, lead=2)
         # What is not sent is not forgotten either.
         return sent, trees.where(moment.active, error, memory)
 
     def message_bytes(self, values: PyTree, lead: int = 1) -> int:
         return self.compressor.message_bytes(values, lead)
+
+
+def _with_own_exactly(
+    weighted: PyTree, own: PyTree, known: PyTree, own_weights: jax.Array
+) -> PyTree:
+    """The average in which agents use their own values as they are, not as others know them."""
+    weight = lambda x: trees.per_agent(own_weights.astype(x.dtype), x)
+    return jax.tree.map(lambda m, x, s: m + weight(x) * (x - s), weighted, own, known)

@@ -21,12 +21,14 @@ class Message:
       known: What receivers know of it, likewise; the same where the channel is exact.
       channel: What it went through; None for a pair of messages that went through different ones.
       name: What it was sent as; None for what is derived from a message.
+      sources: Names of the messages that it is made of.
     """
 
     own: PyTree
     known: PyTree
     channel: Channel | None = dataclasses.field(metadata={"static": True})
     name: str | None = dataclasses.field(metadata={"static": True})
+    sources: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def map(self, fn: Callable[[PyTree], PyTree]) -> "Message":
         """What sender and receivers each make of the message: nothing more is sent.
@@ -40,4 +42,4 @@ class Message:
         """The pair of two messages."""
         own, known = (self.own, other.own), (self.known, other.known)
         channel = self.channel if self.channel == other.channel else None
-        return Message(own, known, channel, name=None)
+        return Message(own, known, channel, None, self.sources + other.sources)

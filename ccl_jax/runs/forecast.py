@@ -75,13 +75,17 @@ def bytes_sent(run: "Run", state: training.TrainState, steps: int) -> float:
 
     # A method may begin with a step of its own; after that, the graph and local steps repeat.
     period = min(math.lcm(network.topology.rounds, network.local_steps), MOST_STEPS)
-    sent = [
-        float(traffic(jnp.int32(number)).bytes_sent().mean())
-        for number in range(min(steps, 1 + period))
-    ]
-    first, others = sent[0], sent[1:]
-    whole, rest = divmod(steps - 1, period)
-    steps_sent = first + whole * sum(others) + sum(others[:rest])
+
+    def sent(begin: int, end: int) -> float:
+        sizes = [
+            float(traffic(jnp.int32(number)).bytes_sent().mean())
+            for number in range(begin, min(end, begin + 1 + period))
+        ]
+        whole, rest = divmod(max(0, end - begin - 1), period)
+        return sum(sizes[:1]) + whole * sum(sizes[1:]) + sum(sizes[1 : 1 + rest])
+
+    change = steps if network.average_from is None else network.average_from
+    steps_sent = sent(0, change) + sent(change, steps)
     merge = (
         message_bytes((state.params, state.model_state), lead=1) if run.config.final_merge else 0
     )

@@ -125,6 +125,9 @@ def prepare(
         compressor=compression.make(config.compression),
         compression_start=config.compression_start,
         faults=config.faults(),
+        message_noise=config.message_noise,
+        noise_seed=config.seed,
+        average_from=None if config.merge_at is None else steps * (config.merge_at - 1),
     )
     capabilities.check(method, network, **hyperparameters)
     capabilities.check_platform(method, jax.default_backend())

@@ -64,8 +64,8 @@ class KnownModels:
         return pair
 
     def _send_stats(self, talk: Round) -> Message:
-        # Exactly: a compressor could make a variance negative.
-        return talk.send("batch statistics", self._model_state, compress=False)
+        # Exactly: a compressor or noise could make a variance negative.
+        return talk.send("batch statistics", self._model_state, compress=False, noise=False)
 
 
 def hear(

@@ -9,7 +9,7 @@ from ccl_jax.network import Faults, Network, compression
 REFUSED = {
     "local_steps": {
         *("all-reduce", "d2", "ed", "edm", "exact-diffusion", "extra", "gut", "nids", "qg-gutm"),
-        *("proxskip", "simplegt", "demuon"),
+        *("proxskip", "simplegt"),
     },
     "gossip_steps": {"all-reduce", "fedavg", "isolated", "relaysgd"},
     "compressor": {
@@ -20,10 +20,24 @@ REFUSED = {
         "ngc",
         "cga",
         "simplegt",
-        "demuon",
     },
 }
-VALUES = {"local_steps": 2, "gossip_steps": 2, "compressor": compression.make("int8")}
+REFUSED["message_noise"] = {
+    *("d2", "ed", "edm", "exact-diffusion", "extra", "nids", "simplegt", "led", "proxskip"),
+    *("dsgt", "update-tracking", "momentum-tracking", "atc-gt", "k-gt", "aug-dgm", "beer", "motef"),
+    *("demuon", "sgp", "all-reduce", "fedavg"),
+}
+REFUSED["average_from"] = {
+    *("d2", "ed", "edm", "exact-diffusion", "extra", "nids", "simplegt", "led", "proxskip"),
+    *("gut", "qg-gutm", "comp-ngc", "comp-cga", "all-reduce", "fedavg", "isolated", "relaysgd"),
+}
+VALUES = {
+    "average_from": 0,
+    "message_noise": 0.1,
+    "local_steps": 2,
+    "gossip_steps": 2,
+    "compressor": compression.make("int8"),
+}
 
 
 @pytest.mark.parametrize("setting", REFUSED)
@@ -34,7 +48,7 @@ def test_methods_that_a_setting_would_change_are_refused(setting):
         try:
             capabilities.check(method, network)
         except ValueError as error:
-            assert name in str(error) and ("leave it out" in str(error) or "take" in str(error))
+            assert name in str(error) and ("leave" in str(error) or "take" in str(error))
             refused.add(name)
     assert refused == REFUSED[setting]
 
@@ -65,7 +79,7 @@ def test_compression_needs_neighbours_that_stay():
 # Methods of others.
 
 SETTINGS = VALUES | {"faults": Faults(drop=0.1)}
-CALLED = {"compressor": "compression"}
+CALLED = {"compressor": "compression", "average_from": "merge_at"}
 
 
 @pytest.fixture
@@ -94,8 +108,9 @@ def test_who_declares_nothing_is_refused_with_what_needs_a_declaration(setting, 
 
 def test_all_that_needs_a_declaration_is_named_at_once(register):
     every = SETTINGS | {"faults": Faults(straggle=0.1)}
+    del every["average_from"]  # does not go with the others
     network = Network(graphs.make("ring", 5), **every)
-    with pytest.raises(ValueError, match="local_steps, gossip_steps, compression, faults: leave"):
+    with pytest.raises(ValueError, match="compression, faults, message_noise: leave"):
         capabilities.check(register(), network)
     capabilities.check(register(capabilities=base.GOSSIP), network)
 
@@ -113,6 +128,7 @@ def test_who_declares_nothing_runs_on_a_plain_network(register):
         ({"how": "average"}, {"compressor": compression.SIGN}, "does not gossip; leave it out"),
         ({"uncompressed": "sends dates"}, {"compressor": compression.SIGN}, "sends dates, or lea"),
         ({"lossless": "counts"}, {"faults": Faults(drop=0.1)}, "counts; or take another method"),
+        ({"adds_up": True}, {"message_noise": 0.1}, "adds up .* leave out message_noise"),
         ({"keeps_sums": True}, {"faults": Faults(straggle=0.1)}, "sums .* leave out straggle"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from ccl_jax import algorithms, graphs
 from ccl_jax.algorithms import muon
-from ccl_jax.network import Network
+from ccl_jax.network import Faults, Network, compression
 from tests.algorithms.quadratics import Quadratics
 
 # Where five iterations bring a singular value of 0.05 to 1 (a grid of its polynomial: 0.682 to 1.134).
@@ -127,9 +127,19 @@ def test_the_tracker_has_the_mean_of_the_momenta(float64):
             assert np.abs(state.tracker[key] - m).max() > 0.05
 
 
-def test_plain_steps_are_gradient_tracking(float64):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"local_steps": 3},
+        {"compressor": compression.INT8},
+        {"faults": Faults(drop=0.3, drop_burst=3, offline=0.1, offline_length=3, seed=1)},
+    ],
+    ids=["plain", "rarely", "int8", "losses"],
+)
+def test_plain_steps_are_gradient_tracking(settings, float64):
     # Without momentum and orthogonalisation y is DSGT's tracker, and both end in the common optimum.
-    quadratics = Quadratics(agents=5, size=3, seed=3)
+    quadratics = Quadratics(agents=5, size=3, seed=3, **settings)
     algorithm = algorithms.make("demuon", momentum=0.0, weight_decay=0.0, step="plain")
     last = quadratics.run(algorithm, [0.1] * 600)[-1]
     a, c = quadratics.curvature, quadratics.minimum

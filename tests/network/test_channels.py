@@ -122,9 +122,9 @@ def test_what_a_reply_leaves_out_is_in_the_next():
 def test_the_network_composes_its_channel():
     ring, late = graphs.make("ring", AGENTS), Faults(straggle=0.5, delay=3)
     channels = lambda **settings: (
-        (network := Network(ring, **settings)).exact,
-        network.channel,
-        network.replies,
+        (c := Network(ring, **settings).channels).exact,
+        c.usual,
+        c.replies,
     )
     assert channels() == (Exact(), Exact(), Exact())
     assert channels(faults=Faults(drop=0.5)) == (Exact(), Exact(), Exact())
@@ -159,7 +159,7 @@ def test_a_start_of_copies_is_one_of_two_and_needs_compression():
     with pytest.raises(ValueError, match="compression_start is one; it must be model or zero"):
         Network(ring, compressor=SIGN, compression_start="one")
     whole = Network(ring, compressor=SIGN, compression_start="zero", devices=2).whole()
-    assert whole.channel.from_zero
+    assert whole.channels.usual.from_zero
 
 
 @pytest.mark.parametrize("gossip_steps", [1, 3])

@@ -153,6 +153,8 @@ SENT = {
     "lost": {"algorithm": "dsgd", "drop": 0.5},
     "late": {"algorithm": "dsgd", "straggle": "0.5:2"},
     "merged": {"algorithm": "dsgd", "local_steps": 4, "final_merge": True},
+    "averaged": {"algorithm": "sgp", "topology": "one-peer-exponential", "agents": 5}
+    | {"local_steps": 4, "epochs": 3, "merge_at": 2, "lambda_d": 0.1, "model": "mlp"},
     "nothing": {"algorithm": "isolated"},
 }
 

@@ -101,6 +101,19 @@ def test_a_network_with_faults_resumes_to_the_bit(tmp_path):
     check_resume(Experiment(lambdas=(0.1, 0.1), faults=faults), tmp_path, 3, 6, 8)
 
 
+def test_noise_on_messages_resumes_to_the_bit(tmp_path):
+    experiment = Experiment("dsgdm-n", lambdas=(0.1, 0.1), message_noise=0.01)
+    check_resume(experiment, tmp_path, 1, 7)
+    quiet, loud = Experiment("dsgdm-n", lambdas=(0.1, 0.1)), experiment
+    ends = [each.run(each.start())[0].params for each in (quiet, loud)]
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), *ends)))
+
+
+def test_exact_averages_from_an_epoch_on_resume_to_the_bit(tmp_path):
+    experiment = Experiment("qg-dsgdm-n", lambdas=(0.1, 0.1), average_from=6)
+    check_resume(experiment, tmp_path, 5, 6, 9)
+
+
 def test_every_method_belongs_to_a_family_that_is_tested():
     modules = {method.build.__module__ for method in algorithms.REGISTRY.values()}
     ours = {m for m in modules if m.startswith("ccl_jax.")}

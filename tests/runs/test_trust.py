@@ -365,6 +365,23 @@ def test_a_weight_at_which_runs_have_diverged_is_said(chosen, said):
 @pytest.mark.parametrize(
     "chosen, said",
     [
+        ({"algorithm": "edm", "compression": "top-k:0.1", "gossip_rate": 0.1}, True),
+        ({"algorithm": "edm", "compression": "top-k:0.3"}, True),
+        ({"algorithm": "edm", "compression": "top-k:0.3", "gossip_rate": 0.5}, False),
+        ({"algorithm": "ed", "compression": "top-k:0.3"}, False),
+        ({"algorithm": "ed", "compression": "top-k:0.1"}, True),
+        ({"algorithm": "edm", "compression": "int8"}, False),
+        ({"algorithm": "led", "compression": "top-k:0.1"}, False),
+    ],
+)
+def test_corrections_of_what_top_k_leaves_out_are_said_to_be_unstable(chosen, said):
+    notes = cautions.of(Config(**{"model": "digits-cnn"} | chosen))
+    assert len(notes) == said and all("or led or beer" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "chosen, said",
+    [
         ({"lambda_m": 0.01}, True),
         ({"lambda_d": 0.01}, True),
         ({"lambda_m": 0.01, "distance": "huber"}, False),

@@ -89,6 +89,8 @@ class Experiment:
         lambdas=(0, 0),
         augmentation="none",
         faults=None,
+        message_noise=0.0,
+        average_from=None,
         feature_losses=(),
         local_steps=1,
         sam_rho=0.0,
@@ -105,6 +107,8 @@ class Experiment:
             compressor=compression.make(compressor),
             compression_start=compression_start,
             faults=faults,
+            message_noise=message_noise,
+            average_from=average_from,
         )
         objective = training.Objective(
             CLASSES, *lambdas, feature_losses=feature_losses, sam_rho=sam_rho

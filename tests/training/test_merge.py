@@ -1,4 +1,4 @@
-"""The late merge: values, what it costs, that it resumes to the bit, and what it refuses."""
+"""The late merge, at the end or from an epoch on: values, costs, resuming, and what it refuses."""
 
 import json
 
@@ -9,6 +9,8 @@ import pytest
 
 from ccl_jax import graphs
 from ccl_jax.devices.parallel import Plan
+from ccl_jax.network import Faults, Network
+from ccl_jax.network.compression import SIGN
 from ccl_jax.network.traffic import all_reduce_bytes
 from ccl_jax.runs.checkpoints import Checkpoints
 from ccl_jax.training.merge import make_merge
@@ -114,3 +116,75 @@ def test_a_run_merges_says_so_and_does_not_go_on(tmp_path, capsys):
     assert tiny_main.main(resumed) == 0
     assert tiny_main.main([*resumed, "--epochs=4"]) == 2
     assert "has 2 epochs and then merges its models" in capsys.readouterr().err
+
+
+# From an epoch on.
+
+RING, SIZE = graphs.make("ring", 4), 6
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("gossip_steps", [1, 3])
+def test_averages_are_gossip_before_the_step_and_exact_from_it_on(devices, gossip_steps):
+    network = Network(RING, average_from=5, devices=devices, gossip_steps=gossip_steps)
+    plan, x = Plan(devices), jnp.arange(24.0).reshape(4, SIZE) ** 2
+
+    def say(x, step):
+        talk = network.round(step[0])
+        return talk.mix(talk.send("x", x)), talk.traffic()
+
+    mix = jax.jit(plan.wrap(say))
+    gossiped, before = mix(plan.put(x), jnp.array([4] * 4))
+    w = np.linalg.matrix_power(RING.weights[0], gossip_steps)
+    np.testing.assert_allclose(gossiped, w @ np.asarray(x), rtol=1e-6)
+    assert before.bytes_sent().tolist() == [2 * 4 * SIZE * gossip_steps] * 4
+    exact, after = mix(plan.put(x), jnp.array([5] * 4))
+    np.testing.assert_allclose(exact, np.tile(np.asarray(x).mean(axis=0), (4, 1)), rtol=1e-6)
+    # A ring all-reduce of 4 agents: 3 / 2 of the model, whatever the number of gossip steps.
+    assert after.bytes_sent().tolist() == [36] * 4
+
+
+def test_what_losses_hear_of_neighbours_is_still_paid_once():
+    talk = Network(RING, average_from=0).round(0)
+    x = jnp.ones((4, SIZE))
+    message = talk.send("x", x)
+    talk.mix(message)
+    pair = message.join(talk.send("statistics", x[:, :1]))
+    talk.gather(pair.map(lambda sent: sent[0]))
+    talk.gather(message)
+    assert talk.traffic().bytes_sent().tolist() == [36 + 2 * 4 * SIZE + 2 * 4] * 4
+
+
+def test_agents_train_from_one_model_afterwards():
+    experiment = Experiment(
+        "dsgd", "chain", average_from=8
+    )  # the last of three epochs of four steps
+    _, rows = experiment.run(experiment.start())
+    plain = Experiment("dsgd", "chain")
+    _, others = plain.run(plain.start())
+    same_rows(rows[:-1], others[:-1])
+    # Rows show the models after a local step, so they differ by that alone.
+    assert 0 < rows[-1]["consensus_distance"] < others[-1]["consensus_distance"]
+    size = 4 * sum(x[0].size for x in jax.tree.leaves(experiment.first.params))
+    sent = [row["bytes_sent_per_agent_max"] for row in rows]
+    assert sent[1] - sent[0] == 4 * 2 * size and sent[2] - sent[1] == 4 * (4 * size // 3)
+
+
+@pytest.mark.parametrize("settings", [{"compressor": SIGN}, {"faults": Faults(drop=0.1)}])
+def test_exact_averages_are_refused_with_what_is_not_exact(settings):
+    with pytest.raises(ValueError, match=r"merge_at averages exactly .*; leave it out, or"):
+        Network(RING, average_from=3, **settings)
+
+
+def test_the_epoch_is_one_of_the_run(tmp_path, capsys):
+    flags = ["digits", "--nofigures", "--epochs=2", "--algorithm=dsgd", "--final_merge"]
+    for epoch in (0, 3):
+        path = tmp_path / str(epoch)
+        assert tiny_main.main([*flags, f"--workdir={path}", f"--merge_at={epoch}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"merge_at is {epoch}; it must be 1 to 2, the epochs" in line and not path.exists()
+    run = tmp_path / "run"
+    assert tiny_main.main([*flags, f"--workdir={run}", "--merge_at=2"]) == 0
+    assert json.loads((run / "summary.json").read_text())["consensus_distance"] < 1e-6
+    assert tiny_main.main([*flags, f"--workdir={run}2", "--merge_at=2", "--algorithm=ed"]) == 2
+    assert "made for a graph that does not change" in capsys.readouterr().err
