@@ -176,6 +176,13 @@ class Plan:
         """NumPy copies of whole arrays, on every host."""
         return jax.device_get(hosts.whole(tree))
 
+    def begin_fetch(self, tree: PyTree) -> PyTree:
+        """Begins to copy whole arrays to the host and does not wait; `jax.device_get` then does."""
+        tree = hosts.whole(tree)
+        for leaf in jax.tree.leaves(tree):
+            leaf.copy_to_host_async()
+        return tree
+
     def agents_here(self, agents: int) -> np.ndarray | None:
         """The agents whose data this process needs, in increasing order; None: it is the only one."""
         if hosts.count() == 1:

@@ -138,6 +138,9 @@ def _fit(
     def evaluate(state: training.TrainState) -> Evaluation:
         return evaluator(*models_of(state))
 
+    autosave = Autosave(
+        saved, config.epochs, config.checkpoint_every, config.checkpoint_minutes, stop
+    )
     parameters = sum(x[0].size for x in jax.tree.leaves(state.params))
     reporter.opening(state, parameters)
     state, timing = loop.fit(
@@ -157,9 +160,8 @@ def _fit(
         compiling=reporter.compiling,
         on_epoch=reporter.epoch,
         on_step=reporter.step,
-        on_progress=Autosave(
-            saved, config.epochs, config.checkpoint_every, config.checkpoint_minutes, stop
-        ),
+        due=autosave.due,
+        on_progress=autosave,
     )
     params, model_state = run.plan.fetch(models_of(state))
     return Trained(reporter.rows, timing, parameters, {"params": params, **model_state})
