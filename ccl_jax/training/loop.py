@@ -12,7 +12,7 @@ first: state and progress are always of the same step.
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -36,9 +36,8 @@ from ccl_jax.training.progress import Progress, Row
 from ccl_jax.training.step import StepMetrics, TrainState, skip_non_finite
 
 Step = Callable[..., tuple[TrainState, StepMetrics]]
-Read = Callable[[], list[StepMetrics]]
 Answer = Callable[[], bool]
-
+BeginChunk = Callable[[TrainState, list[Any]], tuple[TrainState, Callable[[], list[StepMetrics]]]]
 
 # What a merge changes, of what tables show.
 _MERGED = ("local_accuracy_mean", "local_accuracy_min", "local_accuracy_max", "consensus_distance")
@@ -143,17 +142,16 @@ def fit(
       Diverged: A loss is not finite. The row of the unfinished epoch has been given to `on_epoch`.
         With `skip_divergence`, if that was so in every step of an epoch.
     """
-    began = time.perf_counter()
+    clock = Clock()
     if skip_divergence:
         data_step = skip_non_finite(data_step)
-    data_step = jax.jit(data_step, donate_argnums=0)
     plan = plan or Plan()
     size = min(chunk_steps, feed.steps)
     lengths = {size, feed.steps % size, (feed.steps - start.position) % size} - {0}
-    with compiling(_programs(lengths)):
+    with compiling(describe_programs(lengths)):
         state, constants = plan.put(state), plan.replicate(feed.constants)
-        programs = {n: _compile(data_step, n, state, constants, feed.item, plan) for n in lengths}
-    seconds_compile = time.perf_counter() - began
+        begin_chunk = compile_chunks(data_step, lengths, state, constants, feed.item, plan)
+    seconds_compile = clock.lap()
 
     ledger = Ledger(
         start,
@@ -165,43 +163,92 @@ def fit(
     )
     if on_progress is None:
         due, on_progress = (lambda: lambda: False), (lambda state, progress: None)
-    clock = Clock()
+    hand_out = lambda state: on_progress(state, ledger.done.knowing(feed.unreadable))
     feed.unreadable.update(start.unreadable)
-    while ledger.done.epoch <= epochs:
+    while (epoch := ledger.done.epoch) <= epochs:
         clock.lap()
-        steps = feed.epoch(ledger.done.epoch, ledger.done.position)
-        read = pause = None  # Of the chunk under way: its metrics, and whether to stop after it.
-        while items := list(itertools.islice(steps, size)):
-            if read and pause():
-                ledger.enter(read(), clock.lap())
-                on_progress(state, ledger.done.knowing(feed.unreadable))
-                clock.lap()
-                read = None
-            pause = due()
-            state, read_next = programs[len(items)](state, constants, items)
-            if read:
-                ledger.enter(read(), clock.lap())
-            read = read_next
-        ledger.enter(read(), clock.lap())
-
+        chunks = in_chunks(feed.epoch(epoch, ledger.done.position), size)
+        state = run_epoch(state, chunks, begin_chunk, ledger.enter, clock, due, hand_out)
         feed.unreadable.update(hosts.union(feed.unreadable))
         done = ledger.done.knowing(feed.unreadable)
         row, seconds_evaluation = done.row(), 0.0
-        last = done.epoch == epochs
-        if last or done.epoch % eval_every == 0 or (eval_first and done.epoch == 1):
+        if is_evaluated(epoch, epochs, eval_every, eval_first):
             clock.lap()
-            row |= evaluate(state).summary()
-            if merge and last:
-                before_merge = {f"{name}_before_merge": row[name] for name in _MERGED}
-                state, traffic = merge(state)
-                done = done.after_sending(traffic)
-                row = done.row() | evaluate(state).summary() | before_merge
+            end = merge if epoch == epochs else None
+            state, done, row = evaluate_and_merge(state, done, evaluate, end)
             seconds_evaluation = clock.lap()
         on_epoch(row)
         ledger.done = done.next_epoch(row, seconds_evaluation)
         on_progress(state, ledger.done)
     done = ledger.done
     return state, Timing(seconds_compile, done.seconds_training, done.seconds_evaluation, done.step)
+
+
+def run_epoch(
+    state: TrainState,
+    chunks: Iterable[list[Any]],
+    begin_chunk: BeginChunk,
+    enter: Callable[[list[StepMetrics], float], None],
+    clock: "Clock",
+    due: Callable[[], Answer],
+    hand_out: Callable[[TrainState], None],
+) -> TrainState:
+    """The steps of an epoch, or what is left of it. One chunk is under way while the last is read.
+
+    Args:
+      state: Where it starts; its buffers are given away.
+      chunks: Items of the feed, some at a time.
+      begin_chunk: Made by `compile_chunks`.
+      enter: Is given the metrics of a chunk, and the seconds since those of the last.
+      clock: Has just been asked.
+      due: As for `fit`.
+      hand_out: Is given the state where that is due.
+
+    Returns:
+      The state at the end, where all metrics have been entered.
+    """
+    read = pause = None  # Of the chunk under way: its metrics, and whether to stop after it.
+    for items in chunks:
+        if read and pause():
+            enter(read(), clock.lap())
+            hand_out(state)
+            clock.lap()
+            read = None
+        pause = due()
+        state, read_next = begin_chunk(state, items)
+        if read:
+            enter(read(), clock.lap())
+        read = read_next
+    enter(read(), clock.lap())
+    return state
+
+
+def in_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """So many items at a time; fewer in the end."""
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def is_evaluated(epoch: int, epochs: int, eval_every: int, eval_first: bool) -> bool:
+    """Whether an epoch ends with an evaluation; see `fit`."""
+    return epoch == epochs or epoch % eval_every == 0 or (eval_first and epoch == 1)
+
+
+def evaluate_and_merge(
+    state: TrainState,
+    done: Progress,
+    evaluate: Callable[[TrainState], Evaluation],
+    merge: Merge | None,
+) -> tuple[TrainState, Progress, Row]:
+    """The end of an epoch that is evaluated: with its row, and after the merge if there is one."""
+    row = done.row() | evaluate(state).summary()
+    if merge is None:
+        return state, done, row
+    before_merge = {f"{name}_before_merge": row[name] for name in _MERGED}
+    state, traffic = merge(state)
+    done = done.after_sending(traffic)
+    return state, done, done.row() | evaluate(state).summary() | before_merge
 
 
 class Clock:
@@ -216,23 +263,37 @@ class Clock:
         return self._last - before
 
 
-def _compile(
-    step: Step, length: int, state: TrainState, constants: Any, item: Any, plan: Plan
-) -> Callable[..., tuple[TrainState, Read]]:
-    """A program of so many steps, whose metrics are fetched together.
+def compile_chunks(
+    data_step: Step,
+    lengths: Collection[int],
+    state: TrainState,
+    constants: Any,
+    item: Any,
+    plan: Plan,
+) -> BeginChunk:
+    """Compiles programs of several steps, whose metrics are fetched together.
 
     Args:
-      step: A data step.
-      length: Number of steps.
-      state: Where it starts, or its shapes.
-      constants: Of the feed.
+      data_step: Made by `make_data_step`.
+      lengths: Of the chunks that there will be.
+      state: Where the first one starts.
+      constants: Of the feed, on the devices.
       item: Shapes of one item of the feed.
       plan: Where the agents are.
 
     Returns:
-      `program(state, constants, items) -> (state, read)` with `length` items, which does not wait
+      `begin_chunk(state, items) -> (state, read)`, which takes the state's buffers and does not wait
       for the steps; `read()` does, and returns the metrics of each, on the host.
     """
+    step = jax.jit(data_step, donate_argnums=0)
+    programs = {n: _compile(step, n, state, constants, item, plan) for n in lengths}
+    return lambda state, items: programs[len(items)](state, constants, items)
+
+
+def _compile(
+    step: Step, length: int, state: TrainState, constants: Any, item: Any, plan: Plan
+) -> Callable[..., Any]:
+    """`program(state, constants, items)` of so many steps; see `compile_chunks`."""
     if length == 1:
         single = step.lower(state, constants, plan.items(item)).compile()
 
@@ -265,7 +326,7 @@ def _unstack(metrics: StepMetrics, length: int) -> list[StepMetrics]:
     return [jax.tree.map(lambda x, k=k: x[k], metrics) for k in range(length)]
 
 
-def _programs(lengths: Collection[int]) -> str:
+def describe_programs(lengths: Collection[int]) -> str:
     """What programs of so many steps are called."""
     if lengths == {1}:
         return "the training step"
