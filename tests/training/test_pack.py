@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccl_jax import graphs
+from ccl_jax import graphs, models
 from ccl_jax.data.feeds import InMemory
 from ccl_jax.devices.parallel import Plan
+from ccl_jax.models import lowering
 from ccl_jax.training import loop, pack
 from ccl_jax.training.ledger import Diverged
 from ccl_jax.training.merge import make_merge
@@ -189,3 +190,24 @@ def test_times_are_shares_of_what_passes(experiment):
     times = [timing[:3] for _, timing in results]
     assert min(map(min, times)) > 0 and sum(map(sum, times)) < passed
     assert len({compiling for compiling, _, _ in times}) == 1
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_convolutions_have_room_for_an_axis_of_seeds(platform):
+    """However the work of several agents is computed there, several seeds give the same gradients."""
+    model, image, runs, agents = models.make("digits-cnn", 10), (8, 8, 1), 2, 4
+    keys = jax.random.split(jax.random.key(0), (runs, agents))
+    start = jax.vmap(jax.vmap(lambda key: models.init(model, key, image)))(keys)
+    images = jax.random.normal(jax.random.key(1), (runs, agents, 3, *image))
+
+    def loss(params, model_state, images):
+        (_, logits), _ = models.apply_train(model, params, model_state, images)
+        return (logits**2).mean()
+
+    gradients = jax.vmap(jax.grad(loss))
+    with lowering.compiled_for(platform):
+        both = jax.jit(jax.vmap(gradients))(*start, images)
+        one = [gradients(*jax.tree.map(lambda x, k=k: x[k], (*start, images))) for k in range(runs)]
+    expected = jax.tree.map(lambda *x: np.stack(x), *one)
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, both, expected)
