@@ -115,7 +115,7 @@ def _train(
     def log(k: int, row: Row) -> None:
         reporters[k].epoch(row)
         if "diverged" in row:
-            hosts.note(f"seed {seeds[k]}: {row['diverged']}; the others go on")
+            hosts.note(f"seed {seeds[k]}: {row['diverged']}")
 
     models_of = trainer.make_models_of(first)
     autosave = trainer.make_autosave(first.config, _All(saved), stop)
