@@ -12,7 +12,7 @@ The rooms, from the bottom up: `graphs`, `network`, `losses`, `algorithms`, `mod
 """
 
 from ccl_jax import algorithms, data, devices, graphs, losses, models, network, runs, training
-from ccl_jax.runs import Config, LoadedRun, Run, execute, load_run, prepare, train
+from ccl_jax.runs import Config, LoadedRun, Run, execute, load_run, prepare, train, train_seeds
 
 __all__ = [
     "Config",
@@ -30,6 +30,7 @@ __all__ = [
     "prepare",
     "runs",
     "train",
+    "train_seeds",
     "training",
 ]
 

@@ -131,10 +131,11 @@ def draw(runs: Sequence[Compared], path: Path) -> None:
 
 
 def _runs(path: Path) -> list[Path]:
-    """The run that a directory is, or the runs below it."""
+    """The run that a directory is, or the runs below it: of a comparison, of seeds, of both."""
     if (path / "config.json").exists():
         return [path]
-    below = sorted(file.parent for file in path.glob("*/config.json"))
+    deep = (path.glob("*/config.json"), path.glob("*/*/config.json"))
+    below = sorted(file.parent for files in deep for file in files)
     if not below:
         RunDirectory(path).settings()  # Says what is wrong.
     return below

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ccl_jax.data import datasets
 from ccl_jax.devices import hosts
-from ccl_jax.runs import plots, reporter, runner
+from ccl_jax.runs import plots, reporter, runner, seeds
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.summary import results_table
 from experiments import cli
@@ -44,40 +44,57 @@ def compare(config: Config, given: frozenset[str]) -> None:
         "ccl": {"algorithm": "qg-dsgdm-n", **ccl},
     }
     # A comparison that is resumed starts those of its runs that had not begun.
-    begun = lambda name: (workdir / name / "config.json").exists()
+    begun = lambda name: any((workdir / name).glob("**/config.json"))
     resume = {name: config.resume and begun(name) for name in contestants}
     if config.resume and not any(resume.values()):
         raise ValueError(f"{workdir} holds no comparison; leave out --resume to start one")
     with hosts.together():
         dataset = datasets.load(config.dataset, config.data_dir)
-    runs = [
-        runner.prepare(
-            config.replace(workdir=str(workdir / name), resume=resume[name], **settings), dataset
+    runs = []
+    for name, settings in contestants.items():
+        one = config.replace(workdir=str(workdir / name), resume=resume[name], **settings)
+        runs += (
+            [runner.prepare(one, dataset)]
+            if config.seeds == 1
+            else seeds.prepare(one, seeds.of(config), workdir / name, dataset)
         )
-        for name, settings in contestants.items()
-    ]
     together = runner.RunDirectory(workdir)
     if config.workdir is None:
-        together.claim()  # Another one may have taken that name by now.
-        runs = [run.at(together.path / name) for run, name in zip(runs, contestants, strict=True)]
-    summaries = [runner.execute(run) for run in runs]
+        runs = seeds.claim(together, runs)
+    by_method = [runs[k : k + config.seeds] for k in range(0, len(runs), config.seeds)]
+    # One that diverges ends a comparison, but not where each method has several seeds.
+    execute = seeds.execute if config.seeds > 1 else lambda own: [runner.execute(own[0])]
+    results = {own[0].config.label: execute(own) for own in by_method}
+    if hosts.is_first():
+        _report(config, by_method, results, together)
+    seeds.check([result for own in results.values() for result in own])
 
-    if not hosts.is_first():
-        return
-    together.write_json("comparison.json", {s["label"]: s for s in summaries})
-    curves = {run.config.label: run.directory.read_metrics() for run in runs}
+
+def _report(
+    config: Config,
+    runs: list[list[runner.Run]],
+    results: dict[str, list[seeds.Result]],
+    together: runner.RunDirectory,
+) -> None:
+    """Shows a comparison, by method and seed."""
     title = (
         f"{config.dataset}, {config.agents} agents on a {config.topology}, alpha {config.alpha:g}"
     )
+    if config.seeds == 1:
+        together.write_json("comparison.json", {name: own[0] for name, own in results.items()})
+        print(results_table([own[0] for own in results.values()]))
+    else:
+        title += f", seed {config.seed}"
+        seeds.tell(results)
+    curves = {own[0].config.label: own[0].directory.read_metrics() for own in runs}
     with plots.attempt(together.figures / "accuracy.png"):
         plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
-    split = runs[0].directory.figures / "partition.png"
-    print(results_table(summaries))
+    split = runs[0][0].directory.figures / "partition.png"
     print(f"accuracy against rounds: {together.figures / 'accuracy.png'}")
     print(f"who holds which classes: {split}")
     print(f"run directory: {together.path}")
     if not config.quiet:
-        print(reporter.what_next(together.path, config, together.path / "ccl"))
+        print(reporter.what_next(together.path, config, runs[-1][0].directory.path))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -117,15 +117,19 @@ def gather(value: np.ndarray) -> np.ndarray:
     Returns:
       `[processes, ...]`, to the bit.
     """
-    value = np.asarray(value)
+    return _begin_gather(np.asarray(value))()
+
+
+def _begin_gather(value: np.ndarray) -> Callable[[], np.ndarray]:
+    """`gather`, begun; what it returns waits for the others."""
     if count() == 1:
-        return value[None]
+        return lambda: value[None]
     mesh = _one_device_a_process()
     # As bytes, since JAX would cut 64 bits to 32.
     raw = np.frombuffer(value.tobytes(), np.uint8)[None]
     spread = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
     everything = whole(jax.make_array_from_process_local_data(spread, raw))
-    return np.asarray(everything).view(value.dtype).reshape(-1, *value.shape)
+    return lambda: np.asarray(everything).view(value.dtype).reshape(-1, *value.shape)
 
 
 def largest(*values: int) -> tuple[int, ...]:
@@ -133,6 +137,19 @@ def largest(*values: int) -> tuple[int, ...]:
     if count() == 1:
         return values
     return tuple(gather(np.asarray(values, np.int64)).max(axis=0).tolist())
+
+
+def ask_largest(values: Callable[[], tuple[int, ...]]) -> Callable[[], tuple[int, ...]]:
+    """`largest` of what `values()` returns, without waiting for devices that are at work.
+
+    Returns:
+      A function with the answer. With one process `values` is called then; with several it has been
+      called already, so that the answer is there when steps that are begun meanwhile are under way.
+    """
+    if count() == 1:
+        return values
+    answer = _begin_gather(np.asarray(values(), np.int64))
+    return lambda: tuple(answer().max(axis=0).tolist())
 
 
 def union(numbers: Collection[int]) -> set[int]:

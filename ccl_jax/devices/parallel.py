@@ -138,14 +138,18 @@ class Plan:
             return self._shard_map(step)
         return self._pmap(step)
 
-    def put(self, tree: PyTree) -> PyTree:
-        """Spreads stacked leaves over the devices; scalars go to all of them.
+    def put(self, tree: PyTree, axis: int = 0) -> PyTree:
+        """Spreads stacked leaves over the devices; what has no agents axis goes to all of them.
 
         With several processes each gives the whole tree, and keeps its part.
+
+        Args:
+          tree: Arrays.
+          axis: Where their agents axis is.
         """
         if self.devices == 1:
             return tree
-        return jax.tree.map(lambda x: self._place(x, _spec(x)), tree)
+        return jax.tree.map(lambda x: self._place(x, _spec(x, axis)), tree)
 
     def expected(self, tree: PyTree) -> PyTree:
         """Shapes, dtypes and places of what `put` gives a program: to compile it without the values."""
@@ -175,6 +179,13 @@ class Plan:
     def fetch(self, tree: PyTree) -> PyTree:
         """NumPy copies of whole arrays, on every host."""
         return jax.device_get(hosts.whole(tree))
+
+    def begin_fetch(self, tree: PyTree) -> PyTree:
+        """Begins to copy whole arrays to the host and does not wait; `jax.device_get` then does."""
+        tree = hosts.whole(tree)
+        for leaf in jax.tree.leaves(tree):
+            leaf.copy_to_host_async()
+        return tree
 
     def agents_here(self, agents: int) -> np.ndarray | None:
         """The agents whose data this process needs, in increasing order; None: it is the only one."""
@@ -289,5 +300,5 @@ def _of_each_process(count: int) -> list[jax.Device]:
     ]
 
 
-def _spec(x: Any) -> PartitionSpec:
-    return PartitionSpec(AXIS) if np.ndim(x) else PartitionSpec()
+def _spec(x: Any, axis: int = 0) -> PartitionSpec:
+    return PartitionSpec(*[None] * axis, AXIS) if np.ndim(x) > axis else PartitionSpec()

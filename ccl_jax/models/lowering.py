@@ -105,7 +105,7 @@ def with_rule(op: Callable[..., Any], rule: Callable[..., Any]) -> Callable[...,
     Args:
       op: Of arrays, to a tuple of arrays.
       rule: `rule(agents, axes, *arrays) -> (results, axes)`; an axis is None where an array is the same
-        for all agents.
+        for all agents. The agents of several runs, which are one more axis, are to it as many agents.
     """
 
     def call(*arrays):
@@ -152,15 +152,43 @@ def unfold_kernels(kernels: jax.Array, count: int) -> jax.Array:
     return blocks.reshape(groups * count, *size, inputs // count, outputs // count)
 
 
-def _evaluate(*arrays: jax.Array, jaxpr: core.ClosedJaxpr, rule: Any) -> list[jax.Array]:
-    del rule
+def _evaluate(*arrays: jax.Array, jaxpr: core.ClosedJaxpr, **_: Any) -> list[jax.Array]:
     return core.jaxpr_as_fun(jaxpr)(*arrays)
 
 
 def _batch(arrays, axes, *, jaxpr, rule):
+    """Over agents. Where all arrays are theirs, the result can be batched once more, in one piece."""
     del jaxpr
-    agents = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
-    return rule(agents, axes, *arrays)
+    agents, found = _size(arrays, axes), []
+    if None in axes:
+        return rule(agents, axes, *arrays)
+
+    def apply(*arrays):
+        results, found[:] = rule(agents, axes, *arrays)
+        return tuple(results)
+
+    jaxpr = jax.make_jaxpr(apply)(*arrays)
+    return _of_agents.bind(*arrays, jaxpr=jaxpr, rule=rule, axes=axes, found=tuple(found)), found
+
+
+def _batch_again(arrays, outer, *, jaxpr, rule, axes, found):
+    """Over several runs: their agents are as many more, side by side with those of one run."""
+    runs = _size(arrays, outer)
+    if None in outer:
+        results = jax.vmap(core.jaxpr_as_fun(jaxpr), outer)(*arrays)
+        return results, [0] * len(results)
+    beside = [jnp.moveaxis(*each) for each in zip(arrays, outer, axes, strict=True)]
+    agents = beside[0].shape[axes[0] + 1]
+    join = lambda x, at: x.reshape(*x.shape[:at], runs * agents, *x.shape[at + 2 :])
+    results, ends = rule(runs * agents, axes, *map(join, beside, axes))
+    part = lambda x, at: x.reshape(*x.shape[:at], runs, agents, *x.shape[at + 1 :])
+    # Without the axis of runs, that of agents lies where it lies for one run.
+    place = lambda x, end, at: jnp.moveaxis(part(x, end), (end, end + 1), (at, at + 1))
+    return [place(*each) for each in zip(results, ends, found, strict=True)], list(found)
+
+
+def _size(arrays: Any, axes: Any) -> int:
+    return next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
 
 
 _ruled = core.Primitive("ruled")
@@ -169,3 +197,10 @@ _ruled.def_impl(_evaluate)
 _ruled.def_abstract_eval(lambda *_, jaxpr, rule: jaxpr.out_avals)
 mlir.register_lowering(_ruled, mlir.lower_fun(_evaluate, multiple_results=True))
 batching.primitive_batchers[_ruled] = _batch
+
+_of_agents = core.Primitive("ruled_of_agents")
+_of_agents.multiple_results = True
+_of_agents.def_impl(_evaluate)
+_of_agents.def_abstract_eval(lambda *_, jaxpr, **__: jaxpr.out_avals)
+mlir.register_lowering(_of_agents, mlir.lower_fun(_evaluate, multiple_results=True))
+batching.primitive_batchers[_of_agents] = _batch_again

@@ -256,7 +256,7 @@ class Checkpoints:
 
 
 class Autosave:
-    """Decides when to save; a callback for `loop.fit`'s `on_progress`.
+    """Decides when to save; `due` and `on_progress` of `loop.fit`.
 
     Args:
       checkpoints: Where to.
@@ -280,6 +280,21 @@ class Autosave:
         self._seconds = 60 * minutes
         self._stop = stop
         self._saved = time.monotonic()
+        self._answer: tuple[int, ...] | None = None
+
+    def due(self) -> Callable[[], bool]:
+        """Whether a signal has come or time is up; see `loop.fit`."""
+        ask = hosts.ask_largest(self._wishes)
+
+        def answer() -> bool:
+            self._answer = ask()
+            return any(self._answer)
+
+        return answer
+
+    def _wishes(self) -> tuple[int, int]:
+        """The signal that asks to stop, or 0, and whether it is late."""
+        return self._stop(), 0 < self._seconds <= time.monotonic() - self._saved
 
     def __call__(self, state: TrainState, progress: Progress) -> None:
         """Saves if it is time to.
@@ -288,12 +303,12 @@ class Autosave:
           Stopped: A signal asks for it; the run is saved.
           OSError: A save failed.
         """
-        signal = self._stop()
         ended = progress.epoch - 1 if progress.position == 0 else 0
         due = ended > 0 and self._epochs > 0 and ended % self._epochs == 0
-        late = 0 < self._seconds <= time.monotonic() - self._saved
         # Clocks differ, and a signal may reach one process only: if one has to, all save.
-        signal, late = hosts.largest(signal, late)
+        # Within an epoch they have agreed to call this; at its end, that answer is an old one.
+        agreed, self._answer = self._answer, None
+        signal, late = agreed if agreed and not ended else hosts.largest(*self._wishes())
         if signal or due or late or ended == self._last_epoch:
             self._checkpoints.save(state, progress)
             self._saved = time.monotonic()

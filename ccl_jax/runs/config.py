@@ -177,6 +177,20 @@ class Config(DataSettings):
     epochs: int = setting(200, TRAINING, "passes over the data", ranges.at_least(1))
     augment: str = setting("none", TRAINING, f"augmentation: {names(augment.NAMES)}")
     seed: int = setting(0, TRAINING, "seed of everything random", ranges.SEED)
+    seeds: int = setting(
+        1,
+        TRAINING,
+        "how many runs to make, of seeds SEED, SEED + 1 ..., each in its own directory seed-N",
+        ranges.at_least(1),
+        may_differ=True,
+    )
+    pack_seeds: str = setting(
+        AUTO,
+        TRAINING,
+        "train them as one program: yes, no, or auto: but on CPUs, where nothing is gained by it",
+        ranges.one_of((AUTO, "yes", "no")),
+        may_differ=True,
+    )
 
     devices: int = setting(
         0,

@@ -101,6 +101,11 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
     return Data(dataset, held, shifts, degrees, report, tuple(notes))
 
 
+def first_set(config: Config) -> Dataset | StreamedDataset:
+    """The dataset that `load` can be given, for several runs; reads it."""
+    return _read(config, _sources(config)[0], first=True)
+
+
 def make_feed(data: Data, config: Config, here: np.ndarray | None = None) -> Feed:
     """What the training loop is fed from.
 

@@ -38,6 +38,7 @@ class Reporter:
       start: Where it starts.
       stop: As for `trainer.train`.
       board: Is given every row, too.
+      shown: Whether anything is shown at all.
 
     Attributes:
       rows: The rows of metrics of all epochs so far.
@@ -50,12 +51,14 @@ class Reporter:
         start: Progress,
         stop: Callable[[], int],
         board: Callable[[Row], None],
+        shown: bool = True,
     ) -> None:
         self.rows = list(start.rows)
         self._run, self._feed, self._start = run, feed, start
         self._stop, self._board = stop, board
-        self._shown = run.config.progress and not run.config.quiet and hosts.is_first()
-        self._bar = progress_bar(run, start.step)
+        shown = shown and run.config.progress and not run.config.quiet and hosts.is_first()
+        self._shown = shown
+        self._bar = progress_bar(run, start.step) if shown else tqdm(disable=True)
         self._began = time.monotonic()
 
     def __enter__(self) -> "Reporter":

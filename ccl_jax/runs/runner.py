@@ -86,6 +86,10 @@ def prepare(
     Raises:
       ValueError: Something in the settings, the data or the work directory does not fit.
     """
+    if config.seeds > 1:
+        raise ValueError(
+            f"seeds is {config.seeds}, and this makes one run; take ccl_jax.train_seeds for several"
+        )
     directory = RunDirectory(config.workdir or new_workdir(config))
     if config.resume:
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
@@ -198,6 +202,11 @@ def _check_mixed(objective: training.Objective, method: algorithms.Method, confi
 def main(config: Config, given: frozenset[str] = frozenset()) -> None:
     """The main of most experiments: one run, and its result on the terminal."""
     del given
+    if config.seeds > 1:
+        from ccl_jax.runs import seeds  # Which builds on this file.
+
+        seeds.main(config)
+        return
     run = prepare(config)
     hosts.tell(results_table([execute(run)]))
     hosts.tell(f"run directory: {run.directory.path}")
@@ -222,31 +231,55 @@ def execute(run: Run) -> dict[str, Any]:
       ValueError: The work directory cannot be used, or another run is using it.
     """
     with contextlib.ExitStack() as stack:
-        with hosts.together():
-            if run.config.workdir is None:
-                run.directory.claim()
-            stack.enter_context(run.directory.lock(hosts.note))
-            if not run.config.resume:
-                run.directory.create(dataclasses.asdict(run.config) | {"made_with": made_with()})
-        with hosts.together():
-            run.directory.check_shared()
+        open_directory(run, stack)
         stop = stack.enter_context(stop_signals())
-        if run.config.resume:
-            summary = run.directory.summary()
-            if more := _more_epochs(run.directory, run.config):
-                hosts.note(
-                    f"{run.directory.path} goes on from {more} to {run.config.epochs} epochs, from here "
-                    f"on at the learning rates of a run of {run.config.epochs}"
-                )
-                settings = run.directory.settings() | {"epochs": run.config.epochs}
-                run.directory.write_json("config.json", settings)
-            elif summary is not None and summary["epochs"] == run.config.epochs:
-                hosts.note(f"{run.directory.path} has ended already; this is its result")
-                return summary
-            _warn_of_other_makers(run.directory)
-        if run.config.precision == "highest":
-            stack.enter_context(jax.default_matmul_precision("highest"))
+        if (summary := go_on(run)) is not None:
+            return summary
+        stack.enter_context(precision(run.config))
         return trainer.train(run, stop)
+
+
+def open_directory(run: Run, stack: contextlib.ExitStack) -> None:
+    """Keeps others out of the run directory while `stack` is open; makes it, unless the run goes on."""
+    with hosts.together():
+        if run.config.workdir is None:
+            run.directory.claim()
+        stack.enter_context(run.directory.lock(hosts.note))
+        if not run.config.resume:
+            run.directory.create(dataclasses.asdict(run.config) | {"made_with": made_with()})
+    with hosts.together():
+        run.directory.check_shared()
+
+
+def go_on(run: Run) -> dict[str, Any] | None:
+    """With `resume`, says how the run goes on; returns its summary if it has ended already."""
+    if not run.config.resume:
+        return None
+    if more := _more_epochs(run.directory, run.config):
+        hosts.note(
+            f"{run.directory.path} goes on from {more} to {run.config.epochs} epochs, from here "
+            f"on at the learning rates of a run of {run.config.epochs}"
+        )
+        settings = run.directory.settings() | {"epochs": run.config.epochs}
+        run.directory.write_json("config.json", settings)
+    elif has_ended(run):
+        hosts.note(f"{run.directory.path} has ended already; this is its result")
+        return run.directory.summary()
+    _warn_of_other_makers(run.directory)
+    return None
+
+
+def has_ended(run: Run) -> bool:
+    """Whether the run that is there has a summary of all of its epochs."""
+    summary = run.directory.summary() if run.config.resume else None
+    return summary is not None and summary["epochs"] == run.config.epochs
+
+
+def precision(config: Config) -> contextlib.AbstractContextManager[None]:
+    """In which products are as precise as the settings ask for."""
+    if config.precision == "highest":
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
 
 
 def _more_epochs(directory: RunDirectory, config: Config) -> int:

@@ -98,6 +98,47 @@ def results_table(summaries: list[dict[str, Any]]) -> str:
     return text_table(header, rows)
 
 
+def seeds_table(methods: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """A table of means over seeds, with the standard deviation of one seed (n - 1 in its denominator).
+
+    Args:
+      methods: For each, the summaries of its seeds.
+    """
+    header = (
+        "mean ± standard deviation",
+        "seeds",
+        "local mean",
+        "min",
+        "max",
+        "consensus",
+        "MB sent",
+    )
+    shown = {
+        "local_accuracy_mean": (100, "%"),
+        "local_accuracy_min": (100, "%"),
+        "local_accuracy_max": (100, "%"),
+        "consensus_accuracy": (100, "%"),
+        "bytes_sent_per_agent": (1e-6, ""),
+    }
+
+    def cell(values: np.ndarray, unit: str) -> str:
+        deviation = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+        return f"{values.mean():.2f}{deviation}{unit}"
+
+    rows = [
+        (
+            own[0]["label"],
+            str(len(own)),
+            *(
+                cell(factor * np.array([s[name] for s in own], float), unit)
+                for name, (factor, unit) in shown.items()
+            ),
+        )
+        for own in methods
+    ]
+    return text_table(header, rows)
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal: the first column to the left, the others to the right."""
     widths = np.max([[len(cell) for cell in row] for row in (header, *rows)], axis=0)

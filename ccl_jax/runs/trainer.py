@@ -15,12 +15,13 @@ from ccl_jax.data.feeds import Feed
 from ccl_jax.devices import hosts
 from ccl_jax.runs import cautions, forward, inputs, pictures, plots, tensorboard
 from ccl_jax.runs.checkpoints import Autosave, Checkpoints
+from ccl_jax.runs.config import Config
 from ccl_jax.runs.facts import Facts
 from ccl_jax.runs.reporter import Reporter, nothing_to_save
 from ccl_jax.runs.settings import AUTO
 from ccl_jax.runs.summary import summarize
 from ccl_jax.training import evaluation, loop
-from ccl_jax.training.evaluation import Evaluation, Evaluator
+from ccl_jax.training.evaluation import Evaluator
 from ccl_jax.training.merge import make_merge
 from ccl_jax.training.progress import Progress, Row
 
@@ -35,6 +36,9 @@ ROLLBACKS = 3
 
 # Images in the picture of features: so few that each can be told from the others.
 IMAGES_A_CLASS, MOST_CLASSES = 15, 8
+
+
+ModelsOf = Callable[[training.TrainState], tuple[Any, Any]]
 
 
 class Trained(NamedTuple):
@@ -63,27 +67,54 @@ def train(run: "Run", stop: Callable[[], int]) -> dict[str, Any]:
     Returns:
       The summary.
     """
-    config = run.config
-    for note in (*run.data.notes, *cautions.of(config)):
+    for note in notes(run):
         hosts.note(f"note: {note}")
-    counts = partition.class_counts(
-        run.partition, run.dataset.train_labels, run.dataset.num_classes
-    )
+    describe_data(run)
+    with Checkpoints(run.directory.checkpoints, run.config.keep) as saved, board_of(run) as board:
+        trained = _train_on(run, saved, stop, board)
+    return conclude(run, trained, saved.best())
+
+
+def notes(run: "Run") -> list[str]:
+    """What a user should know of a run before it trains, one line each."""
+    return [*run.data.notes, *cautions.of(run.config)]
+
+
+def describe_data(run: "Run") -> None:
+    """Writes what is known of a run's data before it trains."""
+    config, counts = run.config, _class_counts(run)
     run.directory.write_json("dataset.json", Facts.of(run.dataset)._asdict())
     run.directory.write_json("partition.json", run.data.report)
     title = f"{config.dataset}, {config.partition} split, alpha {config.alpha:g}"
     draw = lambda file: plots.class_bubbles(counts, file, title, run.dataset.class_names)
     _draw(run, "partition.png", draw)
-    with Checkpoints(run.directory.checkpoints, config.keep) as saved, _board(run) as board:
-        rows, timing, parameters, variables = _train_on(run, saved, stop, board)
+
+
+def _class_counts(run: "Run") -> np.ndarray:
+    labels = run.dataset.train_labels
+    return partition.class_counts(run.partition, labels, run.dataset.num_classes)
+
+
+def conclude(run: "Run", trained: Trained, best_checkpoint: int | None) -> dict[str, Any]:
+    """Writes the summary of a run and draws its figures.
+
+    Args:
+      run: The run.
+      trained: What training has left.
+      best_checkpoint: Step of the best one that is kept.
+
+    Returns:
+      The summary.
+    """
+    config, rows, variables = run.config, trained.rows, trained.variables
     summary = summarize(
         config,
         run.network.topology,
-        counts,
+        _class_counts(run),
         rows[-1],
-        timing,
-        parameters=parameters,
-        best_checkpoint=saved.best(),
+        trained.timing,
+        parameters=trained.parameters,
+        best_checkpoint=best_checkpoint,
         objective=dataclasses.asdict(run.objective),
     )
     # Results are on disk before figures are drawn.
@@ -102,7 +133,7 @@ def _train_on(
     rollbacks = None
     while True:
         with nothing_to_save(stop):
-            state, start = _begin(run, saved)
+            state, start = begin(run, saved)
         if rollbacks is not None:
             start = start._replace(rollbacks=rollbacks)
         run.directory.replace_metrics(start.rows)
@@ -122,6 +153,50 @@ def _fit(
     stop: Callable[[], int],
     reporter: "Reporter",
 ) -> Trained:
+    models_of = make_models_of(run)
+    autosave = make_autosave(run.config, saved, stop)
+    parameters = count_parameters(state)
+    reporter.opening(state, parameters)
+    state, timing = loop.fit(
+        state,
+        make_data_step(run, feed, start.rollbacks),
+        feed,
+        start=start,
+        **loop_options(run, feed, models_of),
+        compiling=reporter.compiling,
+        on_epoch=reporter.epoch,
+        on_step=reporter.step,
+        due=autosave.due,
+        on_progress=autosave,
+    )
+    return Trained(reporter.rows, timing, parameters, fetch_models(run, models_of(state)))
+
+
+def make_models_of(run: "Run") -> ModelsOf:
+    """Makes a function of a state that returns the parameters and statistics in use."""
+    in_use = jax.jit(run.algorithm.models)
+    return lambda state: (in_use(state.params, state.algorithm), state.model_state)
+
+
+def fetch_models(run: "Run", models: tuple[Any, Any]) -> dict[str, Any]:
+    """The agents' models in the memory of each process, by flax's collections."""
+    params, model_state = run.plan.fetch(models)
+    return {"params": params, **model_state}
+
+
+def count_parameters(state: training.TrainState) -> int:
+    """Numbers in one agent's model."""
+    return sum(x[0].size for x in jax.tree.leaves(state.params))
+
+
+def make_autosave(config: Config, saved: Any, stop: Callable[[], int]) -> Autosave:
+    """Saves when the settings say so; `saved` is as for `Autosave`."""
+    every, minutes = config.checkpoint_every, config.checkpoint_minutes
+    return Autosave(saved, config.epochs, every, minutes, stop)
+
+
+def loop_options(run: "Run", feed: Feed, models_of: ModelsOf) -> dict[str, Any]:
+    """What the training loop has to know of a run's settings, for one run or several at once."""
     config = run.config
     evaluator = Evaluator(
         run.model,
@@ -130,39 +205,17 @@ def _fit(
         workers=config.workers,
         max_unreadable=config.max_unreadable,
     )
-    in_use = jax.jit(run.algorithm.models)
-
-    def models_of(state: training.TrainState) -> tuple[Any, Any]:
-        return in_use(state.params, state.algorithm), state.model_state
-
-    def evaluate(state: training.TrainState) -> Evaluation:
-        return evaluator(*models_of(state))
-
-    parameters = sum(x[0].size for x in jax.tree.leaves(state.params))
-    reporter.opening(state, parameters)
-    state, timing = loop.fit(
-        state,
-        make_data_step(run, feed, start.rollbacks),
-        feed,
+    return dict(
         epochs=config.epochs,
-        evaluate=evaluate,
+        evaluate=lambda state: evaluator(*models_of(state)),
         eval_every=epochs_between_evaluations(run, feed),
         eval_first=config.eval_every == AUTO,
         plan=run.plan,
-        start=start,
         skip_divergence=config.on_divergence == "skip",
         chunk_steps=chunk_steps(run),
         loss_weights=run.objective.weights,
         merge=make_merge(run.network.topology, run.plan) if config.final_merge else None,
-        compiling=reporter.compiling,
-        on_epoch=reporter.epoch,
-        on_step=reporter.step,
-        on_progress=Autosave(
-            saved, config.epochs, config.checkpoint_every, config.checkpoint_minutes, stop
-        ),
     )
-    params, model_state = run.plan.fetch(models_of(state))
-    return Trained(reporter.rows, timing, parameters, {"params": params, **model_state})
 
 
 def _roll_back(run: "Run", saved: Checkpoints, start: Progress, error: loop.Diverged) -> int:
@@ -187,7 +240,7 @@ def _roll_back(run: "Run", saved: Checkpoints, start: Progress, error: loop.Dive
     return rollbacks
 
 
-def _begin(run: "Run", saved: Checkpoints) -> tuple[training.TrainState, Progress]:
+def begin(run: "Run", saved: Checkpoints) -> tuple[training.TrainState, Progress]:
     """The newest checkpoint that is whole, or the start where there is none yet."""
     with hosts.together():
         saved.wait()  # Then all processes see the same ones.
@@ -280,7 +333,7 @@ def _draw(run: "Run", name: str, draw: Callable[[Path], None]) -> None:
             draw(file)
 
 
-def _board(run: "Run") -> contextlib.AbstractContextManager[Callable[[Row], None]]:
+def board_of(run: "Run") -> contextlib.AbstractContextManager[Callable[[Row], None]]:
     """Where rows go for TensorBoard."""
     if hosts.is_first() and run.config.tensorboard:
         return tensorboard.scalars(run.directory.path / "tensorboard")

@@ -5,6 +5,7 @@ an epoch goes on adding where it was, and ends with the same numbers to the bit.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,6 +150,10 @@ class Progress(NamedTuple):
         """With what has been sent besides; `traffic` is on the host."""
         sent = traffic.bytes_sent() + np.asarray(self.bytes_sent or 0, np.int64)
         return self._replace(bytes_sent=tuple(sent.tolist()))
+
+    def knowing(self, unreadable: Collection[int]) -> "Progress":
+        """With the images that could not be read so far."""
+        return self._replace(unreadable=tuple(sorted(unreadable)))
 
     def row(self) -> Row:
         """The row of metrics of the epoch under way."""

@@ -72,6 +72,8 @@ MAINS = ("digits", "fmnist", "cifar10", "cifar100", "imagenette", "imagenet")
 _RESERVED = frozenset(
     [
         "seed",
+        "seeds",
+        "pack_seeds",
         "dataset",
         "workdir",
         "resume",

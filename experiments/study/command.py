@@ -43,7 +43,13 @@ def folder(study: Study, results: Path) -> Path:
     return results / f"{study.name}-{study.label}"
 
 
-def run(study: Study, results: Path, workers: int = 1, tune_only: bool = False) -> None:
+def run(
+    study: Study,
+    results: Path,
+    workers: int = 1,
+    tune_only: bool = False,
+    pack_seeds: bool = False,
+) -> None:
     """Runs what is missing of a study: tuning, what it chose, and runners-up that are as good.
 
     Every record is added to the study's runs.jsonl when it is there.
@@ -53,22 +59,24 @@ def run(study: Study, results: Path, workers: int = 1, tune_only: bool = False) 
       results: The results directory.
       workers: How many run at a time.
       tune_only: Run no more than tuning.
+      pack_seeds: Runs that differ in their seed alone are one program.
 
     Raises:
       pool.Interrupted: A signal came; what has been run is kept.
       OSError, ValueError: A run cannot be made.
     """
+    how = {"results": results, "workers": workers, "pack_seeds": pack_seeds}
     try:
         # Which candidates get the next seed depends on what those before it gave.
         while study.tune is not None:
             tuning_runs = tuning.wanted(study, records.known(results))
-            if not _run_missing(study, tuning_runs, results, workers, "tuning, "):
+            if not _run_missing(study, tuning_runs, "tuning, ", **how):
                 break
         if not tune_only:
-            _run_missing(study, _own_jobs(study, records.known(results)), results, workers)
+            _run_missing(study, _own_jobs(study, records.known(results)), **how)
             if study.tune is not None:
                 second = tuning.runner_up_jobs(study, records.known(results))
-                _run_missing(study, second, results, workers, "runners-up, ")
+                _run_missing(study, second, "runners-up, ", **how)
     finally:
         found = collect(study, results)
         _tell(f"{len(found)} of {study.total} runs are in {folder(study, results) / 'runs.jsonl'}")
@@ -80,7 +88,13 @@ def _own_jobs(study: Study, known: tuning.Known) -> list[Job]:
 
 
 def _run_missing(
-    study: Study, jobs: Sequence[Job], results: Path, workers: int, phase: str = ""
+    study: Study,
+    jobs: Sequence[Job],
+    phase: str = "",
+    *,
+    results: Path,
+    workers: int,
+    pack_seeds: bool,
 ) -> bool:
     """Runs those that have no record; says whether there were any."""
     known = records.known(results)
@@ -88,7 +102,8 @@ def _run_missing(
     if done := sum(job.identity in known for job in jobs):
         _tell(f"{phase}{done} of {len(jobs)} runs are there already")
     began = time.monotonic()
-    for count, (job, record, seconds) in enumerate(pool.run_all(missing, results, workers), 1):
+    made = pool.run_all(missing, results, workers, pack_seeds=pack_seeds)
+    for count, (job, record, seconds) in enumerate(made, 1):
         records.append(folder(study, results) / "runs.jsonl", _lean(study, record))
         each = (time.monotonic() - began) / count
         left = each * (len(missing) - count)
@@ -206,6 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.DEFINE_integer("workers", 1, "runs at a time", lower_bound=1, flag_values=values)
     text = "stop after so many, as a signal would, and go on with the same command"
     flags.DEFINE_float("hours", None, text, lower_bound=1e-6, flag_values=values)
+    text = "runs that differ in their seed alone are one program, for GPUs and TPUs"
+    flags.DEFINE_bool("pack_seeds", False, text, flag_values=values)
     flags.DEFINE_bool("tune_only", False, "run no more than tuning", flag_values=values)
     flags.DEFINE_string("data_dir", None, "where the dataset's files are", flag_values=values)
     flags.DEFINE_integer(
@@ -231,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if values["tune_only"].value and study.tune is None:
             raise ValueError(f"{study.name} on {study.data} tunes nothing; leave out --tune_only")
         with time_limit(values["hours"].value):
-            run(study, results, workers, values["tune_only"].value)
+            run(study, results, workers, values["tune_only"].value, values["pack_seeds"].value)
 
     return cli.guard(body)
 

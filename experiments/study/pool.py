@@ -17,7 +17,7 @@ from ccl_jax.runs.config import Config
 from ccl_jax.runs.signals import STOP, may_leave, stop_signals
 from experiments import cli
 from experiments.study import records
-from experiments.study.catalogue import Job
+from experiments.study.catalogue import Job, identity
 from experiments.study.records import Record
 
 # A fresh interpreter for each worker: a fork of a process in which JAX has started can hang.
@@ -28,6 +28,7 @@ _START = "spawn"
 _HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 Make = Callable[[Config, Path], Record]
+Pack = list[Job]
 
 # How long the main process waits for a result before it looks after signals and workers.
 _PATIENCE_SECONDS = 0.5
@@ -49,7 +50,11 @@ class Interrupted(Stopped):
 
 
 def run_all(
-    jobs: Sequence[Job], results: Path, workers: int = 1, make: Make | None = None
+    jobs: Sequence[Job],
+    results: Path,
+    workers: int = 1,
+    make: Make | None = None,
+    pack_seeds: bool = False,
 ) -> Iterator[tuple[Job, Record, float]]:
     """Runs jobs.
 
@@ -58,6 +63,7 @@ def run_all(
       results: The results directory.
       workers: How many run at a time; with 1 it is this process that runs them.
       make: What makes a record; default: `records.run`. With workers, a function of a module.
+      pack_seeds: Run those that differ in their seed alone together, by `records.run_together`.
 
     Yields:
       A job, its record, and the seconds it took; in the order in which they end.
@@ -67,33 +73,47 @@ def run_all(
       OSError, ValueError: As `records.run`; the message names the run. No others are started.
     """
     make = make or records.run
+    packs = _packs(jobs) if pack_seeds else [[job] for job in jobs]
     if workers == 1:
-        yield from _here(jobs, results, make)
+        yield from _here(packs, results, make)
     elif jobs:
-        yield from _elsewhere(jobs, results, make, min(workers, len(jobs)))
+        yield from _elsewhere(packs, results, make, min(workers, len(packs)))
 
 
-def _here(jobs: Sequence[Job], results: Path, make: Make) -> Iterator[tuple[Job, Record, float]]:
+def _packs(jobs: Sequence[Job]) -> list[Pack]:
+    """Jobs that differ in their seed alone, in the order of their first ones."""
+    packs: dict[str, Pack] = {}
+    for job in jobs:
+        packs.setdefault(identity(job.config.replace(seed=0)), []).append(job)
+    return list(packs.values())
+
+
+def _here(packs: Sequence[Pack], results: Path, make: Make) -> Iterator[tuple[Job, Record, float]]:
     with stop_signals() as stop:
-        for job in jobs:
-            yield job, *_run(job, results, make)
+        for pack in packs:
+            yield from _run(pack, results, make)
             if signal := stop():
                 raise Interrupted(signal)
 
 
-def _run(job: Job, results: Path, make: Make) -> tuple[Record, float]:
+def _run(pack: Pack, results: Path, make: Make) -> list[tuple[Job, Record, float]]:
+    """Each job with its record and its share of the seconds."""
     began = time.monotonic()
     try:
-        record = make(job.config, results)
+        if len(pack) == 1:
+            found = [make(pack[0].config, results)]
+        else:
+            found = records.run_together([job.config for job in pack], results)
     except Stopped as stopped:
         raise Interrupted(stopped.signal) from stopped
     except (OSError, ValueError) as error:
-        raise type(error)(f"{job}: {error}") from error
-    return record, time.monotonic() - began
+        raise type(error)(f"{pack[0]}: {error}") from error
+    seconds = (time.monotonic() - began) / len(pack)
+    return [(job, record, seconds) for job, record in zip(pack, found, strict=True)]
 
 
 def _elsewhere(
-    jobs: Sequence[Job], results: Path, make: Make, workers: int
+    packs: Sequence[Pack], results: Path, make: Make, workers: int
 ) -> Iterator[tuple[Job, Record, float]]:
     context = multiprocessing.get_context(_START)
     # Both have a thread that writes: many jobs fill a pipe, and would keep this process from seeing
@@ -108,15 +128,15 @@ def _elsewhere(
         try:
             for process in processes:
                 process.start()
-            for number, job in [*enumerate(jobs), *[(None, None)] * workers]:
-                todo.put((number, job))
-            left = len(jobs)
+            for pack in [*packs, *[None] * workers]:
+                todo.put(pack)
+            left = len(packs)
             while left:
                 if signal := stop():
                     raise Interrupted(signal)
                 alive = any(process.is_alive() for process in processes)
                 try:
-                    number, answer = answers.get(timeout=_PATIENCE_SECONDS)
+                    answer = answers.get(timeout=_PATIENCE_SECONDS)
                 except queue.Empty:
                     if not all(p.is_alive() or p.exitcode in _STOPPED for p in processes):
                         raise OSError("a worker has died; is there enough memory?") from None
@@ -128,7 +148,7 @@ def _elsewhere(
                 if isinstance(answer, Exception):
                     raise answer
                 left -= 1
-                yield jobs[number], *answer
+                yield from answer
         finally:
             for process in processes:
                 if process.is_alive():
@@ -142,19 +162,19 @@ def _work(todo: Any, answers: Any, results: Path, make: Make) -> None:
     parent = multiprocessing.parent_process()
     with may_leave(), stop_signals() as stop:
         while not stop() and parent.is_alive():
-            number, job = todo.get()
-            if number is None:
+            pack = todo.get()
+            if pack is None:
                 return
             try:
-                answers.put((number, _run(job, results, make)))
+                answers.put(_run(pack, results, make))
             except Interrupted:
                 return
             except (OSError, ValueError) as error:
-                answers.put((number, error))
+                answers.put(error)
                 return
             except Exception as error:
                 # Not every exception can be sent to another process.
                 line = cli.lacking(error)
-                said = OSError(f"{job}: {type(error).__name__}: {error}")
-                answers.put((number, ValueError(f"{job}: {line}") if line else said))
+                said = OSError(f"{pack[0]}: {type(error).__name__}: {error}")
+                answers.put(ValueError(f"{pack[0]}: {line}") if line else said)
                 return

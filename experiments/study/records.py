@@ -22,7 +22,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ import jax
 
 from ccl_jax import losses
 from ccl_jax.data import datasets
-from ccl_jax.runs import runner
+from ccl_jax.runs import runner, seeds
 from ccl_jax.runs.config import Config
-from ccl_jax.runs.directory import PACKAGES, RunDirectory, plain
+from ccl_jax.runs.directory import PACKAGES, plain
 from ccl_jax.training.loop import Diverged
 from experiments.report import wall_clock
 from experiments.study import catalogue
@@ -91,30 +91,61 @@ def run(config: Config, results: Path) -> Record:
       checkpoints.Stopped: A signal asked to stop; the next call goes on.
       OSError, ValueError: As `runner.execute`.
     """
-    global _runs_done
-    name = catalogue.identity(config)
-    folder = results / "runs" / name
-    if (file := folder / "record.json").exists():
-        return json.loads(file.read_text())
+    if (record := _made(config, results)) is not None:
+        return record
+    prepared = _prepare(config, results)
+    try:
+        return _keep(prepared, runner.execute(prepared))
+    except Diverged as error:
+        return _keep(prepared, error)
+
+
+def run_together(configs: Sequence[Config], results: Path) -> list[Record]:
+    """`run` for settings that differ in their seed, as one program as far as they can be."""
+    found = [_made(config, results) for config in configs]
+    missing = [config for config, record in zip(configs, found, strict=True) if record is None]
+    runs = [
+        _prepare(config.replace(pack_seeds="yes", quiet=not config.progress), results)
+        for config in missing
+    ]
+    results_of = seeds.execute(runs) if runs else []
+    made = iter([_keep(*pair) for pair in zip(runs, results_of, strict=True)])
+    return [next(made) if record is None else record for record in found]
+
+
+def _made(config: Config, results: Path) -> Record | None:
+    """The record that a run has left in its own directory, if any."""
+    file = _folder(config, results) / "record.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _folder(config: Config, results: Path) -> Path:
+    return results / "runs" / catalogue.identity(config)
+
+
+def _prepare(config: Config, results: Path) -> runner.Run:
+    folder = _folder(config, results)
     config = config.replace(
         workdir=str(folder),
         resume=(folder / "config.json").exists(),
         compile_cache=str((results / ".cache").absolute()),
         figures=False,
     )
-    prepared = runner.prepare(config, _dataset(config))
-    directory, diverged = RunDirectory(folder), {}
-    try:
-        summary = runner.execute(prepared)
-        rows = directory.read_metrics()
-    except Diverged as error:
-        rows = directory.read_metrics()
+    return runner.prepare(config, _dataset(config))
+
+
+def _keep(prepared: runner.Run, result: seeds.Result) -> Record:
+    """Makes the record of a run, and lets go of its checkpoints."""
+    global _runs_done
+    config, directory = prepared.config, prepared.directory
+    rows, summary, diverged = directory.read_metrics(), result, {}
+    if isinstance(result, Diverged):
         summary = rows[-1]
-        diverged = {"step": rows[-1]["step"], "reason": str(error)}
-    made_with = json.loads((folder / "config.json").read_text())["made_with"]
+        diverged = {"step": summary["step"], "reason": str(result)}
+    made_with = directory.made_with()
     dataset = prepared.dataset
     record = {
-        "id": name,
+        "id": catalogue.identity(config),
         "settings": catalogue.settings_of(config),
         "seed": config.seed,
         "classes": dataset.num_classes,

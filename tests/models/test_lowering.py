@@ -110,3 +110,22 @@ def test_gradients_of_kernels_keep_the_kernels_window_on_a_gpu():
     with lowering.compiled_for("gpu"):
         text = jax.jit(jax.vmap(jax.grad(loss))).lower(kernels, images).as_text()
     assert "batch_group_count = 4" in text
+
+
+def test_to_a_rule_the_agents_of_several_runs_are_as_many_more():
+    """Two runs of three agents; the rule lays agents last, and values are in their places."""
+    asked = []
+
+    def rule(agents, axes, x, y):
+        asked.append((agents, tuple(axes)))
+        x, y = (lowering.stacked(agents, at, v) for at, v in zip(axes, (x, y), strict=True))
+        return (jnp.moveaxis(x * y, 0, -1),), (x.ndim - 1,)
+
+    op = jax.vmap(lowering.with_rule(lambda x, y: (x * y,), rule))
+    x = jnp.arange(30.0).reshape(2, 3, 5)
+    (found,) = jax.vmap(op)(x, x + 1)
+    assert (found == x * (x + 1)).all() and asked == [(3, (0, 0)), (6, (0, 0))]
+    asked.clear()
+    # What all runs share is not copied for each: JAX's own way.
+    (found,) = jax.vmap(op, (0, None))(x, x[1])
+    assert (found == x * x[1:2]).all() and asked == [(3, (0, 0))]

@@ -1,6 +1,7 @@
 """The training loop: what an epoch's row says, how often it compiles, and when it stops."""
 
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from ccl_jax.data import batches
 from ccl_jax.data.datasets import Dataset
 from ccl_jax.data.feeds import InMemory
 from ccl_jax.data.partition import Partition
+from ccl_jax.devices import parallel
 from ccl_jax.network import Network
 from ccl_jax.training import loop
 from ccl_jax.training.evaluation import Evaluation
@@ -170,6 +172,103 @@ def test_one_compilation_a_run(dataset, split):
     run = Experiment(dataset, split)
     run.fit(epochs=1)
     assert run.traces == once == 1
+
+
+class SpyingPlan(parallel.Plan):
+    """Enters into `log` when the items of a chunk are handed over, as they are when it is begun."""
+
+    def __init__(self, log: list) -> None:
+        super().__init__()
+        self._log = log
+
+    def put_items(self, items, axis=0):
+        self._log.append("begin")
+        return super().put_items(items, axis)
+
+
+BEGIN, EVALUATE = "begin", "evaluate"
+
+
+@pytest.mark.parametrize(
+    "chunk_steps, epoch",
+    [
+        (1, [BEGIN, BEGIN, 1, BEGIN, 2, 3, EVALUATE]),
+        (2, [BEGIN, BEGIN, 1, 2, 3, EVALUATE]),
+        (3, [BEGIN, 1, 2, 3, EVALUATE]),
+    ],
+)
+def test_a_chunk_is_begun_before_the_metrics_of_the_last_are_read(
+    dataset, split, chunk_steps, epoch
+):
+    """Within an epoch of three steps; a state that is evaluated has been accounted for."""
+    run = Experiment(dataset, split)
+    log = run.steps
+
+    def evaluate(state):
+        log.append(EVALUATE)
+        return evaluation(state)
+
+    run.fit(evaluate=evaluate, plan=SpyingPlan(log), chunk_steps=chunk_steps)
+    assert log == epoch
+
+
+def test_chunks_overlap_but_where_the_state_is_handed_out(dataset, split):
+    """Asked before every chunk, answered before the next: here after step 2 and, unasked, step 3."""
+    run = Experiment(dataset, split)
+    log = run.steps
+
+    def due():
+        asked = log.count(BEGIN)
+        return lambda: asked == 1
+
+    def hand_out(state, progress):
+        log.append(("state of", int(state.step), "progress of", progress.step))
+
+    run.fit(plan=SpyingPlan(log), due=due, on_progress=hand_out)
+    of = lambda step: ("state of", step, "progress of", step)
+    assert log == [BEGIN, BEGIN, 1, 2, of(2), BEGIN, 3, of(3)]
+
+
+def test_a_divergence_is_reported_at_its_step_though_the_next_is_under_way(dataset, split):
+    """And no state after it is handed out."""
+    run, handed_out = Experiment(dataset, split), []
+    log = run.steps
+    run.change_metrics(
+        lambda done, metrics: metrics._replace(
+            cross_entropy=jnp.where(done == 1, jnp.nan, metrics.cross_entropy)
+        )
+    )
+    with pytest.raises(loop.Diverged, match=r"no longer finite at step 2, agent 0"):
+        run.fit(
+            epochs=2,
+            plan=SpyingPlan(log),
+            due=lambda: lambda: False,
+            on_progress=lambda state, progress: handed_out.append(progress.step),
+        )
+    assert log == [BEGIN, BEGIN, 1, BEGIN] and handed_out == []
+    (row,) = run.rows
+    assert row["step"] == 2 and "at step 2" in row["diverged"]
+
+
+def test_seconds_of_steps_are_those_that_pass_without_what_is_done_between(dataset, split):
+    """Pauses of 0.2 s to save and to evaluate are in no step; what steps take is in them once."""
+    run = Experiment(dataset, split)
+    plain_epoch = run.feed.epoch
+
+    def slow_epoch(*args):
+        for item in plain_epoch(*args):
+            time.sleep(0.1)
+            yield item
+
+    run.feed.epoch = slow_epoch
+
+    def evaluate(state):
+        time.sleep(0.2)
+        return evaluation(state)
+
+    _, timing = run.fit(epochs=2, evaluate=evaluate, on_progress=lambda *_: time.sleep(0.2))
+    assert 0.6 <= timing.seconds_training < 1.0
+    assert 0.4 <= timing.seconds_evaluation < 0.8
 
 
 @pytest.mark.parametrize(

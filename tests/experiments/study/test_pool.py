@@ -9,9 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from ccl_jax.runs import packed
 from ccl_jax.runs.checkpoints import Stopped
 from ccl_jax.runs.signals import leaving, stop_signals
 from experiments.study import catalogue, pool
@@ -146,3 +148,34 @@ def test_a_signal_reaches_all_workers(number, make, make_jobs, tmp_path, monkeyp
         list(pool.run_all(make_jobs(), tmp_path, 2, make))
     assert stopped.value.signal == number and time.monotonic() - began < 20
     assert not multiprocessing.active_children()
+
+
+def test_runs_that_differ_in_their_seed_are_packed(make_jobs, tmp_path, monkeypatch):
+    """Records are those of separate runs up to rounding, and those that are there are read."""
+    jobs = make_jobs((0, 1))
+    assert len(jax.devices()) == 8  # Before a run asks for fewer.
+    made, packs, execute = {}, [], packed.execute
+
+    def counting(runs):
+        packs.append([run.config.seed for run in runs])
+        return execute(runs)
+
+    monkeypatch.setattr(packed, "execute", counting)
+    for name, pack in (("apart", False), ("packed", True)):
+        found = list(pool.run_all(jobs, tmp_path / name, pack_seeds=pack))
+        made[name] = {job.identity: record for job, record, _ in found}
+        assert all(job.identity == record["id"] for job, record, _ in found)
+        assert packs == ([[0, 1], [0, 1]] if pack else [])
+    assert made["packed"].keys() == made["apart"].keys() and len(jobs) == 4
+    for job in jobs:
+        together, apart = (made[name][job.identity] for name in ("packed", "apart"))
+        for name in ("settings", "seed", "status", "cost", "samples_by_agent_and_class"):
+            assert together[name] == apart[name]
+        for name, value in apart["summary"].items():
+            if "bytes" in name or name in ("steps", "parameters"):
+                assert together["summary"][name] == value
+            elif "accuracy" in name:
+                assert together["summary"][name] == pytest.approx(value, abs=2 / 360)
+    again = list(pool.run_all(jobs, tmp_path / "packed", pack_seeds=True))
+    assert {job.identity: record for job, record, _ in again} == made["packed"]
+    assert len(packs) == 2
