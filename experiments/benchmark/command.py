@@ -15,6 +15,12 @@ appended to --output as a JSON line, with versions, device and command.
 measures nothing: it compiles CCL's step for 1, 4 and 8 chips that need not be there, in float32 and
 bfloat16 and both SPMD forms (--devices, --dtype and --spmd choose), and prints a chip's memory, messages
 and estimated cycles. It needs libtpu: pip install 'ccl_jax[aot]'.
+
+    python -m experiments.benchmark --whole
+
+measures whole runs of CCL from the command to the table, and what the seconds go into: digits,
+Fashion-MNIST with LeNet-5 (where it is installed, or in --data_dir), and ResNet-20 on a little noise.
+Each runs twice: with no compiled programs, and with those that the first has kept.
 """
 
 import importlib.util
@@ -32,7 +38,7 @@ from ccl_jax import graphs, models
 from ccl_jax.devices import memory, parallel
 from ccl_jax.runs.runner import MOST_CPU_DEVICES
 from experiments import cli
-from experiments.benchmark import compiled, hlo, record, tables, workload
+from experiments.benchmark import compiled, hlo, record, tables, whole, workload
 from experiments.benchmark.workload import METHODS, Program, Workload
 from experiments.flag_values import FlagValues
 
@@ -62,6 +68,8 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("max_agents", 64, "with --scaling", lower_bound=FIRST_SCALE, **here)
     text = "compile for these chips, as tpu:v5e:2x4, instead of measuring"
     flags.DEFINE_string("compile_for", None, text, **here)
+    flags.DEFINE_bool("whole", False, "whole runs, from the command to the table", **here)
+    flags.DEFINE_string("data_dir", None, "with --whole: where Fashion-MNIST lies", **here)
     flags.DEFINE_string("output", "runs/benchmark.jsonl", "JSON lines are appended here", **here)
     flags.DEFINE_bool("help", False, "show this help", short_name="h", **here)
     return values
@@ -75,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.parse(values, argv)
         if values["help"].value:
             print(cli.page(__doc__, values))
+            return
+        if values.whole:
+            whole.measure_all(values)
+            print(f"JSON lines: {values.output}")
             return
         if values.compile_for is not None:
             compile_for(values)

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,10 @@ def make_log(values: flags.FlagValues) -> Log:
     Raises:
       ValueError: The file cannot be written.
     """
-    path = Path(values.output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written ({error.strerror}); give another --output"
-        ) from error
+    path = writable(values.output)
     about = {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "platform": jax.default_backend(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
+        **machine(),
         "repeats": values.repeats,
         "steps": values.steps,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -56,10 +47,41 @@ def make_log(values: flags.FlagValues) -> Log:
             "devices": work.plan.devices,
             "spmd": work.plan.form,
         }
-        with path.open("a") as file:
-            file.write(json.dumps(plain(what | fields | about)) + "\n")
+        append(path, what | fields | about)
 
     return log
+
+
+def writable(name: str) -> Path:
+    """The file of this name, which is made if need be.
+
+    Raises:
+      ValueError: The file cannot be written.
+    """
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}); give another --output"
+        ) from error
+    return path
+
+
+def append(path: Path, fields: Mapping[str, Any]) -> None:
+    """Writes one JSON line."""
+    with path.open("a") as file:
+        file.write(json.dumps(plain(fields)) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """When and on which processor something is measured."""
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+    }
 
 
 def cpu_name() -> str:
