@@ -86,6 +86,7 @@ def prepare(
     Raises:
       ValueError: Something in the settings, the data or the work directory does not fit.
     """
+    environment.ask_defaults()
     directory = RunDirectory(config.workdir or new_workdir(config))
     if config.resume:
         defaults = {field.name: field.default for field in dataclasses.fields(config)}

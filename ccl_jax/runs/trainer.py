@@ -138,7 +138,7 @@ def _fit(
     def evaluate(state: training.TrainState) -> Evaluation:
         return evaluator(*models_of(state))
 
-    parameters = sum(x[0].size for x in jax.tree.leaves(state.params))
+    parameters = sum(x.size for x in jax.tree.leaves(state.params)) // config.agents
     reporter.opening(state, parameters)
     state, timing = loop.fit(
         state,
