@@ -19,6 +19,7 @@ has prepared, and reads them with every check. A new set is one function
   npz              A user's own arrays in one file.
 """
 
+import importlib.metadata
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -98,13 +99,23 @@ def load_digits(request: Request) -> Dataset:
     one is for testing, so each class gives one in five, rounded.
     """
     del request  # The images come with scikit-learn.
-    from sklearn.datasets import load_digits  # Takes a second to import.
-
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _digits()
     # Of all pixels of the 1,437 training images, divided by 16.
     constants = ((0.3057544,), (0.3762169,), 16.0)
     split = _every_fifth(pixels.reshape(-1, 8, 8, 1), labels)
     return Dataset("digits", *split, 10, *constants, tuple("0123456789"))
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """`[1797, 64]` pixels and `[1797]` labels of scikit-learn's file, as its `load_digits` has them."""
+    place = importlib.metadata.distribution("scikit-learn")
+    file = pathlib.Path(place.locate_file("sklearn/datasets/data/digits.csv.gz"))
+    if file.exists():
+        table = np.loadtxt(file, delimiter=",")
+        return table[:, :-1], table[:, -1].astype(int)
+    from sklearn.datasets import load_digits  # Takes a second to import.
+
+    return load_digits(return_X_y=True)
 
 
 def load_mnist1800(request: Request) -> Dataset:

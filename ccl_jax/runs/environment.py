@@ -96,21 +96,39 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _default_jax_settings() -> dict[str, Any] | None:
-    """JAX's settings in a process to which nobody has said anything; it keeps no record of them."""
+def ask_defaults() -> subprocess.Popen | None:
+    """Begins to find out JAX's default settings, of which it keeps no record; None if that fails.
+
+    A process to which nobody has said anything imports JAX, which takes a second: whoever needs
+    `jax_settings` soon asks early, and does other work meanwhile.
+    """
     program = "import jax, json; print(json.dumps(dict(jax.config.values), default=str))"
     untold = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     try:
-        asked = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-c", program],
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
-            timeout=60,
-            check=True,
             env=untold,
         )
-        return json.loads(asked.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
+    except OSError:
+        return None
+
+
+@functools.cache
+def _default_jax_settings() -> dict[str, Any] | None:
+    """JAX's settings in a process to which nobody has said anything; None if unknown."""
+    if (asked := ask_defaults()) is None:
+        return None
+    try:
+        answer, _ = asked.communicate(timeout=60)
+        return json.loads(answer)
+    except subprocess.TimeoutExpired:
+        asked.kill()
+        return None
+    except ValueError:
         return None
 
 

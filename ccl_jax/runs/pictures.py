@@ -116,10 +116,10 @@ def features(
 
 def components(values: np.ndarray) -> np.ndarray:
     """The two principal components of features, all models together: `[..., F]` -> `[..., 2]`."""
-    from sklearn.decomposition import PCA  # Takes a second to import.
-
     flat = values.reshape(-1, values.shape[-1])
-    return PCA(2, svd_solver="full").fit_transform(flat).reshape(*values.shape[:-1], 2)
+    flat = flat - flat.mean(axis=0)
+    directions = np.linalg.svd(flat, full_matrices=False).Vh[:2]
+    return (flat @ directions.T).reshape(*values.shape[:-1], 2)
 
 
 def _legend(

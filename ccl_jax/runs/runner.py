@@ -90,6 +90,7 @@ def prepare(
         raise ValueError(
             f"seeds is {config.seeds}, and this makes one run; take ccl_jax.train_seeds for several"
         )
+    environment.ask_defaults()
     directory = RunDirectory(config.workdir or new_workdir(config))
     if config.resume:
         defaults = {field.name: field.default for field in dataclasses.fields(config)}

@@ -15,16 +15,18 @@ appended to --output as a JSON line, with versions, device and command.
 measures nothing: it compiles CCL's step for 1, 4 and 8 chips that need not be there, in float32 and
 bfloat16 and both SPMD forms (--devices, --dtype and --spmd choose), and prints a chip's memory, messages
 and estimated cycles. It needs libtpu: pip install 'ccl_jax[aot]'.
+
+    python -m experiments.benchmark --whole
+
+measures whole runs of CCL from the command to the table, and what the seconds go into: digits,
+Fashion-MNIST with LeNet-5 (where it is installed, or in --data_dir), and ResNet-20 on a little noise.
+Each runs twice: with no compiled programs, and with those that the first has kept.
 """
 
-import datetime
 import importlib.util
-import json
 import os
-import platform
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,17 +36,14 @@ from absl import flags
 
 from ccl_jax import graphs, models
 from ccl_jax.devices import memory, parallel
-from ccl_jax.runs.directory import made_with, plain
 from ccl_jax.runs.runner import MOST_CPU_DEVICES
 from experiments import cli
-from experiments.benchmark import compiled, hlo, tables, workload
+from experiments.benchmark import compiled, hlo, record, tables, whole, workload
 from experiments.benchmark.workload import METHODS, Program, Workload
 from experiments.flag_values import FlagValues
 
 DTYPES = ("float32", "bfloat16")
 FIRST_SCALE = 8
-
-Log = Callable[..., None]
 
 
 def define_flags() -> flags.FlagValues:
@@ -69,6 +68,8 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("max_agents", 64, "with --scaling", lower_bound=FIRST_SCALE, **here)
     text = "compile for these chips, as tpu:v5e:2x4, instead of measuring"
     flags.DEFINE_string("compile_for", None, text, **here)
+    flags.DEFINE_bool("whole", False, "whole runs, from the command to the table", **here)
+    flags.DEFINE_string("data_dir", None, "with --whole: where Fashion-MNIST lies", **here)
     flags.DEFINE_string("output", "runs/benchmark.jsonl", "JSON lines are appended here", **here)
     flags.DEFINE_bool("help", False, "show this help", short_name="h", **here)
     return values
@@ -83,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if values["help"].value:
             print(cli.page(__doc__, values))
             return
+        if values.whole:
+            whole.measure_all(values)
+            print(f"JSON lines: {values.output}")
+            return
         if values.compile_for is not None:
             compile_for(values)
             return
@@ -90,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         memory.keep_freed()
         parallel.request_cpu_devices(values.devices or min(agents[-1], MOST_CPU_DEVICES))
         works = [make_workload(values, number) for number in agents]
-        log = make_log(values)
+        log = record.make_log(values)
         compare_scales(works, values, log) if values.scaling else compare(works[0], values, log)
         print(f"JSON lines: {values.output}")
 
@@ -125,51 +130,7 @@ def make_workload(
     return work
 
 
-def make_log(values: flags.FlagValues) -> Log:
-    """`log(kind, work, **fields)` appends one JSON line.
-
-    Raises:
-      ValueError: The file cannot be written.
-    """
-    path = Path(values.output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written ({error.strerror}); give another --output"
-        ) from error
-    about = {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "platform": jax.default_backend(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "repeats": values.repeats,
-        "steps": values.steps,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        # Results are shared: without the path of this checkout.
-        "made_with": made_with() | {"command": ["python -m experiments.benchmark", *sys.argv[1:]]},
-    }
-
-    def log(kind: str, work: Workload, **fields: Any) -> None:
-        what = {
-            "kind": kind,
-            "model": work.model,
-            "norm": work.norm,
-            "dtype": work.dtype,
-            "topology": work.topology.name,
-            "agents": work.topology.agents,
-            "batch_size": work.batch_size,
-            "devices": work.plan.devices,
-            "spmd": work.plan.form,
-        }
-        with path.open("a") as file:
-            file.write(json.dumps(plain(what | fields | about)) + "\n")
-
-    return log
-
-
-def compare(work: Workload, values: flags.FlagValues, log: Log) -> None:
+def compare(work: Workload, values: flags.FlagValues, log: record.Log) -> None:
     """The three methods, and PyTorch where it can be, in turns."""
     rate = workload.matmul_gflops(work.dtype)
     log("matmul", work, gflops=rate)
@@ -256,7 +217,7 @@ def check(program: Program, loop: Any, tolerance: float = 1e-4) -> float:
     return error
 
 
-def compare_scales(works: Sequence[Workload], values: flags.FlagValues, log: Log) -> None:
+def compare_scales(works: Sequence[Workload], values: flags.FlagValues, log: record.Log) -> None:
     """CCL's step at growing numbers of agents, and gossip alone, each in turns."""
     programs = [Program(work, "ccl") for work in works]
     runs = {str(p.work.topology.agents): p.run for p in programs}
@@ -298,7 +259,7 @@ def compile_for(values: flags.FlagValues) -> None:
     if values.scaling:
         raise ValueError("compile_for and scaling do not go together; leave one of them out")
     chips = compiled.chips(values.compile_for)
-    log, rows, errors = make_log(values), [], []
+    log, rows, errors = record.make_log(values), [], []
     asked = lambda name, every: [values[name].value] if values[name].present else every
     dtypes, forms = asked("dtype", DTYPES), asked("spmd", parallel.FORMS)
     variants = compiled.variants(chips, values.agents, dtypes, forms, values.devices)
@@ -377,13 +338,5 @@ def title(work: Workload) -> str:
     devices = f"{jax.devices()[0].device_kind} x {work.plan.devices} ({work.plan.form})"
     return (
         f"{work.model}, {work.dtype}, {work.topology.name}, {work.topology.agents} agents x "
-        f"{work.batch_size} samples; {devices}, {os.cpu_count()} cores of {cpu_name()}"
+        f"{work.batch_size} samples; {devices}, {os.cpu_count()} cores of {record.cpu_name()}"
     )
-
-
-def cpu_name() -> str:
-    """The processor's name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

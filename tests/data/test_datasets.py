@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from ccl_jax.data import base, datasets
 
@@ -53,6 +54,12 @@ def test_digits_constants_normalise_the_training_set():
     normalised = (digits.train_images / digits.scale - digits.mean[0]) / digits.std[0]
     assert abs(normalised.mean()) < 1e-6
     assert abs(normalised.std() - 1) < 1e-6
+
+
+def test_digits_are_read_as_scikit_learn_reads_them():
+    for ours, theirs in zip(datasets._digits(), load_digits(return_X_y=True), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_digits_split_is_the_same_each_time_and_disjoint():

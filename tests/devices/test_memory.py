@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-# Page faults of the fourth call of a program that needs some 64 MB of memory in each.
+# Page faults of a program whose result has 128 MB: the least of some calls, as other threads take memory,
+# too. (Pieces under 64 MB may come from arenas that threads had before, which do shrink.)
 PROGRAM = """
 import resource, sys
 if "keep" in sys.argv:
@@ -12,23 +13,24 @@ if "keep" in sys.argv:
     memory.keep_freed()
 import jax, jax.numpy as jnp
 jax.config.update("jax_platforms", "cpu")
-double = jax.jit(lambda x: jnp.sort(x) * 2)
-x = jnp.ones(2**23)
-for _ in range(3):
+double = jax.jit(lambda x: x * 2)
+x = jnp.ones(2**25)
+found = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     double(x).block_until_ready()
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-before = faults()
-double(x).block_until_ready()
-print(faults() - before)
+    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(found))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_what_a_program_freed_is_there_for_the_next_call():
-    faults = lambda *args: int(
-        subprocess.run(
+    def faults(*args):
+        made = subprocess.run(
             [sys.executable, "-c", PROGRAM, *args], capture_output=True, text=True, check=True
-        ).stdout
-    )
-    # A result of 32 MB has 8,192 pages.
-    assert faults("keep") < 1000 < 8000 < faults()
+        )
+        return int(made.stdout)
+
+    # 128 MB are 32,768 pages.
+    assert faults("keep") < 1000 < 30000 < faults()

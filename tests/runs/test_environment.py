@@ -48,6 +48,18 @@ def test_settings_of_the_environment_are_told_too():
     assert done.stdout == "{'jax_default_prng_impl': 'rbg', 'jax_enable_x64': True}\n"
 
 
+def test_defaults_that_nobody_can_tell_are_unknown(monkeypatch):
+    for program in ("/nowhere/python", "/bin/false"):
+        environment.ask_defaults.cache_clear()
+        environment._default_jax_settings.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", program)
+            assert environment.jax_settings() is None
+    environment.ask_defaults.cache_clear()
+    environment._default_jax_settings.cache_clear()
+    assert environment.jax_settings() is not None
+
+
 def test_the_instruction_set_is_the_machines():
     assert re.fullmatch(r"\S+( (SSE4_2|AVX\w*|AMX\w*))?", environment.instruction_set())
 
