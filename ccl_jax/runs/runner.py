@@ -14,7 +14,7 @@ from flax import linen as nn
 from ccl_jax import algorithms, graphs, models, training
 from ccl_jax.algorithms import capabilities
 from ccl_jax.data import augment, batches, datasets, partition
-from ccl_jax.devices import hosts, memory, parallel
+from ccl_jax.devices import hosts, parallel
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import Network, compression
 from ccl_jax.runs import environment, inputs, reporter, tensorboard, trainer
@@ -110,7 +110,6 @@ def prepare(
     algorithms.make(config.algorithm, **config.hyperparameters())  # Raises before data are read.
     method = algorithms.get(config.algorithm)
     most = min(config.agents * config.batch_devices, MOST_CPU_DEVICES)
-    memory.keep_freed()
     parallel.request_cpu_devices(-(-(config.devices or most) // (config.num_processes or 1)))
     devices = config.devices or parallel.usable_devices(config.agents, config.batch_devices)
     plan = parallel.Plan(devices, config.spmd, config.batch_devices)

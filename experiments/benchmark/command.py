@@ -35,7 +35,7 @@ import optax
 from absl import flags
 
 from ccl_jax import graphs, models
-from ccl_jax.devices import memory, parallel
+from ccl_jax.devices import parallel
 from ccl_jax.runs.runner import MOST_CPU_DEVICES
 from experiments import cli
 from experiments.benchmark import compiled, hlo, record, tables, whole, workload
@@ -92,7 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             compile_for(values)
             return
         agents = scales(values.max_agents) if values.scaling else [values.agents]
-        memory.keep_freed()
         parallel.request_cpu_devices(values.devices or min(agents[-1], MOST_CPU_DEVICES))
         works = [make_workload(values, number) for number in agents]
         log = record.make_log(values)
