@@ -19,6 +19,7 @@ def test_the_numbers_of_the_purposes_stay():
         "HOLD_OUT": 6,
         "TAKE": 7,
         "EXCHANGES": 8,
+        "NOISE": 9,
     }
 
 
