@@ -31,6 +31,7 @@ def obstacle(run: Run) -> str | None:
         "--on_divergence=rollback": config.on_divergence == "rollback",
         "a streamed dataset": isinstance(run.dataset, StreamedDataset),
         "faults, which are drawn by the seed": run.network.faults.any,
+        "--message_noise, which is drawn by the seed": run.network.message_noise > 0,
         "--feature_shift": bool(config.feature_shift),
         "--spmd=pmap": run.plan.form == "pmap" and run.plan.devices > 1,
         f"{config.algorithm}, which talks by chance": method.capabilities

@@ -179,6 +179,7 @@ def test_one_that_diverges_says_so_and_the_others_end_well(tmp_path, monkeypatch
     [
         (["--on_divergence=rollback"], "--on_divergence=rollback"),
         (["--drop=0.1"], "faults, which are drawn by the seed"),
+        (["--message_noise=0.1"], "--message_noise, which is drawn by the seed"),
         (["--feature_shift=noise:0.1"], "--feature_shift"),
         (["--spmd=pmap", "--devices=4"], "--spmd=pmap"),
     ],

@@ -1,6 +1,5 @@
 """Signals ask a run to stop, and end what has nothing to save, whatever it is doing."""
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -9,6 +8,7 @@ import time
 import pytest
 
 from ccl_jax.runs.signals import STOP, leaving, may_leave, stop_signals
+from tests.support import forks
 
 
 def test_all_that_schedulers_send_are_caught():
@@ -39,9 +39,10 @@ def test_what_is_ignored_stays_so():
             signal.signal(number, handler)
 
 
-def work(connection, error, inside: bool) -> None:
+def work(connection, stderr, inside: bool) -> None:
     """Says when it is at work, which no handler of a signal ends: they return, and it goes on."""
-    os.dup2(error, 2)
+    with stderr.open("w") as file:
+        os.dup2(file.fileno(), 2)
     with may_leave(), stop_signals() as stop:
         with leaving(lambda number: f"left by {number}\n"):
             if inside:
@@ -53,21 +54,24 @@ def work(connection, error, inside: bool) -> None:
         os._exit(7)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.fixture(scope="module")
+def context(request):
+    # Not a fork of this process: its threads may hold locks that nobody would give back to the child.
+    return forks.context(request.config.cache.mkdir("jax-forks"))
+
+
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("number", STOP, ids=lambda number: number.name)
-def test_it_ends_at_once_only_with_nothing_to_save(number, inside, tmp_path):
-    context = multiprocessing.get_context("fork")
+def test_it_ends_at_once_only_with_nothing_to_save(number, inside, context, tmp_path):
     ours, theirs = context.Pipe()
-    with (tmp_path / "err").open("w+") as error:
-        process = context.Process(target=work, args=(theirs, error.fileno(), inside))
-        process.start()
-        assert ours.recv() == "at work"
-        os.kill(process.pid, number)
-        process.join()
-        error.seek(0)
-        assert process.exitcode == (128 + number if inside else 7)
-        assert error.read() == (f"left by {int(number)}\n" if inside else "")
+    stderr = tmp_path / "err"
+    process = context.Process(target=work, args=(theirs, stderr, inside))
+    process.start()
+    assert ours.recv() == "at work"
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == (128 + number if inside else 7)
+    assert stderr.read_text() == (f"left by {int(number)}\n" if inside else "")
 
 
 def test_a_library_does_not_end_its_callers_process():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.parity import command, quadratics, traces
+from tests.support.recordings import changed
 
 FOLDER = pathlib.Path(__file__).parents[2] / "fixtures" / "compressed"
 FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))
@@ -27,14 +28,6 @@ def test_recorded_runs_are_reproduced(name):
 
 def test_all_recordings_are_here():
     assert len(FILES) == 22
-
-
-def changed(name, entries=(), **config):
-    trace = load(name)
-    trace["config"] = np.array(json.dumps(json.loads(str(trace["config"])) | config))
-    for entry, change in dict(entries).items():
-        trace[entry] = change(trace[entry])
-    return trace
 
 
 @pytest.mark.parametrize(
@@ -59,7 +52,7 @@ def changed(name, entries=(), **config):
     ],
 )
 def test_a_changed_recording_fails(name, change):
-    assert quadratics.replay(changed(name, **change))["max_error"] > 2e-4
+    assert quadratics.replay(changed(load(name), **change))["max_error"] > 2e-4
 
 
 @pytest.mark.parametrize(
@@ -91,7 +84,7 @@ def test_a_changed_recording_fails(name, change):
     ],
 )
 def test_what_cannot_be_replayed_exits_2_with_the_reason(name, change, reason, tmp_path, capsys):
-    np.savez(tmp_path / "changed.npz", **changed(name, **change))
+    np.savez(tmp_path / "changed.npz", **changed(load(name), **change))
     assert command.main(["parity", f"--trace={tmp_path / 'changed.npz'}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert reason in line

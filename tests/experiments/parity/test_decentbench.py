@@ -9,6 +9,7 @@ import pytest
 
 from experiments.parity import command, quadratics, traces
 from tests.support import corrections as rec
+from tests.support.recordings import changed
 from tests.support.recursions import Problem
 
 FOLDER = pathlib.Path(__file__).parents[2] / "fixtures" / "methods_2026"
@@ -31,14 +32,6 @@ def test_all_recordings_are_here():
     assert len(FILES) == 11
 
 
-def changed(name, entries=(), **config):
-    trace = load(name)
-    trace["config"] = np.array(json.dumps(json.loads(str(trace["config"])) | config))
-    for entry, change in dict(entries).items():
-        trace[entry] = change(trace[entry])
-    return trace
-
-
 @pytest.mark.parametrize(
     "name, change",
     [
@@ -57,7 +50,7 @@ def changed(name, entries=(), **config):
     ],
 )
 def test_a_changed_recording_fails(name, change):
-    assert not quadratics.replay(changed(f"decentbench_{name}_a", **change))["passed"]
+    assert not quadratics.replay(changed(load(f"decentbench_{name}_a"), **change))["passed"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +65,7 @@ def test_a_changed_recording_fails(name, change):
     ],
 )
 def test_what_cannot_be_replayed_exits_2(name, change, answer, tmp_path, capsys):
-    trace = changed(f"decentbench_{name}_a", **change)
+    trace = changed(load(f"decentbench_{name}_a"), **change)
     if answer is None:
         del trace["communicate"]
         answer = "lacks communicate"

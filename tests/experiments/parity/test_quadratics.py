@@ -9,6 +9,7 @@ import pytest
 
 from experiments.parity import command, quadratics, traces
 from tests.support import recursions as rec
+from tests.support.recordings import changed
 
 FOLDER = pathlib.Path(__file__).parents[2] / "fixtures" / "algorithms"
 FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))
@@ -42,14 +43,6 @@ def test_all_recordings_are_here():
     assert len(FILES) == 52
 
 
-def changed(name, entries=(), **config):
-    trace = load(name)
-    trace["config"] = np.array(json.dumps(json.loads(str(trace["config"])) | config))
-    for entry, change in dict(entries).items():
-        trace[entry] = change(trace[entry])
-    return trace
-
-
 def keep_a_little_back(w):
     return (0.9 * w + 0.1 * np.eye(len(w))).astype(np.float32)
 
@@ -73,7 +66,7 @@ def keep_a_little_back(w):
     ],
 )
 def test_a_changed_recording_fails(name, change, tmp_path, capsys):
-    np.savez(tmp_path / "changed.npz", **changed(name, **change))
+    np.savez(tmp_path / "changed.npz", **changed(load(name), **change))
     assert command.main(["parity", f"--trace={tmp_path / 'changed.npz'}"]) == 1
     assert json.loads(capsys.readouterr().out)["passed"] is False
 
@@ -86,7 +79,7 @@ def test_prints_one_line_and_exits_0(capsys):
 
 @pytest.mark.parametrize("config", [{"source": "nobody"}, {"method": "Adagrad"}, {"method": 3}])
 def test_unknown_methods_exit_2(config, tmp_path):
-    np.savez(tmp_path / "x.npz", **changed("aketi_mt_a", **config))
+    np.savez(tmp_path / "x.npz", **changed(load("aketi_mt_a"), **config))
     assert command.main(["parity", f"--trace={tmp_path / 'x.npz'}"]) == 2
 
 
