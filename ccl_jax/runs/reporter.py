@@ -56,9 +56,8 @@ class Reporter:
         self.rows = list(start.rows)
         self._run, self._feed, self._start = run, feed, start
         self._stop, self._board = stop, board
-        shown = shown and run.config.progress and not run.config.quiet and hosts.is_first()
-        self._shown = shown
         self._bar = progress_bar(run, start.step) if shown else tqdm(disable=True)
+        self._shown = shown and run.config.progress and not run.config.quiet and hosts.is_first()
         self._began = time.monotonic()
 
     def __enter__(self) -> "Reporter":
