@@ -27,6 +27,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def eight_devices():
+    """JAX starts before a test's run can ask it for fewer devices, which all later tests would have."""
+    assert jax.device_count() == 8 or jax.default_backend() != "cpu"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget():
     """Programs of a module are of no use to the next one, and fill the memory."""

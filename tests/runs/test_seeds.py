@@ -47,12 +47,6 @@ def files(path):
     return {file.name for file in (*path.iterdir(), *saved)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eight_devices():
-    """Before a run asks for fewer."""
-    assert len(jax.devices()) == 8
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Each seed by itself, on one device."""
