@@ -109,7 +109,8 @@ def _over_agents(op: Callable[..., tuple[jax.Array, ...]], groups: int) -> Calla
 
     All arrays end in channels, and so do all results.
     """
-    one = functools.partial(op, groups)
+    # Traced once for each shape instead of in every layer; what is compiled is the same.
+    one = jax.jit(functools.partial(op, groups), inline=True)
 
     def rule(agents, axes, *arrays):
         channels = arrays[0].shape[-1]

@@ -94,6 +94,7 @@ def bytes_sent(run: "Run", state: training.TrainState, steps: int) -> float:
 
 def _features(run: "Run", state: training.TrainState) -> int:
     """F, the width of what the last layer is given."""
-    own = jax.tree.map(lambda x: x[0], (state.params, state.model_state))
-    image = jnp.zeros((1, *run.dataset.image_shape))
+    one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    own = jax.tree.map(one, (state.params, state.model_state))
+    image = jax.ShapeDtypeStruct((1, *run.dataset.image_shape), jnp.float32)
     return jax.eval_shape(training.make_features_fn(run.model), own, image).shape[-1]

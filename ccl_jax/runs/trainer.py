@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -186,7 +187,7 @@ def fetch_models(run: "Run", models: tuple[Any, Any]) -> dict[str, Any]:
 
 def count_parameters(state: training.TrainState) -> int:
     """Numbers in one agent's model."""
-    return sum(x[0].size for x in jax.tree.leaves(state.params))
+    return sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(state.params))
 
 
 def make_autosave(config: Config, saved: Any, stop: Callable[[], int]) -> Autosave:
