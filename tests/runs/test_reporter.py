@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from ccl_jax import training
-from ccl_jax.runs import forecast, reporter, runner
+from ccl_jax.runs import forecast, reporter, runner, terminal
 from ccl_jax.runs.checkpoints import Checkpoints
 from ccl_jax.runs.directory import RunDirectory
 from experiments import compare, predict
@@ -56,17 +56,22 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("columns", [80, 140])
+def test_on_a_terminal_a_bar_that_fits_it(columns, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert run(tmp_path, "--progress") == 0
+    monkeypatch.setattr(terminal, "size", lambda: (columns, 24))
+    assert run(tmp_path, "--progress", "--lambda_d=0.1") == 0
     opening, rest = sys.stderr.getvalue().split("\n", 1)
-    assert opening.startswith("qg-dsgdm-n on ring, 3 agents")
-    bar = rest.split("\r")[-1]
+    assert opening.startswith("CCL + qg-dsgdm-n on ring, 3 agents")
+    bar = rest.split("\r")[-1].rstrip()
     row = RunDirectory(tmp_path).read_metrics()[-1]
+    assert len(bar) <= columns
     assert "100%" in bar and "45/45" in bar
-    assert f"loss={row['cross_entropy']:.3f}" in bar
-    assert f"consensus={100 * row['consensus_accuracy']:.1f}%" in bar
     assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, ", bar)  # What has passed, and what is left.
+    assert f"loss={row['cross_entropy']:.3f}" in bar
+    # It ends with the accuracies: where there is room, label and speed come before.
+    assert bar.endswith(f", consensus={100 * row['consensus_accuracy']:.1f}%]")
+    assert ("step/s" in bar) == bar.startswith("CCL + qg-dsgdm-n:") == (columns == 140)
     assert "epoch 1 of 3" not in rest
 
 
