@@ -139,13 +139,17 @@ def what_next(directory: Path, config: Config, run: Path | None = None) -> str:
     Args:
       directory: Of the run, or of a comparison of several.
       config: Its settings.
-      run: The run to predict with; default: `directory`.
+      run: The run to predict with and to export; default: `directory`.
     """
     again = [*program(), f"--workdir={directory}", "--resume", f"--epochs={2 * config.epochs}"]
-    predict = ["python", "-m", "experiments.predict", f"--run={run or directory}"]
-    others = [] if run else ["ANOTHER_RUN"]
-    compare = ["python", "-m", "experiments.compare", str(directory), *others]
-    commands = (predict, compare) if config.final_merge else (predict, compare, again)
+    tool = lambda name, *words: ["python", "-m", f"experiments.{name}", *words]
+    chosen, others = f"--run={run or directory}", [] if run else ["ANOTHER_RUN"]
+    commands = [
+        tool("predict", chosen),
+        tool("export", chosen, "--format=npz"),  # It needs no other package.
+        tool("compare", str(directory), *others),
+        *([] if config.final_merge else [again]),
+    ]
     return "\n".join(["next:", *(f"  {shlex.join(words)}" for words in commands)])
 
 

@@ -83,8 +83,9 @@ def test_a_comparison_says_how_to_go_on(tmp_path, capsys):
     assert run(digits, *flags, f"--workdir={tmp_path / 'c'}") == 0
     out, err = capsys.readouterr()
     assert err.count("goes on from 1 to 2 epochs") == 3
-    _, predict, compare, _ = out.splitlines()[-4:]
+    _, predict, export, compare, _ = out.splitlines()[-5:]
     assert predict.endswith(f"experiments.predict --run={tmp_path}/c/ccl")
+    assert export.endswith(f"experiments.export --run={tmp_path}/c/ccl --format=npz")
     assert compare.endswith(f"experiments.compare {tmp_path}/c")
     for name in ("dsgdm-n", "qg-dsgdm-n", "ccl"):
         assert [row["epoch"] for row in rows(tmp_path / "c" / name)] == [1, 2]
