@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> None:
         values = trained.define(f"{trained.CONSENSUS}, a number, or {trained.ALL} (stacked)")
         names = ", ".join(FORMATS)
-        flags.DEFINE_string("format", None, names, flag_values=values)
+        flags.DEFINE_string("format", None, f"one of {names}", flag_values=values)
         flags.DEFINE_string(
             "output", None, "file to write; default: in DIR/export", flag_values=values
         )

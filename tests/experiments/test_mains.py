@@ -1,12 +1,14 @@
 """The mains, end to end for an epoch or two: what they print, write and count."""
 
 import json
+import re
 import subprocess
 import sys
 
 import matplotlib.image
 import pytest
 
+from ccl_jax import algorithms
 from ccl_jax.runs import runner
 from ccl_jax.runs.config import Config
 from experiments import cli, digits, fmnist
@@ -211,6 +213,7 @@ def test_help_is_grouped_and_complete(main, capsys):
     assert {name.removeprefix("[no]") for name in shown} >= FLAGS
     assert {name for name in shown if name.startswith("[no]")} == {"[no]progress", "[no]figures"}
     assert f"[{main.DEFAULTS.lr}]" in out
+    assert set(re.split(r"[\s,]+", out)) >= set(algorithms.REGISTRY)  # Names stay whole.
 
 
 def test_every_flag_of_one_main_works_in_the_other():
