@@ -207,12 +207,13 @@ def help_text(defaults: Config, description: str | None) -> str:
                 width=100,
                 initial_indent=f"  --{name:<22} ",
                 subsequent_indent=" " * 27,
+                break_on_hyphens=False,  # Names are to be copied.
             )
         lines += [""]
     lines += [
         "Defaults are in brackets. Those that are True are switched off by --noNAME.",
         "--preset=NAME takes a setting of the paper; python -m experiments.presets lists them.",
-        "--flagfile=FILE reads flags from a file, one a line. Flags beside a preset are stronger.",
+        "--flagfile=FILE reads flags from a file, one a line. A flag beside a preset wins.",
     ]
     return "\n".join(lines)
 
@@ -221,7 +222,7 @@ def page(doc: str | None, values: flags.FlagValues) -> str:
     """What a main does, as far as Python keeps docstrings (not with -OO), and its flags."""
     lines = [(doc or "").strip(), "", "Flags:"]
     for flag in {values[name].name: values[name] for name in values}.values():  # -h is --help
-        shown = "" if flag.default in (None, []) else f" [{flag.default}]"
+        shown = "" if flag.default in (None, [], False) else f" [{flag.default}]"
         lines.append(f"  --{flag.name:<14} {' '.join(flag.help.split())}{shown}")
     return "\n".join(lines).strip()
 

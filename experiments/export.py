@@ -1,8 +1,8 @@
 """Writes what a run has trained as a file for other programs, and a JSON file that describes it.
 
-    python -m experiments.export --run=DIR --format=safetensors
+    python -m experiments.export --run=DIR --format=npz
 
-The formats: safetensors and npz have an array for each parameter, named params/LAYER/...; orbax is a
+The formats: npz and safetensors have an array for each parameter, named params/LAYER/...; orbax is a
 directory, as JAX programs read it; pytorch is a safetensors file with the names and the layout of the
 paper's PyTorch models. The mean of all agents' models is written, with --agent=K that of agent K, with
 --agent=all every agent's, stacked.
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> None:
         values = trained.define(f"{trained.CONSENSUS}, a number, or {trained.ALL} (stacked)")
         names = ", ".join(FORMATS)
-        flags.DEFINE_string("format", None, names, flag_values=values)
+        flags.DEFINE_string("format", None, f"one of {names}", flag_values=values)
         flags.DEFINE_string(
             "output", None, "file to write; default: in DIR/export", flag_values=values
         )

@@ -43,7 +43,10 @@ def test_the_readmes_library_prints_what_it_shows_and_its_algorithm_trains(
     (library, shown), (algorithm, _) = BLOCK.findall(README.read_text())
     assert library.count("import") == 1 and len(library.splitlines()) <= 15
     exec(compile(library, "README.md, library", "exec"), {"__name__": "readme"})
-    assert capsys.readouterr().out == shown
+    said, percent = capsys.readouterr().out, re.compile(r"\d+(?=%)")
+    assert percent.sub("", said) == percent.sub("", shown)
+    # Rounding differs between processors: 96.7% to 96.9% have been seen.
+    assert abs(int(percent.search(said)[0]) - int(percent.search(shown)[0])) <= 3
     exec(compile(algorithm, "README.md, algorithm", "exec"), {"__name__": "readme"})
     config = Config(
         dataset="digits",

@@ -187,7 +187,7 @@ class Config(DataSettings):
     pack_seeds: str = setting(
         AUTO,
         TRAINING,
-        "train them as one program: yes, no, or auto: but on CPUs, where nothing is gained by it",
+        "train them as one program: yes, no, or auto, which is no on CPUs, where nothing is gained",
         ranges.one_of((AUTO, "yes", "no")),
         may_differ=True,
     )
@@ -249,7 +249,7 @@ class Config(DataSettings):
     measure_heterogeneity: bool = setting(
         False,
         OUTPUT,
-        "record L_mv and L_dv even where their weight is 0 (costs time, not traffic)",
+        "record CCL's two losses even where their weight is 0 (costs time, not traffic)",
         may_differ=False,
     )
     progress: bool = setting(True, OUTPUT, "say on stderr what is trained and how far it is")

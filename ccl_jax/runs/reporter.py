@@ -28,6 +28,10 @@ from ccl_jax.training.progress import Progress, Row
 if TYPE_CHECKING:
     from ccl_jax.runs.runner import Run
 
+# Up to so many columns, what a bar says would be cut off before the accuracies.
+_NARROW = 120
+_NARROW_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
 
 class Reporter:
     """What a run shows on the terminal and writes into its metrics while it trains.
@@ -135,13 +139,17 @@ def what_next(directory: Path, config: Config, run: Path | None = None) -> str:
     Args:
       directory: Of the run, or of a comparison of several.
       config: Its settings.
-      run: The run to predict with; default: `directory`.
+      run: The run to predict with and to export; default: `directory`.
     """
     again = [*program(), f"--workdir={directory}", "--resume", f"--epochs={2 * config.epochs}"]
-    predict = ["python", "-m", "experiments.predict", f"--run={run or directory}"]
-    others = [] if run else ["ANOTHER_RUN"]
-    compare = ["python", "-m", "experiments.compare", str(directory), *others]
-    commands = (predict, compare) if config.final_merge else (predict, compare, again)
+    tool = lambda name, *words: ["python", "-m", f"experiments.{name}", *words]
+    chosen, others = f"--run={run or directory}", [] if run else ["ANOTHER_RUN"]
+    commands = [
+        tool("predict", chosen),
+        tool("export", chosen, "--format=npz"),  # It needs no other package.
+        tool("compare", str(directory), *others),
+        *([] if config.final_merge else [again]),
+    ]
     return "\n".join(["next:", *(f"  {shlex.join(words)}" for words in commands)])
 
 
@@ -180,13 +188,16 @@ def nothing_to_save(stop: Callable[[], int], step: int = 0, before: str = "") ->
 
 def progress_bar(run: "Run", done: int) -> tqdm:
     """A bar over the steps of a run, on a terminal; `done` of them are done."""
-    config = run.config
+    config, (columns, rows) = run.config, terminal.size()
     return tqdm(
         total=batches.steps_per_epoch(run.partition, config.batch_size) * config.epochs,
         initial=done,
         delay=1e-6,  # Not before the first step: until then it is said what is compiled.
         desc=config.label,
         unit="step",
+        ncols=columns - 1,
+        nrows=rows,
+        bar_format=None if columns > _NARROW else _NARROW_BAR,
         disable=not (
             config.progress and not config.quiet and hosts.is_first() and sys.stderr.isatty()
         ),

@@ -68,6 +68,15 @@ class _Heedless:
         return getattr(self._stream, name)
 
 
+def size() -> os.terminal_size:
+    """Columns and rows of the terminal that stderr is; 80 x 24 where it does not say."""
+    try:
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # no terminal, or closed
+        columns, rows = 0, 0
+    return os.terminal_size((columns or 80, rows or 24))
+
+
 @contextlib.contextmanager
 def waiting(text: str, every_seconds: float = 1.0) -> Iterator[None]:
     """Says on stderr what is being waited for and, when it is there, how long it took, in one line.

@@ -1,12 +1,14 @@
 """The mains, end to end for an epoch or two: what they print, write and count."""
 
 import json
+import re
 import subprocess
 import sys
 
 import matplotlib.image
 import pytest
 
+from ccl_jax import algorithms
 from ccl_jax.runs import runner
 from ccl_jax.runs.config import Config
 from experiments import cli, digits, fmnist
@@ -83,8 +85,9 @@ def test_a_comparison_says_how_to_go_on(tmp_path, capsys):
     assert run(digits, *flags, f"--workdir={tmp_path / 'c'}") == 0
     out, err = capsys.readouterr()
     assert err.count("goes on from 1 to 2 epochs") == 3
-    _, predict, compare, _ = out.splitlines()[-4:]
+    _, predict, export, compare, _ = out.splitlines()[-5:]
     assert predict.endswith(f"experiments.predict --run={tmp_path}/c/ccl")
+    assert export.endswith(f"experiments.export --run={tmp_path}/c/ccl --format=npz")
     assert compare.endswith(f"experiments.compare {tmp_path}/c")
     for name in ("dsgdm-n", "qg-dsgdm-n", "ccl"):
         assert [row["epoch"] for row in rows(tmp_path / "c" / name)] == [1, 2]
@@ -210,6 +213,7 @@ def test_help_is_grouped_and_complete(main, capsys):
     assert {name.removeprefix("[no]") for name in shown} >= FLAGS
     assert {name for name in shown if name.startswith("[no]")} == {"[no]progress", "[no]figures"}
     assert f"[{main.DEFAULTS.lr}]" in out
+    assert set(re.split(r"[\s,]+", out)) >= set(algorithms.REGISTRY)  # Names stay whole.
 
 
 def test_every_flag_of_one_main_works_in_the_other():

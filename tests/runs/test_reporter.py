@@ -11,10 +11,10 @@ import jax
 import pytest
 
 from ccl_jax import training
-from ccl_jax.runs import forecast, reporter, runner
+from ccl_jax.runs import forecast, reporter, runner, terminal
 from ccl_jax.runs.checkpoints import Checkpoints
 from ccl_jax.runs.directory import RunDirectory
-from experiments import compare, predict
+from experiments import compare, export, predict
 from tests.support import small_run, tiny_main
 
 FLAGS = ("--algorithm=qg-dsgdm-n", "--epochs=3", "--eval_every=2", "--nofigures", "--devices=1")
@@ -56,17 +56,22 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("columns", [80, 140])
+def test_on_a_terminal_a_bar_that_fits_it(columns, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert run(tmp_path, "--progress") == 0
+    monkeypatch.setattr(terminal, "size", lambda: (columns, 24))
+    assert run(tmp_path, "--progress", "--lambda_d=0.1") == 0
     opening, rest = sys.stderr.getvalue().split("\n", 1)
-    assert opening.startswith("qg-dsgdm-n on ring, 3 agents")
-    bar = rest.split("\r")[-1]
+    assert opening.startswith("CCL + qg-dsgdm-n on ring, 3 agents")
+    bar = rest.split("\r")[-1].rstrip()
     row = RunDirectory(tmp_path).read_metrics()[-1]
+    assert len(bar) <= columns
     assert "100%" in bar and "45/45" in bar
-    assert f"loss={row['cross_entropy']:.3f}" in bar
-    assert f"consensus={100 * row['consensus_accuracy']:.1f}%" in bar
     assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, ", bar)  # What has passed, and what is left.
+    assert f"loss={row['cross_entropy']:.3f}" in bar
+    # It ends with the accuracies: where there is room, label and speed come before.
+    assert bar.endswith(f", consensus={100 * row['consensus_accuracy']:.1f}%]")
+    assert ("step/s" in bar) == bar.startswith("CCL + qg-dsgdm-n:") == (columns == 140)
     assert "epoch 1 of 3" not in rest
 
 
@@ -78,7 +83,7 @@ def test_no_progress(flag, tmp_path, capsys):
     head, _, row, where, *others = out.splitlines()
     assert head.startswith("method") and row.startswith("qg-dsgdm-n")
     assert where == f"run directory: {tmp_path}"
-    assert len(others) == (0 if flag == "--quiet" else 4)
+    assert len(others) == (0 if flag == "--quiet" else 5)
 
 
 def test_the_next_commands_work(tmp_path, monkeypatch, capsys):
@@ -87,19 +92,22 @@ def test_the_next_commands_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.chdir(tmp_path)
     assert run(tmp_path / "a") == 0
-    title, *commands = capsys.readouterr().out.splitlines()[-4:]
+    title, *commands = capsys.readouterr().out.splitlines()[-5:]
     assert title == "next:"
     words = [shlex.split(command) for command in commands]
     assert [each[:3] for each in words] == [
-        ["python", "-m", f"experiments.{name}"] for name in ("predict", "compare", "digits")
+        ["python", "-m", f"experiments.{name}"]
+        for name in ("predict", "export", "compare", "digits")
     ]
     assert predict.main(words[0][2:]) == 0
-    assert compare.main(words[1][2:-1]) == 0 and words[1][-1] == "ANOTHER_RUN"
-    assert words[2][3:] == [
+    assert export.main(words[1][2:]) == 0
+    assert (tmp_path / "a" / "export" / "consensus.npz").exists()
+    assert compare.main(words[2][2:-1]) == 0 and words[2][-1] == "ANOTHER_RUN"
+    assert words[3][3:] == [
         *("--algorithm=qg-dsgdm-n", "--eval_every=2", "--nofigures", "--devices=1"),
         *(f"--workdir={tmp_path}/a", "--resume", "--epochs=6"),
     ]
-    assert tiny_main.main(words[2][2:]) == 0
+    assert tiny_main.main(words[3][2:]) == 0
     assert len(RunDirectory(tmp_path / "a").read_metrics()) == 6
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,6 +96,19 @@ def test_a_wait_is_counted_on_a_terminal(monkeypatch):
             time.sleep(0.001)
     first, second, *_, last = stream.getvalue().split("\r")
     assert (first, second, last) == ("compiling it ... ", "compiling it ... 0 s", second + "\n")
+
+
+def test_a_terminal_that_does_not_say_its_size_has_a_usual_one(monkeypatch):
+    """As one that a program made, such as `script` where there is none."""
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert os.get_terminal_size(theirs) == (0, 0) and terminal.size() == (80, 24)
+        termios.tcsetwinsize(theirs, (40, 132))
+        assert terminal.size() == (132, 40)
+    for stream in (io.StringIO(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert terminal.size() == (80, 24)
 
 
 @pytest.mark.parametrize(
