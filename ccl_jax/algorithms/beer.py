@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 
 
 class CompressedTrackingState(NamedTuple):
@@ -48,7 +48,7 @@ class CompressedTrackingState(NamedTuple):
     reference="Zhao et al., NeurIPS 2022, arXiv:2201.13320",
     capabilities=base.TRACKING,
     graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
+    check=(graph_checks.doubly_stochastic,),
     momentum=0.0,
     start="gradient",
 )
@@ -58,7 +58,7 @@ class CompressedTrackingState(NamedTuple):
     reference="Islamov et al., arXiv:2405.20114",
     capabilities=base.TRACKING,
     graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
+    check=(graph_checks.doubly_stochastic,),
 )
 def compressed_tracking(
     *,

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 from ccl_jax.graphs.topology import Topology
 
 
@@ -150,7 +150,7 @@ def corrected(
     reference="Yuan et al., IEEE TSP 2019, arXiv:1702.05122",
     capabilities=base.EVERY_STEP,
     graph="static, undirected, doubly stochastic",
-    check=(base.static, base.undirected, base.doubly_stochastic),
+    check=(graph_checks.static, graph_checks.undirected, graph_checks.doubly_stochastic),
     form="lr-safe",
     momentum=0.0,
     nesterov=False,
@@ -162,7 +162,12 @@ def corrected(
     reference="Tang et al., ICML 2018, arXiv:1803.07068",
     capabilities=base.EVERY_STEP,
     graph="static, undirected, doubly stochastic, smallest eigenvalue > -1/3",
-    check=(base.static, base.undirected, base.doubly_stochastic, check_stable),
+    check=(
+        graph_checks.static,
+        graph_checks.undirected,
+        graph_checks.doubly_stochastic,
+        check_stable,
+    ),
 )
 def d2(
     *,
@@ -200,7 +205,7 @@ def d2(
     reference="Yuan et al., IEEE TSP 2019, arXiv:1702.05122",
     capabilities=base.EVERY_STEP,
     graph="static, undirected, doubly stochastic",
-    check=(base.static, base.undirected, base.doubly_stochastic),
+    check=(graph_checks.static, graph_checks.undirected, graph_checks.doubly_stochastic),
 )
 def exact_diffusion(
     *, momentum: float = 0.0, nesterov: bool = True, weight_decay: float = 1e-4

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, d2
+from ccl_jax.algorithms import base, d2, graph_checks
 
 
 class ExtraState(NamedTuple):
@@ -43,7 +43,7 @@ class ExtraState(NamedTuple):
 
 _NEEDS = {
     "graph": "static, undirected, doubly stochastic",
-    "check": (base.static, base.undirected, base.doubly_stochastic),
+    "check": (graph_checks.static, graph_checks.undirected, graph_checks.doubly_stochastic),
 }
 
 

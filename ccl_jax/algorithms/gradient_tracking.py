@@ -20,9 +20,9 @@ import jax
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 
-_CHECK = (base.doubly_stochastic,)
+_CHECK = (graph_checks.doubly_stochastic,)
 
 
 class TrackingState(NamedTuple):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 
 
 class KgtState(NamedTuple):
@@ -48,7 +48,7 @@ class KgtState(NamedTuple):
 _NEEDS = {
     "capabilities": base.TRACKING,
     "graph": "doubly stochastic",
-    "check": (base.doubly_stochastic,),
+    "check": (graph_checks.doubly_stochastic,),
 }
 
 

@@ -21,11 +21,16 @@ The network says how often agents talk: its `local_steps` are K, and 1 / p.
 
 import dataclasses
 
-from ccl_jax.algorithms import base, d2
+from ccl_jax.algorithms import base, d2, graph_checks
 
 # Losses make a graph change, as for exact diffusion.
 _CAPABILITIES = dataclasses.replace(base.EVERY_STEP, rarely=True)
-_CHECK = (base.static, base.undirected, base.doubly_stochastic, d2.check_stable)
+_CHECK = (
+    graph_checks.static,
+    graph_checks.undirected,
+    graph_checks.doubly_stochastic,
+    d2.check_stable,
+)
 
 
 @base.register(

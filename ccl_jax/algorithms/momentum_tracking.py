@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, bounds
+from ccl_jax.algorithms import base, bounds, graph_checks
 
 
 class MomentumTrackingState(NamedTuple):
@@ -48,7 +48,7 @@ def _lossless(hyperparameters: dict[str, Any]) -> str:
     reference="Takezawa et al., TMLR 2023, arXiv:2209.15505",
     capabilities=dataclasses.replace(base.TRACKING, lossless=_lossless),
     graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
+    check=(graph_checks.doubly_stochastic,),
 )
 def momentum_tracking(
     *,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, dsgd
+from ccl_jax.algorithms import base, dsgd, graph_checks
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _EPS = 1e-7
@@ -127,7 +127,7 @@ class DemuonState(NamedTuple):
     summary="Muon with tracking of the mean momentum",
     reference="He et al., arXiv:2510.01377",
     graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
+    check=(graph_checks.doubly_stochastic,),
     capabilities=base.TRACKING,
 )
 def demuon(
