@@ -345,6 +345,19 @@ def sgd_direction(
     return each_agent(optax.chain(*steps) if steps else optax.identity())
 
 
+def heavy_ball(
+    momentum: float, nesterov: bool, weight_decay: float
+) -> Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]:
+    """The same step for methods that keep m themselves: `(g, x, m) -> (d, m)`."""
+
+    def step(grads: PyTree, params: PyTree, m: PyTree) -> tuple[PyTree, PyTree]:
+        u = trees.axpy(weight_decay, params, grads)
+        m = trees.axpy(momentum, m, u)
+        return trees.axpy(momentum, m, u) if nesterov else m, m
+
+    return step
+
+
 def no_rate(params: PyTree) -> jax.Array:
     """The learning rate of the step before the first one: 0."""
     return jnp.zeros((), trees.sum_type(params))

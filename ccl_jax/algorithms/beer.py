@@ -47,18 +47,16 @@ class CompressedTrackingState(NamedTuple):
     summary="gradient tracking with compressed models and trackers",
     reference="Zhao et al., NeurIPS 2022, arXiv:2201.13320",
     capabilities=base.TRACKING,
-    graph="doubly stochastic",
-    check=(graph_checks.doubly_stochastic,),
     momentum=0.0,
     start="gradient",
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 @base.register(
     "motef",
     summary="BEER with the moving average of gradients in the tracker",
     reference="Islamov et al., arXiv:2405.20114",
     capabilities=base.TRACKING,
-    graph="doubly stochastic",
-    check=(graph_checks.doubly_stochastic,),
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 def compressed_tracking(
     *,

@@ -51,13 +51,10 @@ def cga(
     margin: float = 0.5,
     compress: bool = False,
 ) -> base.Algorithm:
-    """CGA.
+    """CGA; other arguments as `dsgd.dsgd`.
 
     Args:
-      momentum: beta in [0, 1).
-      nesterov: Nesterov's form of it.
       weight_decay: lam; the published code has none.
-      gossip_rate: gamma in (0, 1].
       gradient_at: Where the own gradient is taken: "unmixed" or "mixed".
       margin: Lower bound of v.
       compress: Sign compression with error feedback.

@@ -41,3 +41,11 @@ def _need(fits: bool, topology: Topology, what: str, instead: str) -> None:
             f"the method needs {what}, and {topology.name} with {topology.agents} agents is none; "
             f"take {instead}, or another method"
         )
+
+
+# What methods register, in words and as checks.
+DOUBLY_STOCHASTIC = {"graph": "doubly stochastic", "check": (doubly_stochastic,)}
+ONE_GRAPH = {
+    "graph": "static, undirected, doubly stochastic",
+    "check": (static, undirected, doubly_stochastic),
+}

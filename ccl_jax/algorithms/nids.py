@@ -35,8 +35,7 @@ class NidsState(NamedTuple):
     summary="exact diffusion with an unmixed first step",
     reference="Li et al., IEEE TSP 2019, arXiv:1704.07807",
     capabilities=base.EVERY_STEP,
-    graph="static, undirected, doubly stochastic",
-    check=(graph_checks.static, graph_checks.undirected, graph_checks.doubly_stochastic),
+    **graph_checks.ONE_GRAPH,
 )
 def nids(*, weight_decay: float = 1e-4) -> base.Algorithm:
     """NIDS with one step size for all agents.
