@@ -112,7 +112,7 @@ def advance(
 class Capabilities:
     """How a method talks, and what it bears: declared where it is registered.
 
-    Reasons are texts that follow the method's name in an error; "" where there is none.
+    A reason is a text that follows the method's name in an error; "" where there is none.
 
     Attributes:
       how: "gossip" if it mixes, "average" over all agents, "relay" along a tree, "none".
@@ -121,8 +121,8 @@ class Capabilities:
       uncompressed: Why the network must not compress what it sends.
       lossless: Why it needs every message to arrive; may be a function of the hyper-parameters.
       keeps_sums: Whether sums over all agents must stay what they are, which old messages break.
-      adds_up: Whether it adds up what it hears from step to step, as trackers and corrections do, and
-        with it the noise of messages.
+      adds_up: Whether it adds up what it hears from step to step and no gradient pulls that back, so
+        that noise on messages has no bound: trackers, corrections, the weights of push-sum.
       float64: Whether it needs float64, which TPUs do not have; what their compiler puts in its place
         has not been seen to be enough.
     """
@@ -138,7 +138,7 @@ class Capabilities:
 
 
 GOSSIP = Capabilities()
-# Recursions over steps that the published methods state for one graph, used in every step.
+# Recursions over steps, published for one graph that is used in every step.
 EVERY_STEP = Capabilities(
     rarely=False,
     lossless="is made for a graph that does not change, which losses make it do",
@@ -163,7 +163,7 @@ class Method:
       summary: One line.
       reference: Where it was published.
       graph: What it needs of the graph, in words.
-      checks: The same as code.
+      checks: The same, as code.
       stochastic: Whether its mixing matrices have rows ("row") or columns that sum to 1.
       capabilities: How it talks and what it bears; None where nobody has declared it.
     """
@@ -216,10 +216,10 @@ def register(
       summary: One line that says what it does.
       reference: Citation.
       graph: What it needs of the graph, in words.
-      check: The same as code.
+      check: The same, as code.
       stochastic: "row", or "column" for push-sum.
       capabilities: How it talks and what it bears. Without it, settings that not every method bears
-        (local steps, several gossip steps, compression, faults) are refused.
+        (local steps, several gossip steps, compression, faults, noise, exact averages) are refused.
       **fixed: Hyper-parameters that this name fixes.
     """
 

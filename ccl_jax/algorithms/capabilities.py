@@ -62,8 +62,8 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
     if wanted["message_noise"] and bears.adds_up:
         raise ValueError(
             f"{name} adds up what it hears from step to step, and noise would add up with it without "
-            "bound (arXiv:2210.00551); leave out message_noise, or take a method without trackers and "
-            "corrections, as dsgdm-n"
+            "bound (arXiv:2210.00551); leave out message_noise, or take a method without trackers, "
+            "corrections and push-sum, as dsgdm-n"
         )
     if wanted["merge_at"] and bears.how != "gossip":
         raise ValueError(
