@@ -159,45 +159,6 @@ class Round:
         self._pay(size, jnp.where(when, 1, jnp.zeros_like(self.ids)))
         return trees.where(when, self._mean(message.own), gossiped)
 
-    def _gossip(self, message: Message) -> PyTree:
-        if message.channel is None:
-            raise ValueError("what is mixed went through two channels; mix each by itself")
-        mixed = self._average(self._tables, message.own, message.known, message.channel)
-        more = self._network.gossip_steps - 1
-        if more == 0:
-            return mixed
-        if message.name is None:
-            raise ValueError(
-                f"gossip_steps is {more + 1}, and what is mixed was derived from a message, so that it "
-                "cannot be sent again; mix the message and derive from the average"
-            )
-
-        if message.name in self._mixed:
-            return self._mixed[message.name]
-
-        def hop(k, carry):
-            tree, memory, messages, lost = carry
-            tables, delivery = self._graph(k)
-            known = tree
-            if not self._measuring:
-                when = self._exchange(message.name, k)
-                known, memory = message.channel.send(tree, memory, when, alike=False)
-            sent, gone = _count(delivery)
-            mixed = self._average(tables, tree, known, message.channel)
-            return mixed, memory, messages + sent, lost + gone
-
-        nothing = jnp.zeros_like(self.ids)
-        carry = (mixed, self._new.get(message.name), nothing, nothing)
-        # A loop of the program: many gossip steps are compiled as quickly as two.
-        mixed, memory, messages, lost = jax.lax.fori_loop(1, more + 1, hop, carry)
-        if not self._measuring:
-            self._new[message.name] = memory
-        self._mixed[message.name] = mixed
-        if self._exactly is not None:
-            messages = jnp.where(self._exactly, 0, messages)
-        self._pay(message.channel.message_bytes(mixed), messages, lost)
-        return mixed
-
     def gather(self, message: Message) -> PyTree:
         """Each agent's neighbours' values, as it knows them.
 
@@ -298,17 +259,6 @@ class Round:
         self._pay(size, jnp.where(when, messages, 0))
         return trees.where(when, self._mean(tree), tree)
 
-    def _mean(self, tree: PyTree) -> PyTree:
-        """The mean over all agents, for each of the block."""
-        return jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
-
-    def _hear(self, message: Message) -> None:
-        """Pays, once, for what neighbours hear of a message that averages did not have to send them."""
-        for name in () if self._measuring else message.sources:
-            if name in self._unheard:
-                size, sent = self._unheard.pop(name)
-                self._pay(size, jnp.where(self._exactly, sent, 0))
-
     def measuring(self) -> "Round":
         """The same round for measurements: nothing that is said in it is sent, counted or remembered."""
         other = copy.copy(self)
@@ -325,16 +275,69 @@ class Round:
         """What has been sent in this round so far."""
         return self._ledger.traffic()
 
+    def _gossip(self, message: Message) -> PyTree:
+        if message.channel is None:
+            raise ValueError("what is mixed went through two channels; mix each by itself")
+        mixed = self._average(self._tables, message.own, message.known, message.channel)
+        more = self._network.gossip_steps - 1
+        if more == 0:
+            return mixed
+        if message.name is None:
+            raise ValueError(
+                f"gossip_steps is {more + 1}, and what is mixed was derived from a message, so that it "
+                "cannot be sent again; mix the message and derive from the average"
+            )
+
+        if message.name in self._mixed:
+            return self._mixed[message.name]
+
+        def hop(k, carry):
+            tree, memory, messages, lost = carry
+            tables, delivery = self._graph(k)
+            known = tree
+            if not self._measuring:
+                when = self._exchange(message.name, k)
+                known, memory = message.channel.send(tree, memory, when, alike=False)
+            sent, gone = _count(delivery)
+            mixed = self._average(tables, tree, known, message.channel)
+            return mixed, memory, messages + sent, lost + gone
+
+        nothing = jnp.zeros_like(self.ids)
+        carry = (mixed, self._new.get(message.name), nothing, nothing)
+        # A loop of the program: many gossip steps are compiled as quickly as two.
+        mixed, memory, messages, lost = jax.lax.fori_loop(1, more + 1, hop, carry)
+        if not self._measuring:
+            self._new[message.name] = memory
+        self._mixed[message.name] = mixed
+        if self._exactly is not None:
+            messages = jnp.where(self._exactly, 0, messages)
+        self._pay(message.channel.message_bytes(mixed), messages, lost)
+        return mixed
+
+    def _average(self, tables: Tables, own: PyTree, known: PyTree, channel: Channel) -> PyTree:
+        collected = self._block.collect(known)
+        weighted = self._network.weighted_sums(tables, known, collected)
+        return channel.average(weighted, own, known, tables.own_weights)
+
+    def _mean(self, tree: PyTree) -> PyTree:
+        """The mean over all agents, for each of the block."""
+        return jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
+
+    def _take(self, tree: PyTree, edges: Edges, at_slots: bool = False) -> PyTree:
+        """The peers' values, or what they hold for this edge; 0 where there is no edge."""
+
+        def take(x: jax.Array) -> jax.Array:
+            value = x[edges.peers, edges.slots] if at_slots else x[edges.peers]
+            real = edges.mask.reshape(edges.mask.shape + (1,) * (value.ndim - edges.mask.ndim))
+            return jnp.where(real, value, jnp.zeros_like(value))
+
+        return jax.tree.map(take, self._block.collect(tree))
+
     def _graph(self, hop: jax.Array | int) -> tuple[Tables, Delivery]:
         """The graph of the hop-th mix of this step."""
         return self._network.tables(
             self._first_hop + hop, self.active, self._block, self.conditions
         )
-
-    def _pay(self, size: int, messages: jax.Array, lost: jax.Array | None = None) -> None:
-        """Counts `messages [agents]` of `size` bytes, of which `lost [agents]` do not arrive."""
-        if not self._measuring:
-            self._ledger.enter(size, messages, lost)
 
     def _pass(self, channel: Channel, name: str, tree: PyTree, alike: bool = True) -> PyTree:
         """What receivers know of `tree`; the channel's memory of that name is renewed."""
@@ -363,20 +366,17 @@ class Round:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, self.ids)
         return self._moment._replace(keys=keys)
 
-    def _average(self, tables: Tables, own: PyTree, known: PyTree, channel: Channel) -> PyTree:
-        collected = self._block.collect(known)
-        weighted = self._network.weighted_sums(tables, known, collected)
-        return channel.average(weighted, own, known, tables.own_weights)
+    def _pay(self, size: int, messages: jax.Array, lost: jax.Array | None = None) -> None:
+        """Counts `messages [agents]` of `size` bytes, of which `lost [agents]` do not arrive."""
+        if not self._measuring:
+            self._ledger.enter(size, messages, lost)
 
-    def _take(self, tree: PyTree, edges: Edges, at_slots: bool = False) -> PyTree:
-        """The peers' values, or what they hold for this edge; 0 where there is no edge."""
-
-        def take(x: jax.Array) -> jax.Array:
-            value = x[edges.peers, edges.slots] if at_slots else x[edges.peers]
-            real = edges.mask.reshape(edges.mask.shape + (1,) * (value.ndim - edges.mask.ndim))
-            return jnp.where(real, value, jnp.zeros_like(value))
-
-        return jax.tree.map(take, self._block.collect(tree))
+    def _hear(self, message: Message) -> None:
+        """Pays, once, for what neighbours hear of a message that averages did not have to send them."""
+        for name in () if self._measuring else message.sources:
+            if name in self._unheard:
+                size, sent = self._unheard.pop(name)
+                self._pay(size, jnp.where(self._exactly, sent, 0))
 
 
 def _merged(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
