@@ -144,11 +144,11 @@ EVERY_STEP = Capabilities(
     lossless="is made for a graph that does not change, which losses make it do",
     adds_up=True,
 )
+# Trackers, whose sum over all agents is that of what they track.
 TRACKING = Capabilities(keeps_sums=True, adds_up=True)
 
-
-# A check of the graph, `check(topology, hyperparameters)`, raises ValueError where the method does not
-# work, and says what to do instead.
+# `check(topology, hyperparameters)` of a graph raises ValueError where the method does not work, and
+# says what to do instead; see `ccl_jax.algorithms.graph_checks`.
 Check = Callable[[Topology, dict[str, Any]], None]
 
 
