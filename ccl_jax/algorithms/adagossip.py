@@ -55,17 +55,16 @@ def adagossip(
     eps: float = 1e-8,
     quasi_global_momentum: bool = False,
 ) -> base.Algorithm:
-    """AdaGossip.
+    """AdaGossip; other arguments as `dsgd.dsgd`.
 
     Args:
-      momentum: beta in [0, 1).
-      nesterov: Nesterov's form of it.
-      weight_decay: lam, added to the gradient.
       gossip_rate: gamma in (0, 1], in the units of the models: about how far gossip moves a coordinate.
       b2: Decay of the second moment.
       eps: Added to its root.
       quasi_global_momentum: Quasi-global momentum, displacement form, in place of the local one.
     """
+
+    heavy_ball = base.heavy_ball(momentum, nesterov, weight_decay)
 
     def init(params, talk):
         zeros = optax.tree.zeros_like
@@ -94,9 +93,7 @@ def adagossip(
         return optax.tree.add(params, r), AdaGossipState(second, t, m, lr), message
 
     def update(grads, eval_params, state, talk, lr):
-        u = trees.axpy(weight_decay, eval_params, grads)
-        m = trees.axpy(momentum, state.momentum, u)
-        d = trees.axpy(momentum, m, u) if nesterov else m
+        d, m = heavy_ball(grads, eval_params, state.momentum)
         return trees.axpy(-lr, d, eval_params), state._replace(momentum=m, lr=lr)
 
     return base.Algorithm(init, communicate, update)

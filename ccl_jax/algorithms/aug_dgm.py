@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 
 
 class AugDgmState(NamedTuple):
@@ -40,8 +40,7 @@ class AugDgmState(NamedTuple):
     summary="gradient tracking that mixes tracker and gradients (ATC-DIGing)",
     reference="Xu et al., CDC 2015; Nedic et al., ACC 2017, arXiv:1609.05877",
     capabilities=base.TRACKING,
-    graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 def aug_dgm(*, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 1.0) -> base.Algorithm:
     """Aug-DGM.

@@ -112,7 +112,7 @@ def advance(
 class Capabilities:
     """How a method talks, and what it bears: declared where it is registered.
 
-    Reasons are texts that follow the method's name in an error; "" where there is none.
+    A reason is a text that follows the method's name in an error; "" where there is none.
 
     Attributes:
       how: "gossip" if it mixes, "average" over all agents, "relay" along a tree, "none".
@@ -121,8 +121,8 @@ class Capabilities:
       uncompressed: Why the network must not compress what it sends.
       lossless: Why it needs every message to arrive; may be a function of the hyper-parameters.
       keeps_sums: Whether sums over all agents must stay what they are, which old messages break.
-      adds_up: Whether it adds up what it hears from step to step, as trackers and corrections do, and
-        with it the noise of messages.
+      adds_up: Whether it adds up what it hears from step to step and no gradient pulls that back, so
+        that noise on messages has no bound: trackers, corrections, the weights of push-sum.
       float64: Whether it needs float64, which TPUs do not have; what their compiler puts in its place
         has not been seen to be enough.
     """
@@ -138,17 +138,17 @@ class Capabilities:
 
 
 GOSSIP = Capabilities()
-# Recursions over steps that the published methods state for one graph, used in every step.
+# Recursions over steps, published for one graph that is used in every step.
 EVERY_STEP = Capabilities(
     rarely=False,
     lossless="is made for a graph that does not change, which losses make it do",
     adds_up=True,
 )
+# Trackers, whose sum over all agents is that of what they track.
 TRACKING = Capabilities(keeps_sums=True, adds_up=True)
 
-
-# A check of the graph, `check(topology, hyperparameters)`, raises ValueError where the method does not
-# work, and says what to do instead.
+# `check(topology, hyperparameters)` of a graph raises ValueError where the method does not work, and
+# says what to do instead; see `ccl_jax.algorithms.graph_checks`.
 Check = Callable[[Topology, dict[str, Any]], None]
 
 
@@ -163,7 +163,7 @@ class Method:
       summary: One line.
       reference: Where it was published.
       graph: What it needs of the graph, in words.
-      checks: The same as code.
+      checks: The same, as code.
       stochastic: Whether its mixing matrices have rows ("row") or columns that sum to 1.
       capabilities: How it talks and what it bears; None where nobody has declared it.
     """
@@ -216,10 +216,10 @@ def register(
       summary: One line that says what it does.
       reference: Citation.
       graph: What it needs of the graph, in words.
-      check: The same as code.
+      check: The same, as code.
       stochastic: "row", or "column" for push-sum.
       capabilities: How it talks and what it bears. Without it, settings that not every method bears
-        (local steps, several gossip steps, compression, faults) are refused.
+        (local steps, several gossip steps, compression, faults, noise, exact averages) are refused.
       **fixed: Hyper-parameters that this name fixes.
     """
 
@@ -291,47 +291,6 @@ def get(name: str) -> Method:
     return look_up("algorithm", name, REGISTRY)
 
 
-# Checks that several methods share.
-
-
-def static(topology: Topology, hyperparameters: dict[str, Any]) -> None:
-    """Refuses graphs over time."""
-    _need(topology.rounds == 1, topology, "a graph that does not change", "ring or torus")
-
-
-def undirected(topology: Topology, hyperparameters: dict[str, Any]) -> None:
-    """Refuses graphs in which someone hears another that does not hear it."""
-    _need(not topology.directed, topology, "an undirected graph", "ring or torus")
-
-
-def doubly_stochastic(topology: Topology, hyperparameters: dict[str, Any]) -> None:
-    """Refuses matrices whose columns do not sum to 1."""
-    advice = "metropolis weights or a regular graph"
-    _need(topology.doubly_stochastic, topology, "a doubly stochastic mixing matrix", advice)
-
-
-def tree(topology: Topology, hyperparameters: dict[str, Any]) -> None:
-    """Refuses graphs with a cycle."""
-    edges = int(topology.adjacency.sum(axis=(1, 2)).max())
-    is_tree = not topology.directed and edges == 2 * (topology.agents - 1)
-    _need(is_tree and topology.connected, topology, "a tree", "chain or star")
-
-
-def star(topology: Topology, hyperparameters: dict[str, Any]) -> None:
-    """Refuses graphs that are not one hub and its leaves."""
-    degrees = sorted(topology.adjacency[0].sum(axis=1))
-    hub = [1] * (topology.agents - 1) + [topology.agents - 1]
-    _need(topology.agents < 3 or degrees == hub, topology, "a star", "star")
-
-
-def _need(fits: bool, topology: Topology, what: str, instead: str) -> None:
-    if not fits:
-        raise ValueError(
-            f"the method needs {what}, and {topology.name} with {topology.agents} agents is none; "
-            f"take {instead}, or another method"
-        )
-
-
 # What many methods share.
 
 
@@ -384,6 +343,19 @@ def sgd_direction(
     steps = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     steps += [optax.trace(momentum, nesterov)] if momentum else []
     return each_agent(optax.chain(*steps) if steps else optax.identity())
+
+
+def heavy_ball(
+    momentum: float, nesterov: bool, weight_decay: float
+) -> Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]:
+    """The same step for methods that keep m themselves: `(g, x, m) -> (d, m)`."""
+
+    def step(grads: PyTree, params: PyTree, m: PyTree) -> tuple[PyTree, PyTree]:
+        u = trees.axpy(weight_decay, params, grads)
+        m = trees.axpy(momentum, m, u)
+        return trees.axpy(momentum, m, u) if nesterov else m, m
+
+    return step
 
 
 def no_rate(params: PyTree) -> jax.Array:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 
 
 class CompressedTrackingState(NamedTuple):
@@ -47,18 +47,16 @@ class CompressedTrackingState(NamedTuple):
     summary="gradient tracking with compressed models and trackers",
     reference="Zhao et al., NeurIPS 2022, arXiv:2201.13320",
     capabilities=base.TRACKING,
-    graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
     momentum=0.0,
     start="gradient",
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 @base.register(
     "motef",
     summary="BEER with the moving average of gradients in the tracker",
     reference="Islamov et al., arXiv:2405.20114",
     capabilities=base.TRACKING,
-    graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 def compressed_tracking(
     *,

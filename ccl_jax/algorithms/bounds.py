@@ -11,7 +11,7 @@ from typing import NamedTuple
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, dsgd
+from ccl_jax.algorithms import base, dsgd, graph_checks
 
 EXACT = "takes exact averages over all agents, which no lost message can reach"
 
@@ -79,7 +79,7 @@ def isolated(
     reference="McMahan et al., AISTATS 2017, arXiv:1602.05629",
     capabilities=base.Capabilities("average", lossless=EXACT),
     graph="star",
-    check=(base.static, base.star),
+    check=(graph_checks.static, graph_checks.star),
 )
 def federated_averaging(
     *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 1e-4

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 from ccl_jax.network import Network
 
 
@@ -62,14 +62,14 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
     if wanted["message_noise"] and bears.adds_up:
         raise ValueError(
             f"{name} adds up what it hears from step to step, and noise would add up with it without "
-            "bound (arXiv:2210.00551); leave out message_noise, or take a method without trackers and "
-            "corrections, as dsgdm-n"
+            "bound (arXiv:2210.00551); leave out message_noise, or take a method without trackers, "
+            "corrections and push-sum, as dsgdm-n"
         )
     if wanted["merge_at"] and bears.how != "gossip":
         raise ValueError(
             f"merge_at is for what agents mix, and {name} does not gossip; leave it out"
         )
-    if wanted["merge_at"] and base.static in method.checks:
+    if wanted["merge_at"] and graph_checks.static in method.checks:
         raise ValueError(
             f"merge_at changes who averages with whom, and {name} is made for a graph that does not "
             "change; give --final_merge, which averages after the last step, or take another method"
@@ -103,13 +103,13 @@ def _check_faults(
 ) -> None:
     settings = method.hyperparameters | method.fixed | hyperparameters
     why = bears.lossless(settings) if callable(bears.lossless) else bears.lossless
-    both_ways = (base.undirected, base.tree, base.doubly_stochastic)
+    both_ways = (graph_checks.undirected, graph_checks.tree, graph_checks.doubly_stochastic)
     weights = network.topology.weights
     if why:
         _refuse(method, why)
     if network.faults.one_way and any(check in method.checks for check in both_ways):
         _refuse(method, "needs links that fail in both directions; leave out drop_one_way")
-    if base.doubly_stochastic in method.checks and not np.allclose(
+    if graph_checks.doubly_stochastic in method.checks and not np.allclose(
         weights, weights.transpose(0, 2, 1)
     ):
         _refuse(method, "keeps its sums only with symmetric weights; take another graph")

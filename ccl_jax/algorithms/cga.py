@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, cross_gradients, dsgd
+from ccl_jax.algorithms import base, cross_gradients, dsgd, graph_checks
 from ccl_jax.network import compression
 
 _REFERENCE = "Esfandiari et al., ICML 2021, arXiv:2103.02051"
@@ -29,7 +29,7 @@ _REFERENCE = "Esfandiari et al., ICML 2021, arXiv:2103.02051"
     reference=_REFERENCE,
     capabilities=base.Capabilities(uncompressed=cross_gradients.UNCOMPRESSED, float64=True),
     graph="undirected",
-    check=(base.undirected,),
+    check=(graph_checks.undirected,),
     compress=False,
 )
 @base.register(
@@ -38,7 +38,7 @@ _REFERENCE = "Esfandiari et al., ICML 2021, arXiv:2103.02051"
     reference=_REFERENCE,
     capabilities=base.Capabilities(lossless=base.EVERY_STEP.lossless, float64=True),
     graph="static, undirected",
-    check=(base.static, base.undirected),
+    check=(graph_checks.static, graph_checks.undirected),
     compress=True,
 )
 def cga(
@@ -51,13 +51,10 @@ def cga(
     margin: float = 0.5,
     compress: bool = False,
 ) -> base.Algorithm:
-    """CGA.
+    """CGA; other arguments as `dsgd.dsgd`.
 
     Args:
-      momentum: beta in [0, 1).
-      nesterov: Nesterov's form of it.
       weight_decay: lam; the published code has none.
-      gossip_rate: gamma in (0, 1].
       gradient_at: Where the own gradient is taken: "unmixed" or "mixed".
       margin: Lower bound of v.
       compress: Sign compression with error feedback.

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 from ccl_jax.graphs.topology import Topology
 
 
@@ -102,6 +102,13 @@ def check_stable(topology: Topology, hyperparameters: dict[str, Any]) -> None:
         )
 
 
+# What the recursions need that mix with W itself.
+STABLE = {
+    "graph": graph_checks.ONE_GRAPH["graph"] + ", smallest eigenvalue > -1/3",
+    "check": (*graph_checks.ONE_GRAPH["check"], check_stable),
+}
+
+
 def inverse_rate(lr: jax.Array) -> jax.Array:
     """1 / eta for what a step has moved; 0 after a step at rate 0, which moves nothing but roundoff."""
     return jnp.where(lr > 0, 1 / jnp.maximum(lr, 1e-8), 0.0)
@@ -149,20 +156,18 @@ def corrected(
     summary="exact diffusion in D2's lr-safe form, for any undirected graph",
     reference="Yuan et al., IEEE TSP 2019, arXiv:1702.05122",
     capabilities=base.EVERY_STEP,
-    graph="static, undirected, doubly stochastic",
-    check=(base.static, base.undirected, base.doubly_stochastic),
     form="lr-safe",
     momentum=0.0,
     nesterov=False,
     gossip_rate=0.5,
+    **graph_checks.ONE_GRAPH,
 )
 @base.register(
     "d2",
     summary="variance reduction over agents, safe when the learning rate changes",
     reference="Tang et al., ICML 2018, arXiv:1803.07068",
     capabilities=base.EVERY_STEP,
-    graph="static, undirected, doubly stochastic, smallest eigenvalue > -1/3",
-    check=(base.static, base.undirected, base.doubly_stochastic, check_stable),
+    **STABLE,
 )
 def d2(
     *,
@@ -199,8 +204,7 @@ def d2(
     summary="D2 with (I + W) / 2 and local momentum, for any undirected graph",
     reference="Yuan et al., IEEE TSP 2019, arXiv:1702.05122",
     capabilities=base.EVERY_STEP,
-    graph="static, undirected, doubly stochastic",
-    check=(base.static, base.undirected, base.doubly_stochastic),
+    **graph_checks.ONE_GRAPH,
 )
 def exact_diffusion(
     *, momentum: float = 0.0, nesterov: bool = True, weight_decay: float = 1e-4

@@ -15,7 +15,7 @@ import jax
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 
 
 class DecentLaMState(NamedTuple):
@@ -37,8 +37,7 @@ class DecentLaMState(NamedTuple):
     summary="momentum of the decentralized gradient",
     reference="Yuan et al., ICCV 2021, arXiv:2104.11981",
     capabilities=base.Capabilities(keeps_sums=True),
-    graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 def decentlam(*, momentum: float = 0.9, weight_decay: float = 1e-3) -> base.Algorithm:
     """DecentLaM.

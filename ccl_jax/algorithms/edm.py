@@ -23,8 +23,7 @@ from ccl_jax.algorithms import base, d2
     summary="exact diffusion with heavy-ball momentum in the local step",
     reference="Hu et al., arXiv:2501.19082",
     capabilities=base.EVERY_STEP,
-    graph="static, undirected, doubly stochastic, smallest eigenvalue > -1/3",
-    check=(base.static, base.undirected, base.doubly_stochastic, d2.check_stable),
+    **d2.STABLE,
 )
 def edm(
     *, momentum: float = 0.9, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 1.0

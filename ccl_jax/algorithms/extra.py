@@ -26,7 +26,7 @@ from typing import NamedTuple
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, d2
+from ccl_jax.algorithms import base, d2, graph_checks
 
 
 class ExtraState(NamedTuple):
@@ -41,12 +41,6 @@ class ExtraState(NamedTuple):
     mixed: base.PyTree
 
 
-_NEEDS = {
-    "graph": "static, undirected, doubly stochastic",
-    "check": (base.static, base.undirected, base.doubly_stochastic),
-}
-
-
 @base.register(
     "simplegt",
     summary="EXTRA with the whole bias corrected at once",
@@ -55,7 +49,7 @@ _NEEDS = {
         base.EVERY_STEP, uncompressed="does not damp what compression leaves out; take extra"
     ),
     correction_rate=1.0,
-    **_NEEDS,
+    **graph_checks.ONE_GRAPH,
 )
 @base.register(
     "extra",
@@ -63,7 +57,7 @@ _NEEDS = {
     reference="Shi et al., SIAM J. Optim. 2015, arXiv:1404.6264",
     capabilities=base.EVERY_STEP,
     correction_rate=0.5,
-    **_NEEDS,
+    **graph_checks.ONE_GRAPH,
 )
 def extra(
     *, correction_rate: float, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 1.0

@@ -20,9 +20,7 @@ import jax
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
-
-_CHECK = (base.doubly_stochastic,)
+from ccl_jax.algorithms import base, graph_checks
 
 
 class TrackingState(NamedTuple):
@@ -46,8 +44,7 @@ class TrackingState(NamedTuple):
     summary="gradient tracking, with local momentum on the tracker",
     reference="Pu & Nedic, arXiv:1805.11454; code of arXiv:2102.04761",
     capabilities=base.TRACKING,
-    graph="doubly stochastic",
-    check=_CHECK,
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 def gradient_tracking(
     *,
@@ -56,13 +53,10 @@ def gradient_tracking(
     weight_decay: float = 1e-4,
     gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
-    """DSGT.
+    """DSGT; other arguments as `dsgd.dsgd`.
 
     Args:
       momentum: beta, applied to the tracker; 0 is plain DSGT.
-      nesterov: Nesterov's form of it.
-      weight_decay: lam, added to the gradient.
-      gossip_rate: gamma in (0, 1].
     """
     direction = base.sgd_direction(momentum, nesterov)
 
@@ -107,8 +101,7 @@ class UpdateTrackingState(NamedTuple):
     summary="gradient tracking of whole local steps",
     reference="code of Vogels et al., arXiv:2110.04175",
     capabilities=base.TRACKING,
-    graph="doubly stochastic",
-    check=_CHECK,
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 def update_tracking(
     *,
@@ -117,7 +110,7 @@ def update_tracking(
     weight_decay: float = 1e-4,
     gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
-    """Update tracking; arguments as `gradient_tracking`, the momentum being in the tracked step."""
+    """Update tracking; arguments as `dsgd.dsgd`, whose local step is what is tracked."""
     direction = base.sgd_direction(momentum, nesterov, weight_decay)
 
     def init(params, talk):

@@ -21,7 +21,7 @@ import jax
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 
 # It forgets what it has heard, by tracking_scale.
 _CAPABILITIES = dataclasses.replace(base.EVERY_STEP, adds_up=False)
@@ -56,7 +56,7 @@ class GutState(NamedTuple):
     reference=_REFERENCE,
     capabilities=_CAPABILITIES,
     graph="static, row stochastic",
-    check=(base.static,),
+    check=(graph_checks.static,),
     momentum=0.0,
     nesterov=False,
 )
@@ -121,7 +121,7 @@ def gut(
     reference=_REFERENCE,
     capabilities=_CAPABILITIES,
     graph="static, row stochastic",
-    check=(base.static,),
+    check=(graph_checks.static,),
 )
 def qg_gutm(
     *,

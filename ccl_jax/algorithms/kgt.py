@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 
 
 class KgtState(NamedTuple):
@@ -45,25 +45,20 @@ class KgtState(NamedTuple):
     start: base.PyTree = ()
 
 
-_NEEDS = {
-    "capabilities": base.TRACKING,
-    "graph": "doubly stochastic",
-    "check": (base.doubly_stochastic,),
-}
-
-
 @base.register(
     "atc-gt",
     summary="gradient tracking, adapt then combine (NEXT, SONATA)",
     reference="Di Lorenzo & Scutari, IEEE TSIPN 2016, arXiv:1602.00591",
+    capabilities=base.TRACKING,
     server_step_size=1.0,
-    **_NEEDS,
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 @base.register(
     "k-gt",
     summary="gradient tracking with local steps",
     reference="Liu et al., arXiv:2301.01313",
-    **_NEEDS,
+    capabilities=base.TRACKING,
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 def kgt(
     *, server_step_size: float = 1.0, weight_decay: float = 1e-4, gossip_rate: base.GossipRate = 1.0

@@ -21,11 +21,12 @@ The network says how often agents talk: its `local_steps` are K, and 1 / p.
 
 import dataclasses
 
-from ccl_jax.algorithms import base, d2
+from ccl_jax.algorithms import base, d2, graph_checks
 
 # Losses make a graph change, as for exact diffusion.
 _CAPABILITIES = dataclasses.replace(base.EVERY_STEP, rarely=True)
-_CHECK = (base.static, base.undirected, base.doubly_stochastic, d2.check_stable)
+_GRAPH = graph_checks.ONE_GRAPH["graph"]
+_CHECK = d2.STABLE["check"]
 
 
 @base.register(
@@ -33,7 +34,7 @@ _CHECK = (base.static, base.undirected, base.doubly_stochastic, d2.check_stable)
     summary="exact diffusion with local steps",
     reference="Alghunaim, IEEE TAC 2024, arXiv:2302.00620",
     capabilities=_CAPABILITIES,
-    graph="static, undirected, doubly stochastic, smallest eigenvalue > -0.6",
+    graph=f"{_GRAPH}, smallest eigenvalue > -0.6",
     check=_CHECK,
 )
 def led(
@@ -56,7 +57,7 @@ def led(
     summary="exact diffusion that skips exchanges by chance",
     reference="Mishchenko et al., ICML 2022, arXiv:2202.09357; arXiv:2310.07983",
     capabilities=dataclasses.replace(_CAPABILITIES, by_chance=True),
-    graph="static, undirected, doubly stochastic",
+    graph=_GRAPH,
     check=_CHECK,
 )
 def proxskip(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, bounds
+from ccl_jax.algorithms import base, bounds, graph_checks
 
 
 class MomentumTrackingState(NamedTuple):
@@ -47,8 +47,7 @@ def _lossless(hyperparameters: dict[str, Any]) -> str:
     summary="tracks the momentum of all agents",
     reference="Takezawa et al., TMLR 2023, arXiv:2209.15505",
     capabilities=dataclasses.replace(base.TRACKING, lossless=_lossless),
-    graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 def momentum_tracking(
     *,
@@ -72,12 +71,7 @@ def momentum_tracking(
 
     def init(params, talk):
         zeros = optax.tree.zeros_like
-        return MomentumTrackingState(
-            zeros(params),
-            zeros(params),
-            trees.copy(params),
-            jnp.int32(0),
-        )
+        return MomentumTrackingState(zeros(params), zeros(params), trees.copy(params), jnp.int32(0))
 
     def communicate(params, state, talk, lr):
         message = talk.send("params and offset", (params, state.offset))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, dsgd
+from ccl_jax.algorithms import base, dsgd, graph_checks
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _EPS = 1e-7
@@ -93,14 +93,7 @@ def muon(
     weight_decay: float = 1e-4,
     gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
-    """Muon with gossip.
-
-    Args:
-      momentum: beta in [0, 1).
-      nesterov: Nesterov's form of it.
-      weight_decay: lam, added to the gradient.
-      gossip_rate: gamma in (0, 1].
-    """
+    """Muon with gossip; arguments as `dsgd.dsgd`."""
     sgd = base.sgd_direction(momentum, nesterov, weight_decay)
 
     def update(grads, state, params=None):
@@ -126,9 +119,8 @@ class DemuonState(NamedTuple):
     "demuon",
     summary="Muon with tracking of the mean momentum",
     reference="He et al., arXiv:2510.01377",
-    graph="doubly stochastic",
-    check=(base.doubly_stochastic,),
     capabilities=base.TRACKING,
+    **graph_checks.DOUBLY_STOCHASTIC,
 )
 def demuon(
     *, momentum: float = 0.9, weight_decay: float = 1e-4, step: str = "newton-schulz"

@@ -13,7 +13,7 @@ alpha = 0 needs nothing beyond the models; alpha = 1 sends one gradient back to 
 import jax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, cross_gradients, dsgd, quasi_global
+from ccl_jax.algorithms import base, cross_gradients, dsgd, graph_checks, quasi_global
 from ccl_jax.network import compression
 
 _REFERENCE = "Aketi et al., TMLR 2023, arXiv:2209.14390"
@@ -25,7 +25,7 @@ _REFERENCE = "Aketi et al., TMLR 2023, arXiv:2209.14390"
     reference=_REFERENCE,
     capabilities=base.Capabilities(uncompressed=cross_gradients.UNCOMPRESSED),
     graph="undirected",
-    check=(base.undirected,),
+    check=(graph_checks.undirected,),
     compress=False,
 )
 @base.register(
@@ -34,7 +34,7 @@ _REFERENCE = "Aketi et al., TMLR 2023, arXiv:2209.14390"
     reference=_REFERENCE,
     capabilities=base.Capabilities(lossless=base.EVERY_STEP.lossless),
     graph="static, undirected",
-    check=(base.static, base.undirected),
+    check=(graph_checks.static, graph_checks.undirected),
     compress=True,
 )
 def ngc(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base, d2
+from ccl_jax.algorithms import base, d2, graph_checks
 
 
 class NidsState(NamedTuple):
@@ -35,8 +35,7 @@ class NidsState(NamedTuple):
     summary="exact diffusion with an unmixed first step",
     reference="Li et al., IEEE TSP 2019, arXiv:1704.07807",
     capabilities=base.EVERY_STEP,
-    graph="static, undirected, doubly stochastic",
-    check=(base.static, base.undirected, base.doubly_stochastic),
+    **graph_checks.ONE_GRAPH,
 )
 def nids(*, weight_decay: float = 1e-4) -> base.Algorithm:
     """NIDS with one step size for all agents.

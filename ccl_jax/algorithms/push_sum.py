@@ -38,7 +38,8 @@ class PushSumState(NamedTuple):
     "sgp",
     summary="push-sum with local Nesterov momentum, for directed graphs",
     reference="Assran et al., ICML 2019, arXiv:1811.10792",
-    capabilities=base.TRACKING,
+    # No gradient pulls w back to 1: noise on it adds up, until somebody divides by nearly 0.
+    capabilities=base.Capabilities(keeps_sums=True, adds_up=True),
     graph="any with column-stochastic weights, also over time",
     stochastic="column",
 )

@@ -71,6 +71,8 @@ def displacement(
       gossip_rate: gamma in (0, 1].
     """
 
+    heavy_ball = base.heavy_ball(momentum, nesterov, weight_decay)
+
     def init(params, talk):
         return DisplacementState(optax.tree.zeros_like(params), base.no_rate(params))
 
@@ -81,9 +83,7 @@ def displacement(
         return mixed, DisplacementState(m, lr), message
 
     def update(grads, eval_params, state, talk, lr):
-        u = trees.axpy(weight_decay, eval_params, grads)
-        m = trees.axpy(momentum, state.momentum, u)
-        d = trees.axpy(momentum, m, u) if nesterov else m
+        d, m = heavy_ball(grads, eval_params, state.momentum)
         return trees.axpy(-lr, d, eval_params), DisplacementState(m, lr)
 
     return base.Algorithm(init, communicate, update)
@@ -125,15 +125,13 @@ def ema(
     gossip_rate: base.GossipRate = 1.0,
     ema_factor: float = 0.1,
 ) -> base.Algorithm:
-    """Quasi-global momentum as a moving average of displacements.
+    """Quasi-global momentum as a moving average of displacements; other arguments as `displacement`.
 
     Args:
-      momentum: beta in [0, 1).
-      nesterov: Nesterov's form of it.
-      weight_decay: lam, added to the gradient.
-      gossip_rate: gamma in (0, 1].
       ema_factor: f in (0, 1].
     """
+
+    heavy_ball = base.heavy_ball(momentum, nesterov, weight_decay)
 
     def init(params, talk):
         return EmaState(optax.tree.zeros_like(params), trees.copy(params), base.no_rate(params))
@@ -147,9 +145,7 @@ def ema(
         return mixed, EmaState(h, mixed, lr), message
 
     def update(grads, eval_params, state, talk, lr):
-        u = trees.axpy(weight_decay, eval_params, grads)
-        m = trees.axpy(momentum, state.momentum, u)
-        d = trees.axpy(momentum, m, u) if nesterov else m
+        d, _ = heavy_ball(grads, eval_params, state.momentum)
         return trees.axpy(-lr, d, eval_params), state._replace(lr=lr)
 
     return base.Algorithm(init, communicate, update)

@@ -49,24 +49,16 @@ def quasi_global_adam(
     weight_decay: float = 1e-4,
     gossip_rate: base.GossipRate = 1.0,
 ) -> base.Algorithm:
-    """QG-Adam.
+    """QG-Adam; other arguments as `optimizers.adam`.
 
     Args:
-      b1: Decay of the first moment.
-      b2: Decay of the second moment.
       eps: Added to roots and norms.
       weight_decay: lam, added to the gradient.
-      gossip_rate: gamma in (0, 1].
     """
 
     def init(params, talk):
         zeros = optax.tree.zeros_like
-        return QGAdamState(
-            zeros(params),
-            zeros(params),
-            trees.copy(params),
-            jnp.int32(0),
-        )
+        return QGAdamState(zeros(params), zeros(params), trees.copy(params), jnp.int32(0))
 
     def moment(decay, old, new):
         return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)

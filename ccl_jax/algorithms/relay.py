@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
-from ccl_jax.algorithms import base
+from ccl_jax.algorithms import base, graph_checks
 
 
 class RelayState(NamedTuple):
@@ -54,9 +54,10 @@ def _lossless(hyperparameters: dict[str, Any]) -> str:
     "relaysgd",
     summary="models relayed along a tree and averaged over all agents",
     reference="Vogels et al., NeurIPS 2021, arXiv:2110.04175",
+    # Sums grow along paths and not over steps, so noise does not add up: a path of a tree ends.
     capabilities=base.Capabilities("relay", lossless=_lossless, keeps_sums=True),
     graph="tree (chain, star ...), static",
-    check=(base.static, base.tree),
+    check=(graph_checks.static, graph_checks.tree),
 )
 def relaysgd(
     *,

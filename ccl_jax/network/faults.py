@@ -157,6 +157,11 @@ class Delivery(NamedTuple):
     replies_arrive: jax.Array
     replies_reach: jax.Array
 
+    def messages(self) -> tuple[jax.Array, jax.Array]:
+        """`[block]` messages that an agent sends to all who listen, and how many of them are lost."""
+        sent = self.sent.sum(axis=1, dtype=jnp.int32)
+        return sent, sent - self.outgoing.mask.sum(axis=1, dtype=jnp.int32)
+
 
 class Perfect(NamedTuple):
     """A step in which nothing fails, for the agents of a block.

@@ -73,10 +73,13 @@ class Round:
         self.incoming, self.outgoing = self._tables.incoming, self._tables.outgoing
         self._moment = Moment(first, self.active, self.conditions.late)
         self._noise_key = network.noise_key(step)
+        # What channels remember, by the name of a message: before this step, and of what it has sent.
         self._old, self._new = memory.messages, {}
+        # Averages over several gossip steps, by name: mixed twice, they are sent once.
         self._mixed: dict[str, PyTree] = {}
         # Scalar bool, whether averages are exact in this step; None in a network where they never are.
         self._exactly = None if network.average_from is None else step >= network.average_from
+        # Bytes and counts, by name, of messages that exact averages did without and nobody heard yet.
         self._unheard: dict[str, tuple[int, jax.Array]] = {}
         self._ledger = Ledger(len(self.ids), network.faults.any)
         self._measuring = False
@@ -126,15 +129,16 @@ class Round:
             that everyone knows it; not so what is made of gradients.
 
         Raises:
-          ValueError: Something else has been sent under this name in the same step, or other names were
-        in the step before.
+          ValueError: Something else has been sent under this name in the same step, or other names
+            were in the step before.
         """
         channels = self._network.channels
         channel = channels.usual if compress else channels.exact if noise else channels.untouched
-        known = self._pass(channel, name, tree, alike)
-        size, (sent, lost) = channel.message_bytes(tree), _count(self._delivery)
+        known = self._through(channel, name, tree, alike)
+        size = channel.message_bytes(tree)
+        sent, lost = self._delivery.messages()
         if self._exactly is not None and not self._measuring:
-            # For an all-reduce nothing is sent to neighbours; who needs it there pays for it then.
+            # An all-reduce sends neighbours nothing; a loss that hears this message pays for it then.
             self._unheard[name] = size, sent
             sent = jnp.where(self._exactly, 0, sent)
         self._pay(size, sent, lost)
@@ -159,52 +163,13 @@ class Round:
         self._pay(size, jnp.where(when, 1, jnp.zeros_like(self.ids)))
         return trees.where(when, self._mean(message.own), gossiped)
 
-    def _gossip(self, message: Message) -> PyTree:
-        if message.channel is None:
-            raise ValueError("what is mixed went through two channels; mix each by itself")
-        mixed = self._average(self._tables, message.own, message.known, message.channel)
-        more = self._network.gossip_steps - 1
-        if more == 0:
-            return mixed
-        if message.name is None:
-            raise ValueError(
-                f"gossip_steps is {more + 1}, and what is mixed was derived from a message, so that it "
-                "cannot be sent again; mix the message and derive from the average"
-            )
-
-        if message.name in self._mixed:
-            return self._mixed[message.name]
-
-        def hop(k, carry):
-            tree, memory, messages, lost = carry
-            tables, delivery = self._graph(k)
-            known = tree
-            if not self._measuring:
-                when = self._exchange(message.name, k)
-                known, memory = message.channel.send(tree, memory, when, alike=False)
-            sent, gone = _count(delivery)
-            mixed = self._average(tables, tree, known, message.channel)
-            return mixed, memory, messages + sent, lost + gone
-
-        nothing = jnp.zeros_like(self.ids)
-        carry = (mixed, self._new.get(message.name), nothing, nothing)
-        # A loop of the program: many gossip steps are compiled as quickly as two.
-        mixed, memory, messages, lost = jax.lax.fori_loop(1, more + 1, hop, carry)
-        if not self._measuring:
-            self._new[message.name] = memory
-        self._mixed[message.name] = mixed
-        if self._exactly is not None:
-            messages = jnp.where(self._exactly, 0, messages)
-        self._pay(message.channel.message_bytes(mixed), messages, lost)
-        return mixed
-
     def gather(self, message: Message) -> PyTree:
         """Each agent's neighbours' values, as it knows them.
 
         Returns:
           Leaves `[agents, degree, ...]`, 0 where there is no neighbour.
         """
-        self._hear(message)
+        self._pay_if_owed(message)
         return self._take(message.known, self.incoming)
 
     def cross(
@@ -231,7 +196,7 @@ class Round:
           What `fn` returns, with leaves `[agents, degree, ...]`: entry (i, d) belongs to the message
           of i's neighbour d and the data of i; 0 where there is no neighbour.
         """
-        self._hear(message)
+        self._pay_if_owed(message)
         visited = self._take(data, self.outgoing)
         if per_sample:
             values = _merged(fn)(message.known, visited)
@@ -267,7 +232,7 @@ class Round:
         channels = self._network.channels
         compress = compress and message_bytes is None
         channel = channels.replies if compress else channels.exact_replies
-        tree = self._pass(channel, name, tree)
+        tree = self._through(channel, name, tree)
         arrive = self.outgoing._replace(mask=self._delivery.replies_arrive)
         size = channel.message_bytes(tree, 2) if message_bytes is None else message_bytes
         sent = self.incoming.mask.sum(axis=1, dtype=jnp.int32)
@@ -298,17 +263,6 @@ class Round:
         self._pay(size, jnp.where(when, messages, 0))
         return trees.where(when, self._mean(tree), tree)
 
-    def _mean(self, tree: PyTree) -> PyTree:
-        """The mean over all agents, for each of the block."""
-        return jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
-
-    def _hear(self, message: Message) -> None:
-        """Pays, once, for what neighbours hear of a message that averages did not have to send them."""
-        for name in () if self._measuring else message.sources:
-            if name in self._unheard:
-                size, sent = self._unheard.pop(name)
-                self._pay(size, jnp.where(self._exactly, sent, 0))
-
     def measuring(self) -> "Round":
         """The same round for measurements: nothing that is said in it is sent, counted or remembered."""
         other = copy.copy(self)
@@ -325,18 +279,72 @@ class Round:
         """What has been sent in this round so far."""
         return self._ledger.traffic()
 
+    def _gossip(self, message: Message) -> PyTree:
+        """The average over neighbours, over all gossip steps of the network."""
+        if message.channel is None:
+            raise ValueError("what is mixed went through two channels; mix each by itself")
+        mixed = self._average(self._tables, message.own, message.known, message.channel)
+        more = self._network.gossip_steps - 1
+        if more == 0:
+            return mixed
+        if message.name is None:
+            raise ValueError(
+                f"gossip_steps is {more + 1}, and what is mixed was derived from a message, so that it "
+                "cannot be sent again; mix the message and derive from the average"
+            )
+        if message.name in self._mixed:
+            return self._mixed[message.name]
+
+        def hop(k, carry):
+            tree, memory, messages, lost = carry
+            tables, delivery = self._graph(k)
+            known = tree
+            if not self._measuring:
+                when = self._moment_of(message.name, k)
+                known, memory = message.channel.send(tree, memory, when, alike=False)
+            sent, gone = delivery.messages()
+            mixed = self._average(tables, tree, known, message.channel)
+            return mixed, memory, messages + sent, lost + gone
+
+        nothing = jnp.zeros_like(self.ids)
+        carry = (mixed, self._new.get(message.name), nothing, nothing)
+        # A loop of the program: many gossip steps are compiled as quickly as two.
+        mixed, memory, messages, lost = jax.lax.fori_loop(1, more + 1, hop, carry)
+        if not self._measuring:
+            self._new[message.name] = memory
+        self._mixed[message.name] = mixed
+        if self._exactly is not None:
+            messages = jnp.where(self._exactly, 0, messages)
+        self._pay(message.channel.message_bytes(mixed), messages, lost)
+        return mixed
+
+    def _average(self, tables: Tables, own: PyTree, known: PyTree, channel: Channel) -> PyTree:
+        """One gossip step: `own` mixed with what is `known` of the neighbours' values."""
+        collected = self._block.collect(known)
+        weighted = self._network.weighted_sums(tables, known, collected)
+        return channel.average(weighted, own, known, tables.own_weights)
+
+    def _mean(self, tree: PyTree) -> PyTree:
+        """The mean over all agents, for each of the block."""
+        return jax.tree.map(lambda x: jnp.broadcast_to(self._block.mean(x)[None], x.shape), tree)
+
+    def _take(self, tree: PyTree, edges: Edges, at_slots: bool = False) -> PyTree:
+        """The peers' values, or what they hold for this edge; 0 where there is no edge."""
+
+        def take(x: jax.Array) -> jax.Array:
+            value = x[edges.peers, edges.slots] if at_slots else x[edges.peers]
+            real = edges.mask.reshape(edges.mask.shape + (1,) * (value.ndim - edges.mask.ndim))
+            return jnp.where(real, value, jnp.zeros_like(value))
+
+        return jax.tree.map(take, self._block.collect(tree))
+
     def _graph(self, hop: jax.Array | int) -> tuple[Tables, Delivery]:
         """The graph of the hop-th mix of this step."""
         return self._network.tables(
             self._first_hop + hop, self.active, self._block, self.conditions
         )
 
-    def _pay(self, size: int, messages: jax.Array, lost: jax.Array | None = None) -> None:
-        """Counts `messages [agents]` of `size` bytes, of which `lost [agents]` do not arrive."""
-        if not self._measuring:
-            self._ledger.enter(size, messages, lost)
-
-    def _pass(self, channel: Channel, name: str, tree: PyTree, alike: bool = True) -> PyTree:
+    def _through(self, channel: Channel, name: str, tree: PyTree, alike: bool = True) -> PyTree:
         """What receivers know of `tree`; the channel's memory of that name is renewed."""
         if self._measuring:
             return tree
@@ -350,10 +358,10 @@ class Round:
                 f"{name!r} is sent, and in the step before {', '.join(map(repr, self._old))} were: the "
                 "channel remembers by these names, so they must be the same in every step"
             )
-        known, self._new[name] = channel.send(tree, memory, self._exchange(name), alike)
+        known, self._new[name] = channel.send(tree, memory, self._moment_of(name), alike)
         return known
 
-    def _exchange(self, name: str, hop: jax.Array | int = 0) -> Moment:
+    def _moment_of(self, name: str, hop: jax.Array | int = 0) -> Moment:
         """The moment of the hop-th message of a name, with its keys."""
         if self._noise_key is None:
             return self._moment
@@ -363,20 +371,17 @@ class Round:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, self.ids)
         return self._moment._replace(keys=keys)
 
-    def _average(self, tables: Tables, own: PyTree, known: PyTree, channel: Channel) -> PyTree:
-        collected = self._block.collect(known)
-        weighted = self._network.weighted_sums(tables, known, collected)
-        return channel.average(weighted, own, known, tables.own_weights)
+    def _pay(self, size: int, messages: jax.Array, lost: jax.Array | None = None) -> None:
+        """Counts `messages [agents]` of `size` bytes, of which `lost [agents]` do not arrive."""
+        if not self._measuring:
+            self._ledger.enter(size, messages, lost)
 
-    def _take(self, tree: PyTree, edges: Edges, at_slots: bool = False) -> PyTree:
-        """The peers' values, or what they hold for this edge; 0 where there is no edge."""
-
-        def take(x: jax.Array) -> jax.Array:
-            value = x[edges.peers, edges.slots] if at_slots else x[edges.peers]
-            real = edges.mask.reshape(edges.mask.shape + (1,) * (value.ndim - edges.mask.ndim))
-            return jnp.where(real, value, jnp.zeros_like(value))
-
-        return jax.tree.map(take, self._block.collect(tree))
+    def _pay_if_owed(self, message: Message) -> None:
+        """Pays, once, for a message that neighbours hear and exact averages did without."""
+        for name in message.sources:
+            if name in self._unheard and not self._measuring:
+                size, sent = self._unheard.pop(name)
+                self._pay(size, jnp.where(self._exactly, sent, 0))
 
 
 def _merged(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
@@ -390,9 +395,3 @@ def _merged(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree]
         return jax.tree.map(divide, values)
 
     return merged
-
-
-def _count(delivery: Delivery) -> tuple[jax.Array, jax.Array]:
-    """`[agents]` messages sent to all who listen, and how many of them are lost."""
-    sent = delivery.sent.sum(axis=1, dtype=jnp.int32)
-    return sent, sent - delivery.outgoing.mask.sum(axis=1, dtype=jnp.int32)

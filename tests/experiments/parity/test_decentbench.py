@@ -1,6 +1,5 @@
 """Replays of decent-bench's methods: recorded runs, other graphs and settings, what must not pass."""
 
-import json
 import pathlib
 
 import networkx as nx
@@ -9,7 +8,7 @@ import pytest
 
 from experiments.parity import command, quadratics, traces
 from tests.support import corrections as rec
-from tests.support.recordings import changed
+from tests.support.recordings import changed, check_replay, metropolis
 from tests.support.recursions import Problem
 
 FOLDER = pathlib.Path(__file__).parents[2] / "fixtures" / "methods_2026"
@@ -76,14 +75,6 @@ def test_what_cannot_be_replayed_exits_2(name, change, answer, tmp_path, capsys)
 
 # The same methods on other graphs and with other settings, against float64 recursions.
 
-
-def metropolis(graph):
-    links = nx.to_numpy_array(graph, nodelist=sorted(graph))
-    degree = links.sum(axis=1)
-    w = links / (np.maximum.outer(degree, degree) + 1)
-    return w + np.diag(1 - w.sum(axis=1))
-
-
 RING7, STAR = metropolis(nx.cycle_graph(7)), metropolis(nx.star_graph(5))
 TREE, BARBELL = metropolis(nx.random_labeled_tree(8, seed=3)), metropolis(nx.barbell_graph(3, 1))
 COINS = [1, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 0, 1, 0, 1]
@@ -114,17 +105,5 @@ CASES = [
 )
 def test_other_graphs_and_settings(recursion, method, w, config):
     problem = Problem(w, np.full(16, 0.05), seed=5, source=SOURCE, method=method, **config)
-    trace = {
-        "A": problem.a,
-        "c": problem.c,
-        "x0": problem.start,
-        "W": problem.w,
-        "lr": problem.lr,
-        "x": recursion(problem),
-        "config": np.array(json.dumps(problem.config)),
-    }
-    if "communicate" in config:
-        trace["communicate"] = np.array(config["communicate"])
-    result = quadratics.replay(trace)
-    assert np.abs(trace["x"]).max() < 100  # a run that blows up compares nothing
-    assert result["passed"], result
+    coins = {"communicate": np.array(config["communicate"])} if "communicate" in config else {}
+    check_replay(recursion, problem, **coins)
