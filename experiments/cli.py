@@ -17,6 +17,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 from absl import flags
@@ -112,6 +113,25 @@ def _join(config: Config) -> None:
     )
     if joined and config.workdir is None:
         raise ValueError("several processes need one --workdir, a directory that all of them see")
+
+
+def output(text: str) -> Path:
+    """Where a file can be written, by its name on the command line; makes sure of it before the work.
+
+    Raises:
+      ValueError: There is no name, it is a directory's, or one of its folders is a file.
+    """
+    path = Path(text)
+    if not path.name:
+        raise ValueError(f"output is {text!r}; it must be the name of a file")
+    if path.is_dir():
+        raise ValueError(f"output is {path}, a directory; give the name of a file in it")
+    below = next(parent for parent in path.absolute().parents if parent.exists())
+    if not below.is_dir() or not os.access(below, os.W_OK):
+        raise ValueError(
+            f"output is {path}, and {below} cannot be written to; choose another place"
+        )
+    return path
 
 
 def guard(body: Callable[[], None]) -> int:

@@ -191,9 +191,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         if not given:
             raise ValueError("give the directories of runs, as runs/a runs/b; --help tells more")
-        runs, output = read(given), Path(values["output"].value)
-        output.parent.mkdir(parents=True, exist_ok=True)
+        output = cli.output(values["output"].value)
         figure = output.with_suffix(".png")
+        if figure == output:
+            raise ValueError(
+                f"output is {output}, where the figure goes; give the name of a CSV file, as "
+                f"{output.with_suffix('.csv')}"
+            )
+        runs = read(given)
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(runs, output)
         print(table(runs))
         with plots.attempt(figure):

@@ -23,7 +23,7 @@ from flax import traverse_util
 import ccl_jax
 from ccl_jax.models import to_torch
 from ccl_jax.names import look_up
-from ccl_jax.runs.checkpoints import save_tree
+from ccl_jax.runs.checkpoints import is_tree, save_tree
 from ccl_jax.runs.directory import plain
 from ccl_jax.runs.loading import LoadedRun
 from experiments import cli, trained
@@ -60,7 +60,9 @@ def export(
       Where the parameters are.
 
     Raises:
-      ValueError: An unknown format, one whose package is missing, or a model that has no names in it.
+      ValueError: An unknown format, one whose package is missing, or a model that has no names in it;
+        or something is there that this would remove.
+      OSError: It could not be written; what was there before is there still.
     """
     check(form)
     format_ = FORMATS[form]
@@ -79,6 +81,10 @@ def export(
     # In the order of rows: safetensors writes the memory as it lies.
     arrays = {name: np.array(x, order="C") for name, x in jax.device_get(arrays).items()}
     path = path or run.directory / "export" / f"{whose}{format_.ending}"
+    if form == "orbax" and path.exists() and not is_tree(path):
+        raise ValueError(
+            f"{path} is there, and an export as orbax is a directory of its own; give another name"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     format_.write(path, arrays)
     about = describe(run, form, whose, arrays)
@@ -125,14 +131,23 @@ def check(form: str) -> None:
 
 
 def _write_safetensors(path: Path, arrays: Arrays) -> None:
-    from safetensors.numpy import save_file  # An optional dependency.
+    from safetensors import SafetensorError  # An optional dependency.
+    from safetensors.numpy import save_file
 
-    save_file(arrays, path)
+    try:
+        save_file(arrays, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error})") from error
 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:
-    with path.open("wb") as file:  # Given a path, NumPy would add an ending.
-        np.savez(file, **arrays)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:  # Given a path, NumPy would add an ending.
+            np.savez(file, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _write_orbax(path: Path, arrays: Arrays) -> None:
@@ -183,11 +198,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if form is None:
             raise ValueError(f"give --format=FORMAT, one of {names}")
         check(form)
+        output = values["output"].value
+        if output is not None:
+            output = Path(output) if form == "orbax" else cli.output(output)
         run = trained.load(values)
         everybody = values["agent"].value == trained.ALL
         agent = trained.ALL if everybody else trained.agent(values, run)
-        output = values["output"].value
-        path = export(run, form, agent, None if output is None else Path(output))
+        path = export(run, form, agent, output)
         print(f"written: {path}")
         print(f"described in: {path}.json")
         print(f"load it: {FORMATS[form].load.format(str(path.absolute()))}")

@@ -151,9 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if values["help"].value:
             print(cli.page(__doc__, values))
             return
+        output = values["output"].value
+        output = None if output is None else cli.output(output)
         run = trained.load(values)
         agent = trained.agent(values, run)
-        _run(run, agent, *(_path(values[n].value) for n in ("images", "output", "data_dir")))
+        own, data_dir = (_path(values[name].value) for name in ("images", "data_dir"))
+        _run(run, agent, own, output, data_dir)
 
     return cli.guard(body)
 

@@ -347,9 +347,21 @@ def _orbax() -> ocp.Checkpointer:
 
 
 def save_tree(path: Path, tree: Any) -> None:
-    """Writes a tree of arrays as a directory of orbax, in place of what is there."""
-    with _quiet(), _orbax() as writer:
-        writer.save(path.absolute(), args=ocp.args.StandardSave(tree), force=True)
+    """Writes a tree of arrays as a directory of orbax, in place of what is there.
+
+    Raises:
+      OSError: It could not be written.
+    """
+    try:
+        with _quiet(), _orbax() as writer:
+            writer.save(path.absolute(), args=ocp.args.StandardSave(tree), force=True)
+    except (OSError, ValueError, RuntimeError) as error:  # As for checkpoints.
+        raise OSError(f"{path} could not be written ({_last_words(error)})") from error
+
+
+def is_tree(path: Path) -> bool:
+    """Whether there is what `save_tree` writes."""
+    return (path / "_CHECKPOINT_METADATA").is_file()
 
 
 def _flatten(state: TrainState) -> dict[str, np.ndarray]:

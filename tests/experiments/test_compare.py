@@ -148,6 +148,9 @@ def test_a_run_of_an_older_version_had_the_default(tmp_path, capsys):
         (["{0}/a", "{0}/broken"], "config.json is damaged; it is no JSON object"),
         (["{0}/a", "{0}/torn"], "torn is damaged (Expecting"),
         (["{0}/a", "--epochs=3"], "Unknown command line flag 'epochs'"),
+        (["{0}/a", "--output="], "output is ''; it must be the name of a file"),
+        (["{0}/a", "--output={0}"], "a directory; give the name of a file in it"),
+        (["{0}/a", "--output={0}/x.png"], "where the figure goes; give the name of a CSV file, as"),
     ],
 )
 def test_one_line_and_exit_code_2(given, said, tmp_path, monkeypatch, capsys):
@@ -163,4 +166,4 @@ def test_one_line_and_exit_code_2(given, said, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert out == "" and line.startswith("error: ") and said in line
-    assert not (tmp_path / "comparison.csv").exists()
+    assert not (tmp_path / "comparison.csv").exists() and not (base / "x.png").exists()

@@ -1,5 +1,6 @@
 """Exported parameters: the same bits in every format, and the same function in PyTorch."""
 
+import errno
 import importlib.util
 import json
 
@@ -134,6 +135,51 @@ def test_one_line_and_exit_code_2(flags, said, saved, tmp_path, capsys):
     (line,) = err.splitlines()
     assert out == "" and line.startswith("error: ") and said in line
     assert set(saved.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_directory_that_is_no_export_is_left_alone(form, saved, tmp_path, capsys):
+    if form == "safetensors":
+        pytest.importorskip("safetensors")
+    export_to = lambda path: export.main(
+        ["export", f"--run={saved}", f"--format={form}", f"--output={path}"]
+    )
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("all of it")
+    assert export_to(mine) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    advice = "give another name" if form == "orbax" else "give the name of a file in it"
+    assert line.startswith("error: ") and str(mine) in line and advice in line
+    assert [path.name for path in mine.iterdir()] == ["thesis.tex"]
+    assert (mine / "thesis.tex").read_text() == "all of it"
+    for _ in range(2):  # An export of its own is replaced.
+        assert export_to(tmp_path / "model") == 0
+
+
+def test_a_full_disk_is_one_line_and_the_export_before_stays(saved, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "model.npz"
+    argv = ["export", f"--run={saved}", "--format=npz", f"--output={target}"]
+    assert export.main(argv) == 0
+    before = target.read_bytes()
+
+    def full(file, **arrays):
+        file.write(b"PK")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    capsys.readouterr()
+    assert export.main(argv) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert target.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model.npz", "model.npz.json"}
+
+
+def test_what_safetensors_cannot_write_is_one_line(saved, tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    run = ccl_jax.load_run(saved)
+    with pytest.raises(OSError, match="could not be written"):
+        export.export(run, "safetensors", path=tmp_path)
 
 
 def test_without_safetensors_it_is_said_what_to_install(saved, tmp_path, monkeypatch, capsys):

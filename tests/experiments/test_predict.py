@@ -285,6 +285,9 @@ def saved(tmp_path_factory):
         (["--images={0}/none.npz"], "it has only pictures"),
         (["--images={0}/count.npz"], "has 2 images and 3 labels"),
         (["--images={0}/text.npz"], "cannot be used"),
+        (["--output="], "output is ''; it must be the name of a file"),
+        (["--output={0}/empty"], "output is {0}/empty, a directory; give the name of a file in it"),
+        (["--output={0}/text.txt/x.csv"], "{0}/text.txt cannot be written to"),
     ],
 )  # fmt: skip
 def test_one_line_and_exit_code_2(flags, said, saved, tmp_path, capsys):
