@@ -16,6 +16,11 @@ def axpy(a: jax.Array | float, x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(lambda u, v: jnp.asarray(a, v.dtype) * u.astype(v.dtype) + v, x, y)
 
 
+def moving_average(decay: float, old: PyTree, new: PyTree) -> PyTree:
+    """decay * old + (1 - decay) * new, leaf by leaf."""
+    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+
+
 def sum_type(tree: PyTree) -> jnp.dtype:
     """The type of averages of a tree, and of weights and rates beside it: float32, or float64 for it."""
     double = any(x.dtype == jnp.float64 for x in jax.tree.leaves(tree))

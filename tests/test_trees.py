@@ -17,6 +17,11 @@ def test_axpy():
         np.testing.assert_array_equal(z["b"][0], [28.5])
 
 
+def test_a_moving_average_keeps_the_share_of_the_old():
+    old, new = {"w": jnp.array([[4.0, 8.0]])}, {"w": jnp.array([[0.0, 16.0]])}
+    np.testing.assert_array_equal(trees.moving_average(0.75, old, new)["w"], [[3.0, 10.0]])
+
+
 @pytest.mark.parametrize("a", [0.5, jnp.float32(0.5)])
 def test_arithmetic_keeps_the_dtype(a):
     x = {"w": jnp.ones(2, jnp.bfloat16)}

@@ -74,9 +74,10 @@ def adagossip(
         message = talk.send("params", params)
         _, h = base.gossip(talk, message, 1.0)
         t = state.exchanges + talk.active.astype(jnp.int32)
-        moment = lambda s, h: b2 * s + (1 - b2) * h**2
         moved = talk.active & (t > 0)
-        second = trees.where(moved, jax.tree.map(moment, state.second, h), state.second)
+        squares = jax.tree.map(jnp.square, h)
+        renewed = trees.moving_average(b2, state.second, squares)
+        second = trees.where(moved, renewed, state.second)
         gamma = base.rate_at(gossip_rate, talk)
         # 1 - b2^t, without rounding b2^t to the digits that 1 has.
         count = jnp.maximum(t, 1).astype(trees.sum_type(params))

@@ -93,7 +93,7 @@ def compressed_tracking(
     def update(grads, eval_params, state, talk, lr):
         first = state.step == 0
         u = trees.axpy(weight_decay, eval_params, grads)
-        average = jax.tree.map(lambda a, b: momentum * a + (1 - momentum) * b, state.momentum, u)
+        average = trees.moving_average(momentum, state.momentum, u)
         m = trees.where(first, optax.tree.zeros_like(u) if from_zero else u, average)
         v = jax.tree.map(lambda v, new, old: v + new - old, state.tracker, m, state.momentum)
         v = trees.where(first, u, v)

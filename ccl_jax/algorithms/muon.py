@@ -148,7 +148,7 @@ def demuon(
 
     def update(grads, eval_params, state, talk, lr):
         u = trees.axpy(weight_decay, eval_params, grads)
-        m = jax.tree.map(lambda a, b: momentum * a + (1 - momentum) * b, state.momentum, u)
+        m = trees.moving_average(momentum, state.momentum, u)
         y = jax.tree.map(lambda y, new, old: y + new - old, state.tracker, m, state.momentum)
         y = talk.mix(talk.send("tracker", y, alike=False))
         d = jax.vmap(lambda x: direction(step, x))(y)

@@ -60,9 +60,6 @@ def quasi_global_adam(
         zeros = optax.tree.zeros_like
         return QGAdamState(zeros(params), zeros(params), trees.copy(params), jnp.int32(0))
 
-    def moment(decay, old, new):
-        return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
-
     def square(tree):
         return jax.tree.map(jnp.square, tree)
 
@@ -75,15 +72,15 @@ def quasi_global_adam(
         direction = jax.vmap(normalise)(moved, norms)
         # Agents that start alike have not moved yet; normalising would make roundoff a signal.
         second = trees.where(
-            state.step > 0, moment(b2, state.second, square(direction)), state.second
+            state.step > 0, trees.moving_average(b2, state.second, square(direction)), state.second
         )
         return mixed, state._replace(second=second, previous=mixed), message
 
     def update(grads, eval_params, state, talk, lr):
         u = trees.axpy(weight_decay, eval_params, grads)
         t = (state.step + 1).astype(trees.sum_type(eval_params))
-        first = moment(b1, state.first, u)
-        v = moment(b2, state.second, square(u))
+        first = trees.moving_average(b1, state.first, u)
+        v = trees.moving_average(b2, state.second, square(u))
 
         def advance(x, p, v):
             rate, correction = (y.astype(x.dtype) for y in (lr / (1 - b1**t), 1 - b2**t))

@@ -4,6 +4,7 @@ A `Network` is a topology placed on the device, with the channel that messages g
 it hands out a `Round`, and algorithms and losses do all their talking through that.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,7 +80,6 @@ class Network:
         self.coins = coins
         self.gossip_steps = gossip_steps
         self.compressor = compressor
-        self.compression_start = compression_start
         self.faults = faults or Faults()
         self.message_noise = message_noise
         self.noise_seed = noise_seed
@@ -89,7 +89,6 @@ class Network:
                 "merge_at averages exactly over all agents, which compressed or lost messages cannot; "
                 "leave it out, or compression and faults"
             )
-        self.mixing = mixing
         self.channels = _channels(
             topology, compressor, compression_start, self.faults, message_noise
         )
@@ -99,19 +98,9 @@ class Network:
 
     def whole(self) -> "Network":
         """The same network on one device; enough to learn shapes from."""
-        return Network(
-            self.topology,
-            local_steps=self.local_steps,
-            coins=self.coins,
-            gossip_steps=self.gossip_steps,
-            compressor=self.compressor,
-            compression_start=self.compression_start,
-            faults=self.faults,
-            message_noise=self.message_noise,
-            noise_seed=self.noise_seed,
-            average_from=self.average_from,
-            mixing=self.mixing,
-        )
+        other = copy.copy(self)
+        other.schedule = blocks.make_schedule(self.topology, 1)
+        return other
 
     @property
     def remembers(self) -> bool:

@@ -1,5 +1,7 @@
 """Every method under settings of the network: it runs as it is published, or says why not."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from ccl_jax import algorithms, graphs
@@ -51,6 +53,26 @@ def test_methods_that_a_setting_would_change_are_refused(setting):
             assert name in str(error) and ("leave" in str(error) or "take" in str(error))
             refused.add(name)
     assert refused == REFUSED[setting]
+
+
+@pytest.mark.parametrize("name", ["dsgd", "relaysgd", "dsgt", "ed"])
+def test_noise_grows_with_the_steps_where_adding_up_is_declared(name):
+    """Every loss is |x|^2 / 2, and all start at its optimum: what they move is noise."""
+    method = algorithms.get(name)
+    network = Network(graphs.make("chain", 4, weights="metropolis"), message_noise=0.02)
+    algorithm, x = algorithms.make(name, weight_decay=0.0), jnp.zeros((4, 64))
+
+    def step(carry, t):
+        gradient = lambda at, models: (at, jnp.mean(at**2))
+        new = algorithms.advance(algorithm, *carry, network.round(t), jnp.float32(0.1), gradient)
+        return (new.params, new.state), new.aux
+
+    start = (x, algorithm.init(x, network.round(0)))
+    steps = jnp.arange(800, dtype=jnp.int32)
+    moved = jax.jit(lambda start: jax.lax.scan(step, start, steps)[1])(start)
+    early, late = moved[50:150].mean(), moved[700:].mean()
+    # A sum of t draws has t times their variance: 7.5 here; what is forgotten has the same throughout.
+    assert late > 3 * early if method.capabilities.adds_up else late < 1.5 * early
 
 
 def test_methods_that_need_float64_are_refused_on_tpus_only():
