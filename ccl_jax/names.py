@@ -40,3 +40,20 @@ def check_distinct(kind: str, values: Iterable[Hashable]) -> None:
     for value, count in Counter(values).items():
         if count > 1:
             raise ValueError(f"{kind}: {value} is given {count} times; give it once")
+
+
+def check_free(kind: str, name: str, module: str, table: Mapping[str, object]) -> None:
+    """Makes sure that a new entry of a registry replaces no other; a cell or file may run again.
+
+    Args:
+      kind: What the names stand for, e.g. "algorithm"; used in the error.
+      name: Of the new entry.
+      module: Where it is written.
+      table: By name, what is there, functions.
+
+    Raises:
+      ValueError: Another module has an entry of that name.
+    """
+    there = getattr(table.get(name), "__module__", module)
+    if there != module:
+        raise ValueError(f"{kind} {name!r} is there already, in {there}; take another name")

@@ -109,17 +109,19 @@ def table_of_losses(entries: Sequence[FeatureLoss]) -> str:
         for steps, name in ((1, entry.name), (2, f"{entry.name}, local steps")):
             wanted = entry.needs_with(steps)
             if steps == 1 or needs.own_models(wanted):
-                rows.append((name, *_costs(wanted, steps), options, entry.reference))
+                rows.append((name, *_costs(entry, steps), options, entry.reference))
     return _aligned(rows)
 
 
-def _costs(wanted: Sequence[str], local_steps: int) -> tuple[str, str, str]:
+def _costs(entry: FeatureLoss, local_steps: int) -> tuple[str, str, str]:
     """Forward passes without gradient, what is sent beside models, and what is kept."""
+    wanted = entry.needs_with(local_steps)
     own = needs.own_models(wanted)
     passes = ["d"] * needs.foreign(wanted) + [str(len(own))] * bool(own)
     sends = [f"{NEEDS[need].sends} d" for need in wanted if NEEDS[need].sends]
     keeps = [NEEDS[need].keeps for need in wanted if NEEDS[need].keeps and need not in own]
     keeps += [f"{len(own)} P"] if own and local_steps > 1 else []
+    keeps += ["a memory of its own"] if entry.memory is not None else []
     return " + ".join(passes) or "0", " + ".join(sends) or "nothing", " + ".join(keeps) or "nothing"
 
 
@@ -151,7 +153,7 @@ def details(method: Method) -> str:
 
 def details_of_loss(entry: FeatureLoss) -> str:
     """All that is known about one feature loss."""
-    passes, sends, keeps = _costs(entry.needs, 1)
+    passes, sends, keeps = _costs(entry, 1)
     lines = [
         f"{entry.name}: {entry.summary}",
         f"  published in   {entry.reference}",
@@ -159,7 +161,7 @@ def details_of_loss(entry: FeatureLoss) -> str:
         f"  a step         forward passes: {passes}; sends: {sends}; keeps: {keeps}",
     ]
     if entry.apart is not None:
-        passes, sends, keeps = _costs(entry.apart, 2)
+        passes, sends, keeps = _costs(entry, 2)
         lines += [
             "  with local steps",
             f"  it hears       {'; '.join(NEEDS[need].text for need in entry.apart)}",
@@ -171,7 +173,7 @@ def details_of_loss(entry: FeatureLoss) -> str:
 
 
 def _settings(known: Sequence[settings.Setting]) -> list[str]:
-    lines = ["  settings (experiments/settings.toml)"]
+    lines = ["  settings (experiments/settings.toml)"] if known else []
     for setting in known:
         values = ", ".join(f"{name}={value}" for name, value in setting.values.items())
         lines += [

@@ -29,7 +29,7 @@ import optax
 
 from ccl_jax import ranges, trees
 from ccl_jax.graphs.topology import Stochastic, Topology
-from ccl_jax.names import look_up
+from ccl_jax.names import check_free, look_up
 from ccl_jax.network import Message, Round
 
 PyTree = Any
@@ -221,9 +221,14 @@ def register(
       capabilities: How it talks and what it bears. Without it, settings that not every method bears
         (local steps, several gossip steps, compression, faults, noise, exact averages) are refused.
       **fixed: Hyper-parameters that this name fixes.
+
+    Raises:
+      ValueError: Another module has a method of that name.
     """
 
     def enter(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
+        builders = {key: method.build for key, method in REGISTRY.items()}
+        check_free("algorithm", name, build.__module__, builders)
         REGISTRY[name] = Method(
             name, build, fixed, summary, reference, graph, check, stochastic, capabilities
         )

@@ -5,7 +5,7 @@
     make("one-peer-exponential", 16, stochastic="column")
 
 `GRAPHS` lists the names, `WEIGHTS` the weights; `describe` measures a topology. The graphs
-themselves are built in `ccl_jax.graphs_static` and `ccl_jax.graphs_over_time`.
+themselves are built in `static`, `over_time` and `weighted`.
 """
 
 import inspect

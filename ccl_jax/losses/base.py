@@ -4,7 +4,8 @@ A feature loss is a term beside the cross-entropy that looks at features. It is 
 `loss(own, heard, distance) -> scalar`, and says what it needs to hear by name; the names are the keys of
 `ccl_jax.losses.needs.NEEDS`. The step hears what the chosen losses need, once, and nothing else. What is
 heard is constant: gradients flow through the agent's own features and logits only. Keyword-only
-arguments of the function are the loss's options, such as a temperature, which users may set.
+arguments of the function are the loss's options, such as a temperature, which users may set. A loss may
+remember something from step to step: it then says what it begins with, and returns what comes next.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from ccl_jax import ranges
-from ccl_jax.names import look_up
+from ccl_jax.names import check_free, look_up
+
+PyTree = Any
 
 # distance(features, target), both [..., F], -> [...]: one number a sample, a mean over features.
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
@@ -53,19 +56,23 @@ class FeatureLoss:
     Attributes:
       name: What users, metrics and reports call it.
       loss: `loss(own, heard, distance, **options) -> scalar` for one agent; `heard` has an entry for
-        each need, and no other.
+        each need, and no other but `memory`.
       needs: Keys of `ccl_jax.losses.needs.NEEDS`; () for a loss of the own features and logits alone.
       summary: One line.
       reference: Where it was published.
       apart: Its needs where agents work alone for some steps between exchanges; None for the same.
+      memory: `memory(own) -> arrays`: what one agent remembers before its first step; of `own` there
+        are shapes and dtypes alone, for a batch of one. `heard["memory"]` then has what is remembered,
+        and `loss` returns `(scalar, arrays)`. None for a loss without memory.
     """
 
     name: str
-    loss: Callable[..., jax.Array]
+    loss: Callable[..., Any]
     needs: tuple[str, ...]
     summary: str
     reference: str
     apart: tuple[str, ...] | None = None
+    memory: Callable[[Own], PyTree] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -76,6 +83,26 @@ class FeatureLoss:
     def needs_with(self, local_steps: int) -> tuple[str, ...]:
         """What it needs where agents talk in every so many-th step."""
         return self.needs if local_steps == 1 or self.apart is None else self.apart
+
+    def value_and_memory(
+        self, own: Own, heard: Mapping[str, Any], distance: Distance, **options: Any
+    ) -> tuple[jax.Array, PyTree]:
+        """The loss of one agent, and what it remembers next, detached; None without memory.
+
+        Raises:
+          ValueError: What it remembers next is of another form.
+        """
+        found = self.loss(own, heard, distance, **options)
+        if self.memory is None:
+            return found, None
+        value, memory = found
+        form = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+        if form(memory) != form(heard["memory"]):
+            raise ValueError(
+                f"feature loss {self.name} returns the memory {form(memory)}; it must stay of the form "
+                f"that it began with, {form(heard['memory'])}"
+            )
+        return value, jax.lax.stop_gradient(memory)
 
     def check_options(self, given: Mapping[str, Any]) -> None:
         """Makes sure that options are the loss's own, and numbers in their range.
@@ -105,11 +132,18 @@ def register(
     summary: str,
     reference: str,
     apart: tuple[str, ...] | None = None,
+    memory: Callable[[Own], PyTree] | None = None,
 ) -> Callable[..., Any]:
-    """Decorator that enters a loss into the registry; arguments as the fields of `FeatureLoss`."""
+    """Decorator that enters a loss into the registry; arguments as the fields of `FeatureLoss`.
 
-    def enter(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        REGISTRY[name] = FeatureLoss(name, loss, needs, summary, reference, apart)
+    Raises:
+      ValueError: Another module has a loss of that name.
+    """
+
+    def enter(loss: Callable[..., Any]) -> Callable[..., Any]:
+        there = {key: entry.loss for key, entry in REGISTRY.items()}
+        check_free("feature loss", name, loss.__module__, there)
+        REGISTRY[name] = FeatureLoss(name, loss, needs, summary, reference, apart, memory)
         return loss
 
     return enter

@@ -91,7 +91,8 @@ def hear(
       forward: As for `needs.collect`.
 
     Returns:
-      By need, what was heard (`needs.collect`); and the models among what is kept, of this exchange.
+      By need, what was heard (`needs.collect`), and the losses' own `memory` if any; and the models
+      among what is kept, of this exchange.
     """
     now = {"previous_features": known.own(sent), "mixed_features": (mixed, known.own_stats)}
     own = {need: now[need] for need in needs.own_models(objective.needs)}
@@ -106,4 +107,6 @@ def hear(
         heard = needs.collect(
             wanted, where, forward, message, batch, objective.num_classes, kept, heard, own
         )
+    if "memory" in kept:
+        heard["memory"] = kept["memory"]
     return heard, models

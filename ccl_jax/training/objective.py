@@ -119,5 +119,14 @@ class Objective:
         """What a loss needs to hear."""
         return losses.get(name).needs_with(self.local_steps)
 
+    def memories(self, own: losses.Own) -> dict[str, Any]:
+        """By loss, what one agent remembers before its first step.
+
+        Args:
+          own: Shapes and dtypes of its forward pass.
+        """
+        entries = map(losses.get, self.weights)
+        return {entry.name: entry.memory(own) for entry in entries if entry.memory is not None}
+
     def _needs(self, names: Iterable[str]) -> frozenset[str]:
         return frozenset(need for name in names for need in self.needs_of(name))

@@ -106,13 +106,14 @@ def init_state(
         drawn, model_state = models.init(model, init_key, image_shape)
         params, model_state = trees.stack((drawn if given is None else given, model_state), agents)
         algorithm_state = algorithm.init(params, whole.round(0))
-        features = jax.eval_shape(
-            make_features_fn(model),
-            jax.tree.map(lambda x: x[0], (params, model_state)),
-            jnp.zeros((1, *image_shape)),
-        )
+        one = jax.tree.map(lambda x: x[0], (params, model_state))
+        forward = lambda variables, images: models.apply_eval(model, *variables, images)
+        features, logits = jax.eval_shape(forward, one, jnp.zeros((1, *image_shape)))
         apart = (params, model_state) if network.local_steps > 1 else None
         kept = needs.start(objective.needs, agents, objective.num_classes, features, apart)
+        label, there = (jax.ShapeDtypeStruct((1,), kind) for kind in (jnp.int32, bool))
+        if memories := objective.memories(losses.Own(features, logits, label, there)):
+            kept["memory"] = trees.stack(memories, agents)
         zero = jnp.int32(0)
         return TrainState(zero, params, model_state, algorithm_state, kept, Memory(), run_key)
 
@@ -308,17 +309,24 @@ def make_loss_fn(model: nn.Module, objective: Objective) -> Callable[..., Any]:
         per_sample = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         cross_entropy = losses.masked_mean(per_sample, batch.mask)
         own = losses.Own(features, logits, batch.labels, batch.mask)
-        parts = {}
+        parts, memories = {}, {}
         for name in objective.reported:
+            entry = losses.get(name)
             needed = {need: heard[need] for need in objective.needs_of(name)}
+            if entry.memory is not None:
+                needed["memory"] = heard["memory"][name]
             options = objective.loss_options.get(name, {})
-            parts[name] = losses.get(name).loss(own, needed, distance, **options)
+            parts[name], memory = entry.value_and_memory(own, needed, distance, **options)
+            if entry.memory is not None:
+                memories[name] = memory
         # A loss of weight 0 stays out of the sum: 0 * inf would be NaN.
         total = cross_entropy
         for name, weight in objective.weights.items():
             total += rise * weight * parts[name]
         hit = (logits.argmax(axis=-1).astype(batch.labels.dtype) == batch.labels) & batch.mask
         kept = needs.keep(objective.needs, own, objective.num_classes)
+        if memories:
+            kept["memory"] = memories
         correct = hit.sum(dtype=jnp.int32)
         return total, Seen(cross_entropy, parts, correct, model_state, kept)
 

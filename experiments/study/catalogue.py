@@ -10,7 +10,7 @@
     [axes.AXIS]              LABEL = {settings}: the cells of the study are the product of all axes
     [methods]                LABEL = {settings}: each is run in every cell, with every seed
     [[figures]]              kind = dots, lines, heatmap or scatter, with title, x, y, metric, log or
-                             difference; see `experiments.report_figures`. Curves are always drawn
+                             difference; see `experiments.report.figures`. Curves are always drawn
     [tune]                   lr = [...], validation = 0.2, seeds = [...], each = [axes]: every method
                              takes its learning rate from the grid, by the first metric on a held-out
                              part of the training data; of its own in every label of the axes `each`,

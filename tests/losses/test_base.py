@@ -1,5 +1,7 @@
 """Distances by hand, the registry of feature losses, and a loss that a user brings along."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from ccl_jax import algorithms, graphs, losses, training
 from ccl_jax.losses import DISTANCES
 from ccl_jax.network import Network
 from ccl_jax.training import Objective
+from tests.support.few_steps import FewSteps, agent, same_program
 from tests.support.tiny import CLASSES, IMAGE, TinyModel, batch, spread
 
 MODEL = TinyModel()
@@ -139,3 +142,47 @@ def test_a_need_that_nobody_knows_is_refused(registry):
     losses.register("bad", needs=("neighbour_features",), summary="-", reference="-")(None)
     with pytest.raises(ValueError, match="'neighbour_features': did you mean 'neighbor_features'"):
         Objective(CLASSES, feature_losses=(("bad", 0.1),))
+
+
+@pytest.fixture
+def remembering():
+    """A loss whose memory is the sum of the features that it saw; its value is of the one before."""
+
+    def loss(own, heard, distance):
+        seen = jnp.where(own.mask[:, None], own.features, 0.0).sum(axis=0)
+        return heard["memory"].sum() + 0.0 * own.features.sum(), heard["memory"] + seen
+
+    start = lambda own: jnp.ones(own.features.shape[-1:])
+    losses.register("remembering", summary="a test", reference="here", memory=start)(loss)
+    yield Objective(CLASSES, feature_losses=(("remembering", 0.5),))
+    del losses.REGISTRY["remembering"]
+
+
+def test_a_memory_is_added_up_from_step_to_step(remembering):
+    run, memory = FewSteps(objective=remembering), np.ones((4, 6))
+    for seed in range(3):
+        params = run.state.params
+        # The gradient is taken at the mixed point, on a ring of four.
+        mix = lambda x: (x + jnp.roll(x, 1, axis=0) + jnp.roll(x, -1, axis=0)) / 3
+        data = run.step(seed, padded=2 if seed < 2 else 5)
+        np.testing.assert_allclose(
+            run.metrics.losses["remembering"], memory.sum(axis=1), rtol=1e-5, atol=1e-5
+        )
+        mixed = jax.tree.map(mix, params)
+        for i in range(4):
+            z = MODEL.apply({"params": agent(mixed, i)}, data.images[i])[0]
+            memory[i] += np.asarray(z)[np.asarray(data.mask[i])].sum(axis=0)
+        np.testing.assert_allclose(run.state.kept["memory"]["remembering"], memory, rtol=1e-5)
+
+
+def test_a_weight_of_zero_remembers_nothing(remembering):
+    same_program(Objective(CLASSES), Objective(CLASSES, feature_losses=(("remembering", 0.0),)))
+
+
+def test_a_memory_that_changes_its_form_is_refused(remembering):
+    entry = losses.REGISTRY["remembering"]
+    wrong = lambda *given: (entry.loss(*given)[0], jnp.zeros(7))
+    losses.REGISTRY["remembering"] = dataclasses.replace(entry, loss=wrong)
+    said = r"feature loss remembering returns the memory float32\[7\]; .* float32\[6\]"
+    with pytest.raises(ValueError, match=said):
+        FewSteps(objective=remembering).step(0)
