@@ -5,6 +5,7 @@ bar; where nobody looks, as in a file, a line an epoch in its place.
 """
 
 import contextlib
+import re
 import shlex
 import sys
 import time
@@ -138,7 +139,7 @@ def what_next(directory: Path, config: Config, run: Path | None = None) -> str:
       run: The run to predict with; default: `directory`.
     """
     again = [*program(), f"--workdir={directory}", "--resume", f"--epochs={2 * config.epochs}"]
-    predict = ["python", "-m", "experiments.predict", f"--run={run or directory}"]
+    predict = ["python", "-m", "experiments.predict", f"--run={run or directory}", *extensions()]
     others = [] if run else ["ANOTHER_RUN"]
     compare = ["python", "-m", "experiments.compare", str(directory), *others]
     commands = (predict, compare) if config.final_merge else (predict, compare, again)
@@ -157,6 +158,17 @@ def program(argv: Sequence[str] | None = None) -> list[str]:
         elif flag not in ("workdir", "epochs", "resume", "noresume"):
             kept.append(word)
     return ["python", *(["-m", spec.name] if spec else [name]), *kept]
+
+
+def extensions(argv: Sequence[str] | None = None) -> list[str]:
+    """The flags that run the user's own files, for other commands; their own main is one, too."""
+    words = program(argv)
+    own = [] if words[1] == "-m" else [f"--extension={words[1]}"]
+    flag = re.compile("--?extension(=|$)")
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if match := flag.match(word):
+            own.append(f"--extension={word[match.end() :] if match[1] else value}")
+    return own
 
 
 @contextlib.contextmanager
