@@ -27,6 +27,7 @@ from ccl_jax.runs import paths, signals, terminal
 from ccl_jax.runs.checkpoints import Stopped
 from ccl_jax.runs.config import Config
 from ccl_jax.training.loop import Diverged
+from experiments import extensions
 from experiments.flag_values import FlagValues
 
 # What XLA and CUDA say.
@@ -77,6 +78,8 @@ def parse(
 ) -> list[str]:
     """Reads a command line; in all that it gives, `~` becomes the home directory.
 
+    Every main takes `--extension=FILE`: these files are run here (`extensions`).
+
     Args:
       values: The flags, which are set.
       argv: With the program's name; default: `sys.argv`.
@@ -86,9 +89,11 @@ def parse(
       What else there is.
 
     Raises:
-      ValueError: Something on it is no flag, or no path on this machine.
+      ValueError: Something on it is no flag, or no path on this machine; or there is no extension.
       flags.Error: A flag is wrong.
     """
+    text = "run this Python file first: what it registers has a name then; may be repeated"
+    flags.DEFINE_multi_string("extension", [], text, flag_values=values)
     with contextlib.redirect_stderr(io.StringIO()) as said:
         rest = values(list(sys.argv if argv is None else argv))[1:]
     if said.getvalue():  # flag files that name each other: absl only warns
@@ -99,6 +104,9 @@ def parse(
     for flag in map(values.__getitem__, values):
         given = flag.value
         flag.value = list(map(local, given)) if isinstance(given, list) else local(given)
+    if not ("help" in values and values["help"].value):
+        for file in values["extension"].value:
+            extensions.load(file)
     return list(map(paths.local, rest))
 
 
@@ -234,6 +242,7 @@ def help_text(defaults: Config, description: str | None) -> str:
         "Defaults are in brackets. Those that are True are switched off by --noNAME.",
         "--preset=NAME takes a setting of the paper; python -m experiments.presets lists them.",
         "--flagfile=FILE reads flags from a file, one a line. A flag beside a preset wins.",
+        "--extension=FILE runs a Python file of yours first: what it registers has a name then.",
     ]
     return "\n".join(lines)
 

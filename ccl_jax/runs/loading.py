@@ -122,6 +122,7 @@ def load_run(directory: str | os.PathLike, checkpoint: str | int = "last") -> Lo
     saved = Checkpoints(files.checkpoints)
     step = saved.choose(checkpoint)
     facts = _facts(files, config)
+    _check_registered(files, config)
     model = runner.make_model(config, facts.num_classes)
     params, state = _agents(config, model, facts, saved.arrays(step))
     progress = saved.progress(step)
@@ -150,6 +151,19 @@ def _config(files: RunDirectory) -> Config:
     # No path of the machine that made it is asked for, and no processes are joined.
     there |= {"workdir": str(files.path), "resume": False}
     return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in there.items()})
+
+
+def _check_registered(files: RunDirectory, config: Config) -> None:
+    """A run of somebody's own method or model needs the file that registers it."""
+    for kind, name, table in (
+        ("algorithm", config.algorithm, algorithms.REGISTRY),
+        ("model", config.model, models.MODELS),
+    ):
+        if name not in table:
+            raise ValueError(
+                f"{files.path} has the {kind} {name}, which is not registered here; import the file "
+                "that registers it first, on a command line by --extension=FILE"
+            )
 
 
 def _facts(files: RunDirectory, config: Config) -> Facts:

@@ -5,6 +5,7 @@ bar; where nobody looks, as in a file, a line an epoch in its place.
 """
 
 import contextlib
+import re
 import shlex
 import sys
 import time
@@ -143,10 +144,10 @@ def what_next(directory: Path, config: Config, run: Path | None = None) -> str:
     """
     again = [*program(), f"--workdir={directory}", "--resume", f"--epochs={2 * config.epochs}"]
     tool = lambda name, *words: ["python", "-m", f"experiments.{name}", *words]
-    chosen, others = f"--run={run or directory}", [] if run else ["ANOTHER_RUN"]
+    chosen, others = [f"--run={run or directory}", *extensions()], [] if run else ["ANOTHER_RUN"]
     commands = [
-        tool("predict", chosen),
-        tool("export", chosen, "--format=npz"),  # It needs no other package.
+        tool("predict", *chosen),
+        tool("export", *chosen, "--format=npz"),  # It needs no other package.
         tool("compare", str(directory), *others),
         *([] if config.final_merge else [again]),
     ]
@@ -165,6 +166,17 @@ def program(argv: Sequence[str] | None = None) -> list[str]:
         elif flag not in ("workdir", "epochs", "resume", "noresume"):
             kept.append(word)
     return ["python", *(["-m", spec.name] if spec else [name]), *kept]
+
+
+def extensions(argv: Sequence[str] | None = None) -> list[str]:
+    """The flags that run the user's own files, for other commands; their own main is one, too."""
+    words = program(argv)
+    own = [] if words[1] == "-m" else [f"--extension={words[1]}"]
+    flag = re.compile("--?extension(=|$)")
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if match := flag.match(word):
+            own.append(f"--extension={word[match.end() :] if match[1] else value}")
+    return own
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from ccl_jax.runs.checkpoints import Stopped
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.signals import STOP, may_leave, stop_signals
-from experiments import cli
+from experiments import cli, extensions
 from experiments.study import records
 from experiments.study.catalogue import Job, identity
 from experiments.study.records import Record
@@ -121,7 +121,8 @@ def _elsewhere(
     todo, answers = context.Queue(), context.Queue()
     todo.cancel_join_thread()
     processes = [
-        context.Process(target=_work, args=(todo, answers, results, make)) for _ in range(workers)
+        context.Process(target=_work, args=(todo, answers, results, make, extensions.LOADED))
+        for _ in range(workers)
     ]
     os.environ.setdefault(*_HUGE_PAGES)
     with stop_signals() as stop:
@@ -157,10 +158,12 @@ def _elsewhere(
                 process.join()
 
 
-def _work(todo: Any, answers: Any, results: Path, make: Make) -> None:
+def _work(todo: Any, answers: Any, results: Path, make: Make, files: Sequence[str]) -> None:
     """What a worker does: runs jobs until there are no more, or nobody waits for them."""
     parent = multiprocessing.parent_process()
     with may_leave(), stop_signals() as stop:
+        for file in files:
+            extensions.load(file)
         while not stop() and parent.is_alive():
             pack = todo.get()
             if pack is None:

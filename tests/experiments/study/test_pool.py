@@ -15,6 +15,7 @@ import pytest
 from ccl_jax.runs import packed
 from ccl_jax.runs.checkpoints import Stopped
 from ccl_jax.runs.signals import leaving, stop_signals
+from experiments import extensions
 from experiments.study import catalogue, pool
 from tests.support import tiny_main  # noqa: F401 (registers the model "mlp")
 from tests.support.studies import SMALL
@@ -48,6 +49,18 @@ def test_workers_share_the_jobs_and_report_errors(make_jobs, tmp_path, monkeypat
     bad = make_jobs([2])
     with pytest.raises(ValueError, match="seed 2: no such thing"):
         list(pool.run_all(bad, tmp_path, 2, fake_run))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_workers_run_the_users_own_files(make_jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_START", "fork")
+    file = tmp_path / "mine.py"
+    mark = "Path(__file__).with_name(f'ran-{os.getpid()}').touch()"
+    file.write_text(f"import os\nfrom pathlib import Path\n\n{mark}\n")
+    monkeypatch.setattr(extensions, "LOADED", [str(file)])
+    list(pool.run_all(make_jobs(), tmp_path, 2, fake_run))
+    ran = {path.name for path in tmp_path.glob("ran-*")}
+    assert len(ran) == 2 and f"ran-{os.getpid()}" not in ran
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
