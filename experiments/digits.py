@@ -93,8 +93,15 @@ def _report(
     print(f"accuracy against rounds: {together.figures / 'accuracy.png'}")
     print(f"who holds which classes: {split}")
     print(f"run directory: {together.path}")
-    if not config.quiet:
-        print(reporter.what_next(together.path, config, runs[-1][0].directory.path))
+    # The last method's first seed that has not diverged.
+    good = [
+        run
+        for own in reversed(runs)
+        for run, result in zip(own, results[own[0].config.label], strict=True)
+        if seeds.done([result])
+    ]
+    if good and not config.quiet:
+        print(reporter.what_next(together.path, config, good[0].directory.path))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,10 @@ class RunDirectory:
         """Where checkpoints go."""
         return self.path / "checkpoints"
 
+    def below(self) -> list[str]:
+        """Names of the runs one level below, of several seeds or methods."""
+        return sorted(file.parent.name for file in self.path.glob("*/config.json"))
+
     def settings(self) -> dict[str, Any]:
         """What config.json says: the settings, and `made_with`.
 
@@ -66,10 +70,9 @@ class RunDirectory:
         try:
             text = (self.path / "config.json").read_text()
         except OSError:
-            below = sorted(file.parent.name for file in self.path.glob("*/config.json"))
             remedy = (
                 f"it holds the runs {', '.join(below)}; give the path of one"
-                if below
+                if (below := self.below())
                 else "give the directory of a run, as its last line names it"
             )
             raise ValueError(f"{self.path} is no run (no config.json): {remedy}") from None
@@ -186,9 +189,13 @@ class RunDirectory:
           ValueError: There is no run here, or one of other settings; the message lists them.
         """
         if not (self.path / "config.json").exists():
+            remedy = (
+                f"it holds the runs {', '.join(below)}; give the path of one, or the flags of all"
+                if (below := self.below())
+                else "leave out --resume to start one"
+            )
             raise ValueError(
-                f"{self.path} holds no run that could go on (no config.json); leave out --resume "
-                "to start one"
+                f"{self.path} holds no run that could go on (no config.json); {remedy}"
             )
         there = plain(defaults) | self.settings()
         names = [name for name in config if name not in set(may_differ)]

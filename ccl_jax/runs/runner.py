@@ -118,6 +118,11 @@ def prepare(
     dataset = loaded.dataset
     topology = make_topology(config)
     steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
+    if steps * config.epochs >= 2**31:  # They are counted in int32.
+        raise ValueError(
+            f"epochs is {config.epochs}, and an epoch has {steps} steps; it must be at most "
+            f"{(2**31 - 1) // steps}"
+        )
     hyperparameters = config.hyperparameters(steps)
     method.check(topology, **hyperparameters)
     network = Network(

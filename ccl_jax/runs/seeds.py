@@ -71,9 +71,7 @@ def prepare(
         raise ValueError(f"seeds are {list(seeds)}; they must be different ones, at least one")
     begun = {seed for seed, path in paths.items() if (path / "config.json").exists()}
     if config.resume and not begun:
-        raise ValueError(
-            f"{workdir} holds no runs of these seeds; leave out --resume to start them"
-        )
+        raise ValueError(f"{workdir} holds no runs of these seeds; {_remedy(workdir)}")
     if not config.resume:
         with hosts.together():
             RunDirectory(workdir).check_free()
@@ -88,6 +86,15 @@ def prepare(
         )
         for seed, path in paths.items()
     ]
+
+
+def _remedy(workdir: Path) -> str:
+    """What to do where there are no runs of the seeds that are asked for."""
+    if (workdir / "config.json").exists():
+        return "it is one run; leave out --seeds to go on with that"
+    if below := RunDirectory(workdir).below():
+        return f"it holds the runs {', '.join(below)}; give the flags with which they were started"
+    return "leave out --resume to start them"
 
 
 def claim(workdir: RunDirectory, runs: Sequence[Run]) -> list[Run]:
@@ -157,8 +164,9 @@ def main(config: Config) -> None:
     results = execute(runs)
     tell({config.label: results})
     hosts.tell(f"run directory: {workdir.path}")
-    if not config.quiet:
-        hosts.tell(reporter.what_next(workdir.path, config, runs[0].directory.path))
+    good = [run for run, result in zip(runs, results, strict=True) if done([result])]
+    if good and not config.quiet:
+        hosts.tell(reporter.what_next(workdir.path, config, good[0].directory.path))
     check(results)
 
 

@@ -1,5 +1,6 @@
 """The ledger of a run: what its steps have reported so far, and whether that is finite still."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -60,6 +61,27 @@ class Ledger:
                 raise Diverged(problem)
             self._on_step(self.done.step)
 
+    def close(self, row: Row) -> None:
+        """Makes sure that what the last step has left is a model still: no step after it would notice.
+
+        Args:
+          row: Of the last epoch, which has been evaluated.
+
+        Raises:
+          Diverged: As `loop.fit`.
+        """
+        if math.isfinite(row["local_loss_mean"]):
+            return
+        problem = (
+            f"the loss on the test set is no longer finite after step {self.done.step}, the last; "
+            f"likely {_TOO_FAST}"
+        )
+        self._on_epoch(row | {"diverged": problem})
+        raise Diverged(problem)
+
+
+_TOO_FAST = "the learning rate is too high for this model and data: lower lr or clip gradients"
+
 
 def _explain(
     metrics: StepMetrics,
@@ -92,7 +114,7 @@ def _explain(
         f"the {_spoken(runaway)} loss ran away from the cross-entropy: lower {_weight(runaway)}, take "
         "another distance (huber, cosine) or use a network with normalisation"
         if (runaway := done.totals.runaway) in loss_weights
-        else "the learning rate is too high for this model and data: lower lr or clip gradients"
+        else _TOO_FAST
     )
     what = "the loss" if bad.any() else "a parameter"
     return f"{what} is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); likely {cause}"

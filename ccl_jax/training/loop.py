@@ -140,7 +140,7 @@ def fit(
 
     Raises:
       Diverged: A loss is not finite. The row of the unfinished epoch has been given to `on_epoch`.
-        With `skip_divergence`, if that was so in every step of an epoch.
+        With `skip_divergence`, if that was so in every step of an epoch, or after the last one.
     """
     clock = Clock()
     if skip_divergence:
@@ -177,6 +177,8 @@ def fit(
             end = merge if epoch == epochs else None
             state, done, row = evaluate_and_merge(state, done, evaluate, end)
             seconds_evaluation = clock.lap()
+        if epoch == epochs:
+            ledger.close(row)
         on_epoch(row)
         ledger.done = done.next_epoch(row, seconds_evaluation)
         on_progress(state, ledger.done)

@@ -187,9 +187,16 @@ def fit(
                     if end:
                         merged[run] = own
                     seconds_evaluation = clock.lap()
+                if epoch == epochs:
+                    try:
+                        ledgers[run].close(row)
+                    except Diverged as error:
+                        ended[run] = error
+                        continue
                 on_epoch(run, row)
                 ledgers[run].done = done.next_epoch(row, seconds_evaluation)
-            hand_out(state)
+            if alive():
+                hand_out(state)
 
     def result(run: int) -> tuple[TrainState, loop.Timing]:
         done = ledgers[run].done

@@ -168,6 +168,22 @@ def test_one_that_diverges_says_so_and_the_others_end_well(tmp_path, monkeypatch
         assert "seed 2 " in out and "seed 3 " not in out and "seed 4 " in out
 
 
+def test_what_can_be_gone_on_with_is_a_run_that_has_not_diverged(tmp_path, monkeypatch, capsys):
+    begin = trainer.begin
+
+    def spoiled(run, saved):
+        state, start = begin(run, saved)
+        factor = jnp.float32(jnp.inf if run.config.seed <= last_bad else 1.0)
+        return state._replace(params=jax.tree.map(lambda x: x * factor, state.params)), start
+
+    monkeypatch.setattr(trainer, "begin", spoiled)
+    for last_bad, path in ((2, tmp_path / "one"), (3, tmp_path / "all")):
+        assert run(path, "--seeds=2", "--epochs=1", "--devices=1") == 1
+        said = capsys.readouterr().out
+        assert (f"--run={path}/seed-3" in said) == (last_bad == 2)
+        assert f"--run={path}/seed-2" not in said and ("next:" in said) == (last_bad == 2)
+
+
 @pytest.mark.parametrize(
     "flags, why",
     [
@@ -241,4 +257,12 @@ def test_nothing_to_go_on_with_is_refused(tmp_path, capsys):
     assert run(tmp_path / "run", "--seeds=2", "--epochs=1") == 0
     assert run(tmp_path / "run", "--seeds=2") == 2
     assert "already holds a run" in capsys.readouterr().err
+    # Nor is one sent to and fro between --resume and none.
+    for place, flags, said in (
+        ("run", (), "it holds the runs seed-2, seed-3; give the path of one"),
+        ("run", ("--seeds=2", "--seed=7"), "it holds the runs seed-2, seed-3; give the flags with"),
+        ("run/seed-2", ("--seeds=2",), "it is one run; leave out --seeds"),
+    ):
+        assert run(tmp_path / place, *flags, "--resume") == 2
+        assert said in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "seed-2" / "config.json").read_text())["seeds"] == 1

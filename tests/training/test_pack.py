@@ -150,6 +150,33 @@ def test_one_skips_a_step_and_the_others_take_it(experiment):
     assert [own[0].get("skipped_steps") for own in rows] == [None, 1, None]
 
 
+def test_the_last_step_of_one_leaves_no_model(experiment):
+    """No step after it would notice, and the others end well."""
+    plain_step, bad_key = experiment.step, jax.random.key_data(jax.random.key(SEEDS[1]))
+
+    def step(state, constants, item):
+        new, metrics = plain_step(state, constants, item)
+        bad = (jax.random.key_data(state.key) == bad_key).all() & (state.step == 4 * EPOCHS - 1)
+        ruined = jax.tree.map(lambda x: jnp.where(bad, jnp.inf, x), new.params)
+        return new._replace(params=ruined), metrics
+
+    spoiled = Experiment(lambdas=(0.1, 0.1), augmentation="flip-crop")
+    spoiled.step = step
+    handed_out = []
+    results, rows = together(
+        spoiled,
+        starts(spoiled),
+        on_progress=lambda take, progress: handed_out.append(set(progress)),
+    )
+    said = f"the loss on the test set is no longer finite after step {4 * EPOCHS}, the last"
+    assert isinstance(results[1], Diverged) and said in str(results[1])
+    assert [own[-1].get("diverged") for own in rows] == [None, str(results[1]), None]
+    assert [own[-1]["step"] for own in rows] == [4 * EPOCHS] * len(SEEDS)
+    assert handed_out[-1] == {0, 2} and len(handed_out) == EPOCHS
+    with pytest.raises(Diverged, match="the last"):
+        alone(spoiled, SEEDS[1])
+
+
 @pytest.mark.parametrize("moment", [3, 4])
 def test_all_resume_to_the_bit_within_and_after_an_epoch(experiment, moment):
     saved = {}
