@@ -33,6 +33,11 @@ def at_least(low: int) -> Range:
     return Range(f"at least {low}", lambda x: x >= low)
 
 
+def between(low: int, high: int) -> Range:
+    """Numbers from `low` to `high`."""
+    return Range(f"{low} to {high}", lambda x: low <= x <= high)
+
+
 def one_of(names: Sequence[str]) -> Range:
     """One of these names."""
     return Range(" or ".join([", ".join(names[:-1]), names[-1]]), lambda x: x in names)

@@ -85,10 +85,13 @@ def export(
         raise ValueError(
             f"{path} is there, and an export as orbax is a directory of its own; give another name"
         )
+    beside = path.with_name(f"{path.name}.json")
+    if beside.exists() and not path.exists():
+        raise ValueError(f"{beside} is there, and no export that it describes; give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     format_.write(path, arrays)
     about = describe(run, form, whose, arrays)
-    path.with_name(f"{path.name}.json").write_text(json.dumps(plain(about), indent=2) + "\n")
+    beside.write_text(json.dumps(plain(about), indent=2) + "\n")
     return path
 
 

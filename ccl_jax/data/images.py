@@ -5,7 +5,7 @@ import io
 import struct
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 class UnreadableImage(ValueError):
@@ -40,6 +40,8 @@ def decode(content: bytes, side: int | None = None) -> np.ndarray:
             image = image.convert("RGB")
     except UnreadableImage:
         raise
+    except UnidentifiedImageError as error:  # Its text has the address of an object in it.
+        raise UnreadableImage("cannot be decoded (no image of a known format)") from error
     except _DAMAGE as error:
         raise UnreadableImage(f"cannot be decoded ({error})") from error
     except Image.DecompressionBombError as error:

@@ -181,7 +181,7 @@ class Config(DataSettings):
         1,
         TRAINING,
         "how many runs to make, of seeds SEED, SEED + 1 ..., each in its own directory seed-N",
-        ranges.at_least(1),
+        ranges.between(1, 1000),
         may_differ=True,
     )
     pack_seeds: str = setting(

@@ -125,11 +125,13 @@ def opening(run: "Run", state: training.TrainState, parameters: int) -> str:
     steps = batches.steps_per_epoch(run.partition, config.batch_size) * epochs
     devices, kind = run.plan.devices, jax.devices()[0].device_kind
     sent = forecast.bytes_sent(run, state, steps) / 1e6
+    # A CPU stands for several, with a thread each.
+    device = "virtual device" if devices > 1 and jax.default_backend() == "cpu" else "device"
     count = lambda number, what: f"{number:,} {what}{'' if number == 1 else 's'}"
     return (
         f"{config.label} on {run.network.topology.name}, {count(config.agents, 'agent')}; "
         f"{config.model}, {count(parameters, 'parameter')}; {config.dataset}; "
-        f"{count(devices, 'device')} ({kind}); {count(steps, 'step')} in {count(epochs, 'epoch')}; "
+        f"{count(devices, device)} ({kind}); {count(steps, 'step')} in {count(epochs, 'epoch')}; "
         f"an agent will send {sent:,.2f} MB"
     )
 

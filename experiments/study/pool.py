@@ -120,8 +120,9 @@ def _elsewhere(
     # results and signals. What nobody has read is of no use at the end.
     todo, answers = context.Queue(), context.Queue()
     todo.cancel_join_thread()
+    files = tuple(extensions.LOADED)  # A worker adds to its own list of them.
     processes = [
-        context.Process(target=_work, args=(todo, answers, results, make, extensions.LOADED))
+        context.Process(target=_work, args=(todo, answers, results, make, files))
         for _ in range(workers)
     ]
     os.environ.setdefault(*_HUGE_PAGES)

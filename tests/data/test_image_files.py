@@ -85,6 +85,8 @@ def test_damaged_exif_is_no_damaged_image():
             images.decode(bytes(spoilt))
         with pytest.raises(images.UnreadableImage, match="cannot be decoded"):
             images.decode(whole[: len(whole) // 2])
+    with pytest.raises(images.UnreadableImage, match=r"\(no image of a known format\)$"):
+        images.decode(b"no image")
 
 
 @pytest.mark.parametrize("size", [(200, 4), (4, 201), (99, 3), (5, 400)])

@@ -157,6 +157,16 @@ def test_a_directory_that_is_no_export_is_left_alone(form, saved, tmp_path, caps
         assert export_to(tmp_path / "model") == 0
 
 
+def test_a_file_that_would_be_taken_for_the_description_is_left_alone(saved, capsys):
+    settings = (saved / "config.json").read_text()
+    assert (
+        export.main(["export", f"--run={saved}", "--format=npz", f"--output={saved / 'config'}"])
+        == 2
+    )
+    assert "config.json is there, and no export that it describes" in capsys.readouterr().err
+    assert (saved / "config.json").read_text() == settings and not (saved / "config").exists()
+
+
 def test_a_full_disk_is_one_line_and_the_export_before_stays(saved, tmp_path, monkeypatch, capsys):
     target = tmp_path / "model.npz"
     argv = ["export", f"--run={saved}", "--format=npz", f"--output={target}"]

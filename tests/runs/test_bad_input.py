@@ -76,6 +76,7 @@ REFUSED = [
     (["--agents=many"], "--agents=many", ""),
     (["--epochs=0"], "epochs is 0", "at least 1"),
     (["--eval_every=0"], "eval_every is 0", "at least 1"),
+    (["--seeds=1000000000"], "seeds is 1000000000", "1 to 1000"),
     (["--batch_size=0"], "batch_size is 0", "at least 1"),
     (["--local_steps=2147483648"], "local_steps is 2147483648", "1 to 2**31 - 1"),
     (["--gossip_steps=2147483648"], "gossip_steps is 2147483648", "1 to 2**31 - 1"),

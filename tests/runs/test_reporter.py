@@ -51,6 +51,11 @@ def test_a_line_an_epoch_where_nobody_looks(tmp_path, capsys):
     assert "\r" not in err + out
 
 
+def test_devices_of_a_cpu_are_said_to_be_virtual(tmp_path, capsys):
+    assert run(tmp_path, "--progress", "--devices=3", "--epochs=1") == 0
+    assert "; 3 virtual devices (" in capsys.readouterr().err.splitlines()[0]
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
