@@ -93,7 +93,8 @@ def parse(
       flags.Error: A flag is wrong.
     """
     text = "run this Python file first: what it registers has a name then; may be repeated"
-    flags.DEFINE_multi_string("extension", [], text, flag_values=values)
+    if "extension" not in values:
+        flags.DEFINE_multi_string("extension", [], text, flag_values=values)
     with contextlib.redirect_stderr(io.StringIO()) as said:
         rest = values(list(sys.argv if argv is None else argv))[1:]
     if said.getvalue():  # flag files that name each other: absl only warns

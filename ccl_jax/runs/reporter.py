@@ -173,7 +173,7 @@ def program(argv: Sequence[str] | None = None) -> list[str]:
 def extensions(argv: Sequence[str] | None = None) -> list[str]:
     """The flags that run the user's own files, for other commands; their own main is one, too."""
     words = program(argv)
-    own = [] if words[1] == "-m" else [f"--extension={words[1]}"]
+    own = [f"--extension={words[1]}"] if words[1].endswith(".py") else []  # Not of `-m` or `-c`.
     flag = re.compile("--?extension(=|$)")
     for word, value in zip(words, [*words[1:], ""], strict=True):
         if match := flag.match(word):
