@@ -24,7 +24,7 @@ UP_TO_1 = Range("in (0, 1]", lambda x: 0 < x <= 1)
 # A text is checked where it is read: `ccl_jax.training.schedules.gossip_rate`.
 RATE = Range("in (0, 1], or ars:START:GROWTH", lambda x: isinstance(x, str) or UP_TO_1.holds(x))
 # Steps are counted in int32.
-COUNT = Range("1 to 2**31 - 1", lambda x: 1 <= x < 2**31)
+COUNT = Range("at least 1, and below 2**31", lambda x: 1 <= x < 2**31)
 SEED = Range("0 to 2**32 - 1", lambda x: 0 <= x < 2**32)
 
 

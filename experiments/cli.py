@@ -240,10 +240,12 @@ def help_text(defaults: Config, description: str | None) -> str:
             )
         lines += [""]
     lines += [
+        "Files of your own:",
+        f"  --{'extension':<22} a Python file that is run first: what it registers has a name then",
+        "",
         "Defaults are in brackets. Those that are True are switched off by --noNAME.",
         "--preset=NAME takes a setting of the paper; python -m experiments.presets lists them.",
         "--flagfile=FILE reads flags from a file, one a line. A flag beside a preset wins.",
-        "--extension=FILE runs a Python file of yours first: what it registers has a name then.",
     ]
     return "\n".join(lines)
 

@@ -136,7 +136,7 @@ def test_commands_have_flags_that_their_mains_know(capsys):
     for name, flags in shown.items():
         known = set(re.findall(r"^ +--(?:\[no\])?(\w+)", help_of(name, capsys), re.MULTILINE))
         named = {flag if flag in known else flag.removeprefix("no") for flag in flags}
-        assert named <= known | {"help", "preset", "extension"}, name
+        assert named <= known | {"help", "preset"}, name
 
 
 NUMBER = re.compile(r"[\d.]+ ± [\d.]+|[+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\]")

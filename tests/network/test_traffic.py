@@ -229,5 +229,5 @@ def test_local_steps_do_not_skip_rounds_of_a_graph_over_time():
 
 @pytest.mark.parametrize("setting", ["local_steps", "gossip_steps"])
 def test_counts_below_one_are_refused(setting):
-    with pytest.raises(ValueError, match=f"{setting} is 0; it must be 1 to"):
+    with pytest.raises(ValueError, match=f"{setting} is 0; it must be at least 1"):
         Network(graphs.make("ring", 3), **{setting: 0})
