@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def test_the_readmes_library_prints_what_it_shows_and_its_algorithm_trains(
     exec(compile(library, "README.md, library", "exec"), {"__name__": "readme"})
     said, percent = capsys.readouterr().out, re.compile(r"\d+(?=%)")
     assert percent.sub("", said) == percent.sub("", shown)
+    # What is predicted is what the run has measured.
+    measured = json.loads((tmp_path / "runs/library/summary.json").read_text())
+    assert f"{measured['consensus_accuracy']:.0%}" == f"{percent.search(said)[0]}%"
     # Rounding differs between processors: 96.7% to 96.9% have been seen.
     assert abs(int(percent.search(said)[0]) - int(percent.search(shown)[0])) <= 3
     exec(compile(algorithm, "README.md, algorithm", "exec"), {"__name__": "readme"})
