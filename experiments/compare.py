@@ -148,7 +148,7 @@ def _read(directory: RunDirectory, name: str) -> Compared:
     settings = defaults | directory.settings()
     settings.pop("made_with", None)
     try:
-        rows, summary = directory.read_metrics(), directory.summary()
+        rows, summary = _checked(directory.read_metrics()), directory.summary()
     except FileNotFoundError:
         rows, summary = [], None
     except ValueError as error:
@@ -162,6 +162,19 @@ def _read(directory: RunDirectory, name: str) -> Compared:
     return Compared(name, settings, rows, status)
 
 
+def _checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, if what is shown of them are numbers.
+
+    Raises:
+      ValueError: They are not.
+    """
+    for name in ("step", *(metric for _, metric, _ in _COLUMNS)):
+        for value in (row.get(name) for row in rows):
+            if value is not None and not isinstance(value, (int, float)):
+                raise ValueError(f"metrics.jsonl says that {name} is {value}, which is no number")
+    return rows
+
+
 def _names(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of paths that differ from each other."""
     for parts in range(1, 1 + max(len(path.parts) for path in paths)):
@@ -169,6 +182,22 @@ def _names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
+
+
+def _check_ours(output: Path, figure: Path) -> None:
+    """Makes sure that files of other origin are kept: only a comparison is written anew.
+
+    Raises:
+      ValueError: There is such a file.
+    """
+    if output.exists():
+        foreign = None if output.read_bytes().startswith(b"run,status,") else output
+    else:
+        foreign = figure if figure.exists() else None
+    if foreign:
+        raise ValueError(
+            f"{foreign} is there, and no comparison made it; give another name by --output=FILE.csv"
+        )
 
 
 def _text(value: object) -> str:
@@ -199,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{output.with_suffix('.csv')}"
             )
         runs = read(given)
+        _check_ours(output, figure)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(runs, output)
         print(table(runs))

@@ -24,7 +24,7 @@ CORRECTED_FRACTION, CORRECTED_RATE = 0.3, 0.5
 
 def of(config: Config) -> list[str]:
     """The cautions for a run with these settings, one line each."""
-    return [*_of_compression(config), *_of_losses(config)]
+    return [*_of_compression(config), *_of_losses(config), *_of_weight_decay(config)]
 
 
 def _of_compression(config: Config) -> list[str]:
@@ -63,4 +63,14 @@ def _of_losses(config: Config) -> list[str]:
         f"{config.model} has no normalisation, and lambda_m is {config.lambda_m:g}: from "
         f"{from_here:g} on, the model-variant loss has been seen to run away in such networks; take "
         f"{from_here / 10:g}, another --distance (huber, cosine), or a network with normalisation."
+    ]
+
+
+def _of_weight_decay(config: Config) -> list[str]:
+    if (shrunk := config.lr * (config.weight_decay or 0)) < 1:
+        return []
+    return [
+        f"weight_decay {config.weight_decay:g} times lr {config.lr:g} is {shrunk:.2g}: a step takes "
+        "more from every weight than there is of it, and the run will likely diverge; take a "
+        f"weight_decay far below {1 / config.lr:.2g}."
     ]

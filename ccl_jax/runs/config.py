@@ -23,6 +23,7 @@ from ccl_jax.runs.settings import (
     OUTPUT,
     TRAINING,
     check_ranges,
+    check_types,
     count_or_auto,
     feature_loss,
     named_values,
@@ -290,6 +291,7 @@ class Config(DataSettings):
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field in dataclasses.fields(self):
             if isinstance(value := getattr(self, field.name), (str, tuple)):
                 each = paths.local(value) if isinstance(value, str) else map(paths.local, value)

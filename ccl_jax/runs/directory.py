@@ -68,7 +68,7 @@ class RunDirectory:
           ValueError: There is no run here, or the file is damaged.
         """
         try:
-            text = (self.path / "config.json").read_text()
+            text = (self.path / "config.json").read_bytes()
         except OSError:
             remedy = (
                 f"it holds the runs {', '.join(below)}; give the path of one"
@@ -77,14 +77,18 @@ class RunDirectory:
             )
             raise ValueError(f"{self.path} is no run (no config.json): {remedy}") from None
         try:
-            return dict(json.loads(text))
-        except (ValueError, TypeError):
+            return _object(text)
+        except ValueError:
             raise ValueError(f"{self.path}/config.json is damaged; it is no JSON object") from None
 
     def summary(self) -> dict[str, Any] | None:
-        """What summary.json says; None if the run has not ended."""
+        """What summary.json says; None if the run has not ended.
+
+        Raises:
+          ValueError: The file is damaged.
+        """
         file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return _object(file.read_bytes()) if file.exists() else None
 
     def made_with(self) -> dict[str, Any]:
         """What config.json says that the run was started with."""
@@ -234,8 +238,16 @@ class RunDirectory:
         self._write("metrics.jsonl", "".join(json.dumps(plain(row)) + "\n" for row in rows))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl so far."""
-        return list(map(json.loads, (self.path / "metrics.jsonl").read_text().splitlines()))
+        """All rows of metrics.jsonl so far.
+
+        Raises:
+          ValueError: The file is damaged.
+          FileNotFoundError: There is none.
+        """
+        rows = list(map(_object, (self.path / "metrics.jsonl").read_bytes().splitlines()))
+        if not all(isinstance(row.get("epoch"), int) for row in rows):
+            raise ValueError("metrics.jsonl has a row without its epoch")
+        return rows
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a JSON file, whole or not at all."""
@@ -246,6 +258,14 @@ class RunDirectory:
             partial = self.path / f".{name}.partial"
             partial.write_text(text)
             partial.replace(self.path / name)
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """A JSON object; a ValueError, without the name of its file, where it is none."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{value} is no JSON object")
+    return value
 
 
 def made_with() -> dict[str, Any]:

@@ -49,5 +49,21 @@ class Facts(NamedTuple):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Facts":
-        """The facts that `_asdict` gave to a JSON file."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        """The facts that `_asdict` gave to a JSON file.
+
+        Raises:
+          TypeError: They are not of their types.
+        """
+        facts = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        many = lambda values, kind: (
+            isinstance(values, tuple) and all(isinstance(x, kind) for x in values)
+        )
+        if not (
+            many(facts.class_names, str)
+            and many(facts.image_shape, int)
+            and many((facts.side,), int)
+            and many((*facts.mean, *facts.std, facts.scale), (int, float))
+            and len(facts.image_shape) == 3
+        ):
+            raise TypeError(f"these are no facts of a dataset: {value}")
+        return facts

@@ -150,7 +150,10 @@ def _config(files: RunDirectory) -> Config:
         )
     # No path of the machine that made it is asked for, and no processes are joined.
     there |= {"workdir": str(files.path), "resume": False}
-    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in there.items()})
+    try:
+        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in there.items()})
+    except ValueError as error:
+        raise ValueError(f"{files.path}/config.json cannot be used: {error}") from None
 
 
 def _check_registered(files: RunDirectory, config: Config) -> None:

@@ -1,6 +1,10 @@
 """What a setting of a run is: a dataclass field that knows its help text and its range."""
 
 import dataclasses
+import functools
+import numbers
+import types
+import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,6 +50,47 @@ AUTO = "auto"
 def names(known: Iterable[str]) -> str:
     """A registry's names, for a help text."""
     return ", ".join(known)
+
+
+# What a value of a setting may be, by the type that its field is declared with, and how to say it. The
+# numbers of NumPy are numbers, too; a truth value is none.
+_KINDS: dict[object, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+    tuple[str, ...]: (tuple, "texts"),
+    types.NoneType: (types.NoneType, "None"),
+}
+
+
+@functools.cache
+def _declared(kind: type) -> dict[str, tuple[object, ...]]:
+    """The types that each field of a dataclass may have."""
+    hints = typing.get_type_hints(kind)
+    union = lambda hint: typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return {field.name: union(hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+def check_types(config: Any) -> None:
+    """Makes sure that every setting of a dataclass is of the type that it is declared with.
+
+    Raises:
+      ValueError: One is not; the message names it and says what is allowed.
+    """
+    for name, declared in _declared(type(config)).items():
+        value = getattr(config, name)
+        if not any(_is(value, kind) for kind in declared):
+            allowed = " or ".join(_KINDS[kind][1] for kind in declared)
+            raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def _is(value: object, kind: object) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, tuple) and not all(isinstance(part, str) for part in value):
+        return False
+    return isinstance(value, _KINDS[kind][0])
 
 
 def check_ranges(config: Any) -> None:

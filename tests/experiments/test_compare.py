@@ -147,6 +147,12 @@ def test_a_run_of_an_older_version_had_the_default(tmp_path, capsys):
         (["{0}/a", "{0}/../{1}/a"], "is given twice; give each run once"),
         (["{0}/a", "{0}/broken"], "config.json is damaged; it is no JSON object"),
         (["{0}/a", "{0}/torn"], "torn is damaged (Expecting"),
+        (["{0}/a", "{0}/list"], "list is damaged ([1] is no JSON object)"),
+        (
+            ["{0}/a", "{0}/word"],
+            "word is damaged (metrics.jsonl says that consensus_accuracy is high,",
+        ),
+        (["{0}/a", "{0}/hasty"], "hasty is damaged (metrics.jsonl has a row without its epoch)"),
         (["{0}/a", "--epochs=3"], "Unknown command line flag 'epochs'"),
         (["{0}/a", "--output="], "output is ''; it must be the name of a file"),
         (["{0}/a", "--output={0}"], "a directory; give the name of a file in it"),
@@ -160,6 +166,9 @@ def test_one_line_and_exit_code_2(given, said, tmp_path, monkeypatch, capsys):
         make(base / "a", [])
         make(base / "torn", [])
         (base / "torn" / "metrics.jsonl").write_text('{"epoch": ')
+        make(base / "word", [row(1, 0.5) | {"consensus_accuracy": "high"}])
+        make(base / "hasty", [{"step": 10}])
+        (make(base / "list", []) / "summary.json").write_text("[1]")
         make(base / "broken", [])
         (base / "broken" / "config.json").write_text("[1")
     assert main(*(text.format(base, base.name) for text in given)) == 2
@@ -167,3 +176,14 @@ def test_one_line_and_exit_code_2(given, said, tmp_path, monkeypatch, capsys):
     (line,) = err.splitlines()
     assert out == "" and line.startswith("error: ") and said in line
     assert not (tmp_path / "comparison.csv").exists() and not (base / "x.png").exists()
+
+
+def test_only_a_comparison_is_written_anew(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(*runs) == 0 and main(*runs) == 0
+    for foreign in ("mine.csv", "mine.png"):
+        (tmp_path / foreign).write_text("precious")
+        assert main(*runs, "--output=mine.csv") == 2
+        assert f"{foreign} is there, and no comparison made it" in capsys.readouterr().err
+        assert (tmp_path / foreign).read_text() == "precious"
+        (tmp_path / foreign).unlink()

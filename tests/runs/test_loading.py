@@ -197,3 +197,26 @@ def test_a_model_of_another_shape(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"agents": 4}))
     with pytest.raises(ValueError, match=r"is \(3, .* and should be \(4, "):
         ccl_jax.load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "config",
+            {"agents": "3"},
+            "config.json cannot be used: agents is '3'; it must be a whole",
+        ),
+        ("config", {"lr": [0.1]}, "config.json cannot be used: lr is .*; it must be a number"),
+        ("config", {"feature_loss": 3}, "feature_loss is 3; it must be texts"),
+        ("dataset", {"class_names": 3}, "dataset.json is damaged"),
+        ("dataset", {"image_shape": "8x8"}, "dataset.json is damaged"),
+        ("dataset", {"std": [None]}, "dataset.json is damaged"),
+    ],
+)
+def test_files_that_somebody_has_written_in(name, change, said, tmp_path):
+    saved_run.save(tmp_path, CONFIG, saved_run.facts())
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=said):
+        ccl_jax.load_run(tmp_path)

@@ -1,0 +1,33 @@
+"""A Config takes what its fields are declared as, and says what they may be."""
+
+import numpy as np
+import pytest
+
+from ccl_jax.runs.config import Config
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ({"agents": "8"}, "agents is '8'; it must be a whole number"),
+        ({"agents": 8.0}, "agents is 8.0; it must be a whole number"),
+        ({"agents": True}, "agents is True; it must be a whole number"),
+        ({"lr": None}, "lr is None; it must be a number"),
+        ({"lr": True}, "lr is True; it must be a number"),
+        ({"resume": 1}, "resume is 1; it must be True or False"),
+        ({"topology": 3}, "topology is 3; it must be a text"),
+        ({"momentum": "0.9"}, "momentum is '0.9'; it must be a number or None"),
+        ({"gossip_rate": (1,)}, r"gossip_rate is \(1,\); it must be a text or a number or None"),
+        ({"eval_every": 0.5}, "eval_every is 0.5; it must be a whole number or a text"),
+        ({"hparam": "ema_factor=0.1"}, "hparam is 'ema_factor=0.1'; it must be texts"),
+        ({"hparam": (0.1,)}, r"hparam is \(0.1,\); it must be texts"),
+    ],
+)
+def test_a_value_of_another_type(given, allowed):
+    with pytest.raises(ValueError, match=f"^{allowed}"):
+        Config(**given)
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = Config(seed=np.int64(3), lr=np.float32(0.5), alpha=1, lambda_m=np.float64(0.1))
+    assert (config.seed, config.lr, config.alpha, config.lambda_m) == (3, 0.5, 1, 0.1)
