@@ -145,7 +145,7 @@ def table_of_tuning(study: Study, known: Known) -> Table:
             if job.identity in known:
                 by_label[job.candidate].append(known[job.identity])
         shown = {
-            label: _tuned(found, study.metrics[0]) + " *" * (choice and label == choice.label)
+            label: _tuned(found, study.metrics[0]) + " *" * (choice is not None and label == choice.label)
             for label, found in by_label.items()
         }
         cells, rates = list(shown.items()), len(study.tune.lr)

@@ -60,6 +60,14 @@ def test_tuning_takes_the_best_rate_on_held_out_data(load):
     assert "0.03 (edge of the grid)" in tuning.table_of_tuning(plan, lost)[1][0][-1]
 
 
+def test_what_is_tuned_in_part_has_a_table_already(load):
+    plan = load(SMALL + TUNE)
+    first = plan.tuning_jobs()[0]
+    rows = tuning.table_of_tuning(plan, {first.identity: fake_record(first.config)})[1]
+    assert [row[-1] for row in rows] == ["not finished"] * len(plan.methods)
+    assert rows[0][1] != "–" and rows[-1][1:-1] == ["–"] * 3
+
+
 def test_options_are_tried_with_every_rate_and_for_tuning_epochs_only(load):
     text = SMALL + TUNE + "epochs = 1\n"
     text += '[tune.options.ccl]\n"small" = { lambda_m = 0.01 }\n'
