@@ -144,10 +144,9 @@ def table_of_tuning(study: Study, known: Known) -> Table:
         for job in race(study, known, method, cell)[0]:
             if job.identity in known:
                 by_label[job.candidate].append(known[job.identity])
-        shown = {
-            label: _tuned(found, study.metrics[0]) + " *" * (choice is not None and label == choice.label)
-            for label, found in by_label.items()
-        }
+        shown = {label: _tuned(found, study.metrics[0]) for label, found in by_label.items()}
+        if choice is not None:
+            shown[choice.label] += " *"
         cells, rates = list(shown.items()), len(study.tune.lr)
         for start in range(0, len(cells), rates):
             own = [text for _, text in cells[start : start + rates]]
