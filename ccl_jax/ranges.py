@@ -61,6 +61,10 @@ SHARED = {
     "temperature": POSITIVE,
     "local_steps": COUNT,
     "gossip_steps": COUNT,
+    # Each is another three matrix products a tensor in the program.
+    "newton_schulz_steps": Range(
+        "a whole number, 1 to 100", lambda x: isinstance(x, int) and 1 <= x <= 100
+    ),
     "message_noise": NOT_NEGATIVE,
     "compression_start": one_of(("model", "zero")),
 }

@@ -15,6 +15,7 @@ the size of the step: rates of SGD do not carry over.
 DeMuon talks twice a step, models before the gradient and trackers after it: twice the bytes of DSGD.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -55,18 +56,20 @@ def polar(g: jax.Array) -> jax.Array:
     return u @ vt
 
 
-def direction(step: str, tree: Any) -> Any:
+def direction(step: str, tree: Any, newton_schulz_steps: int = 5) -> Any:
     """D of one agent's tensors.
 
     Args:
       step: "newton-schulz", "polar" (exact), "normalized" (one l2 norm over all tensors) or "plain".
       tree: Leaves of one agent.
+      newton_schulz_steps: Iterations of Newton-Schulz.
     """
     if step == "plain":
         return tree
     if step == "normalized":
         return _divided(tree, optax.tree.norm(tree))
-    orthogonal = polar if step == "polar" else newton_schulz
+    iterated = functools.partial(newton_schulz, steps=newton_schulz_steps)
+    orthogonal = polar if step == "polar" else iterated
 
     def each(x: jax.Array) -> jax.Array:
         if x.ndim < 2:
@@ -92,13 +95,14 @@ def muon(
     nesterov: bool = True,
     weight_decay: float = 1e-4,
     gossip_rate: base.GossipRate = 1.0,
+    newton_schulz_steps: int = 5,
 ) -> base.Algorithm:
-    """Muon with gossip; arguments as `dsgd.dsgd`."""
+    """Muon with gossip; arguments as `dsgd.dsgd`, and the iterations of Newton-Schulz."""
     sgd = base.sgd_direction(momentum, nesterov, weight_decay)
 
     def update(grads, state, params=None):
         d, state = sgd.update(grads, state, params)
-        return jax.vmap(lambda x: direction("newton-schulz", x))(d), state
+        return jax.vmap(lambda x: direction("newton-schulz", x, newton_schulz_steps))(d), state
 
     return dsgd.local_steps(optax.GradientTransformation(sgd.init, update), gossip_rate)
 
@@ -123,7 +127,11 @@ class DemuonState(NamedTuple):
     **graph_checks.DOUBLY_STOCHASTIC,
 )
 def demuon(
-    *, momentum: float = 0.9, weight_decay: float = 1e-4, step: str = "newton-schulz"
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    step: str = "newton-schulz",
+    newton_schulz_steps: int = 5,
 ) -> base.Algorithm:
     """DeMuon.
 
@@ -132,6 +140,7 @@ def demuon(
       weight_decay: lam, added to the gradient.
       step: "newton-schulz", "polar", "normalized" (with momentum GT-NSGDm) or "plain" (without
         momentum GT-DSGD).
+      newton_schulz_steps: Iterations of Newton-Schulz; at least 1.
 
     Raises:
       ValueError: `step` is none of these.
@@ -151,7 +160,7 @@ def demuon(
         m = trees.moving_average(momentum, state.momentum, u)
         y = jax.tree.map(lambda y, new, old: y + new - old, state.tracker, m, state.momentum)
         y = talk.mix(talk.send("tracker", y, alike=False))
-        d = jax.vmap(lambda x: direction(step, x))(y)
+        d = jax.vmap(lambda x: direction(step, x, newton_schulz_steps))(y)
         return trees.axpy(-lr, d, eval_params), DemuonState(y, m)
 
     return base.Algorithm(init, communicate, update)

@@ -42,6 +42,10 @@ def _gossiping(c: Config) -> dict[str, Any]:
     return _sgd(c) | {"gossip_rate": c["gossip_rate"]}
 
 
+def _muon(c: Config) -> dict[str, Any]:
+    return _sgd(c) | {"newton_schulz_steps": c.get("newton_schulz_steps", 5)}
+
+
 def _nesterov(c: Config) -> dict[str, Any]:
     return _sgd(c) | {"nesterov": c["nesterov"]}
 
@@ -128,7 +132,7 @@ _VARIANTS: dict[str, dict[str, Callable[[Config], Variant]]] = {
     },
     _DEMUON_SOURCE: {
         "DeMuon, exact polar factor": _named("demuon", _sgd, True, step="polar"),
-        "DeMuon": _named("demuon", _sgd, True),
+        "DeMuon": _named("demuon", _muon, True),
         "GT-NSGDm": _named("demuon", _sgd, True, step="normalized"),
         "GT-DSGD": _named("demuon", _sgd, True, step="plain"),
     },

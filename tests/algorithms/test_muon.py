@@ -76,6 +76,20 @@ def test_other_steps():
         algorithms.make("demuon", step="svd")
 
 
+@pytest.mark.parametrize("steps", [0, 2.5, 101, True])
+def test_iterations_are_a_whole_number(steps):
+    with pytest.raises(ValueError, match="it must be a whole number, 1 to 100"):
+        algorithms.make("muon", newton_schulz_steps=steps)
+
+
+@pytest.mark.parametrize("name", ["muon", "demuon"])
+def test_iterations_can_be_chosen(name, float64):
+    plain = dict(momentum=0.0, weight_decay=0.0)
+    at, gradients, _, last = trained(name, 1, 1, 0.3, newton_schulz_steps=3, **plain)
+    step = (at[0]["w"][0] - last["w"][0]) / 0.3
+    np.testing.assert_allclose(step, muon.newton_schulz(gradients[0]["w"][0], 3), atol=1e-12)
+
+
 SHAPES = {"w": (4, 3), "b": (3,)}
 
 

@@ -62,6 +62,7 @@ def keep_a_little_back(w):
         ("epfl-relaysgd_relaysgd_a", {"method": "RelaySGD, divide by the received count"}),
         ("epfl-qgm_dsgt_a", {"entries": {"W": keep_a_little_back}}),
         ("official_cga_a", {"entries": {"lr": lambda lr: 1.01 * lr}}),
+        ("mozarturing-demuon_ns_a", {"newton_schulz_steps": 4}),
         ("fb_sgp_a", {"entries": {"W_t": lambda w: w[::-1]}}),
     ],
 )
