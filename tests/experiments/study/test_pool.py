@@ -154,10 +154,22 @@ def until_stopped(config, results):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def test_a_signal_reaches_all_workers(number, make, make_jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "_START", "fork")
-    began = time.monotonic()
-    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    began, busy = time.monotonic(), multiprocessing.get_context("fork").Semaphore(0)
+
+    def seen(config, results):
+        busy.release()
+        return make(config, results)
+
+    def send():
+        # Forked workers have this process's handlers until they have their own.
+        for _ in range(2):
+            busy.acquire()
+        time.sleep(0.5)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
     with pytest.raises(pool.Interrupted, match="the same command goes on") as stopped:
-        list(pool.run_all(make_jobs(), tmp_path, 2, make))
+        list(pool.run_all(make_jobs(), tmp_path, 2, seen))
     assert stopped.value.signal == number and time.monotonic() - began < 20
     assert not multiprocessing.active_children()
 
