@@ -16,9 +16,9 @@ A single agent's convolution to few features, 16 of a CIFAR ResNet, fills a part
 only. It is computed for several neighbouring outputs of a row at once (`_widened`).
 
 On TPUs agents with few channels lie side by side in the channels, with a block-diagonal kernel. On GPUs
-it stays what JAX makes of it. What is chosen is chosen by `ccl_jax.models.lowering`, and how many
-outputs at once by `_outputs_at_once`. Models of users that call JAX's convolution work all the same,
-with JAX's own batching.
+it stays what JAX makes of it, but for derivatives by the kernel (`_batched_kernel_gradient`). What is
+chosen is chosen by `ccl_jax.models.lowering`, and how many outputs at once by `_outputs_at_once`.
+Models of users that call JAX's convolution work all the same, with JAX's own batching.
 """
 
 import contextlib
