@@ -47,7 +47,12 @@ def compare(config: Config, given: frozenset[str]) -> None:
     begun = lambda name: any((workdir / name).glob("**/config.json"))
     resume = {name: config.resume and begun(name) for name in contestants}
     if config.resume and not any(resume.values()):
-        raise ValueError(f"{workdir} holds no comparison; leave out --resume to start one")
+        remedy = (
+            "it is a single run, which goes on with --algorithm and its other flags"
+            if (workdir / "config.json").exists()
+            else "leave out --resume to start one"
+        )
+        raise ValueError(f"{workdir} holds no comparison; {remedy}")
     with hosts.together():
         dataset = datasets.load(config.dataset, config.data_dir)
     runs = []

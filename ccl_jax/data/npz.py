@@ -124,10 +124,15 @@ def _opened(path: pathlib.Path, form: str) -> Iterator[np.lib.npyio.NpzFile]:
     """An .npz; what fails while it is read names the file and what should be in it."""
     try:
         # Opened here, as np.load leaves a file open where it fails.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
-            yield file
+        with path.open("rb") as raw:
+            start = raw.read(6)
+            raw.seek(0)
+            if not start.startswith((b"PK", b"\x93NUMPY")):
+                raise ValueError("it has no arrays of NumPy")
+            with np.load(raw, allow_pickle=False) as file:
+                if not isinstance(file, np.lib.npyio.NpzFile):
+                    raise ValueError("it is a single array")
+                yield file
     # RuntimeError: encrypted; NotImplementedError: a way of packing that zipfile does not know.
     except (
         OSError,

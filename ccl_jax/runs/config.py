@@ -243,8 +243,8 @@ class Config(DataSettings):
     eval_every: int | str = setting(
         AUTO,
         OUTPUT,
-        "epochs between evaluations on the test set; auto: the first, the last, and so many of 1, 2, 5, "
-        "10 ... that they take less than a tenth of training, counted in forward passes",
+        "epochs between evaluations on the test set; auto: so many of 1, 2, 5, 10 ... that they take "
+        "less than a tenth of training, counted in forward passes, and the first and the last besides",
         may_differ=False,
     )
     measure_heterogeneity: bool = setting(
@@ -291,13 +291,13 @@ class Config(DataSettings):
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "eval_every", count_or_auto("eval_every", self.eval_every))
         check_types(self)
         for field in dataclasses.fields(self):
             if isinstance(value := getattr(self, field.name), (str, tuple)):
                 each = paths.local(value) if isinstance(value, str) else map(paths.local, value)
                 object.__setattr__(self, field.name, type(value)(each))
         object.__setattr__(self, "gossip_rate", number_or_schedule(self.gossip_rate))
-        object.__setattr__(self, "eval_every", count_or_auto("eval_every", self.eval_every))
         check_ranges(self)
         for name in ("warmup_epochs", "lambda_warmup_epochs"):
             _check(

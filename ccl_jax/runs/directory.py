@@ -244,7 +244,12 @@ class RunDirectory:
           ValueError: The file is damaged.
           FileNotFoundError: There is none.
         """
-        rows = list(map(_object, (self.path / "metrics.jsonl").read_bytes().splitlines()))
+        rows = []
+        for number, line in enumerate((self.path / "metrics.jsonl").read_bytes().splitlines(), 1):
+            try:
+                rows.append(_object(line))
+            except ValueError as error:
+                raise ValueError(f"{error}, in line {number} of metrics.jsonl") from None
         if not all(isinstance(row.get("epoch"), int) for row in rows):
             raise ValueError("metrics.jsonl has a row without its epoch")
         return rows

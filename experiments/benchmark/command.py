@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(cli.page(__doc__, values))
             return
         if values.whole:
+            _refuse_others(values, "whole", ("data_dir", "output"))
             whole.measure_all(values)
             print(f"JSON lines: {values.output}")
             return
@@ -99,6 +100,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"JSON lines: {values.output}")
 
     return cli.guard(body)
+
+
+def _refuse_others(values: flags.FlagValues, name: str, obeyed: Sequence[str]) -> None:
+    """A flag that would be ignored beside another is an error.
+
+    Raises:
+      ValueError: There is one.
+    """
+    obeyed = (name, *obeyed, "extension")
+    others = [f"--{other}" for other in values if values[other].present and other not in obeyed]
+    if others:
+        raise ValueError(
+            f"--{name} takes no {', '.join(others)}; it goes with "
+            f"{' and '.join(f'--{other}' for other in obeyed[1:-1])} only"
+        )
 
 
 def scales(most: int) -> list[int]:

@@ -147,6 +147,7 @@ def test_a_run_of_an_older_version_had_the_default(tmp_path, capsys):
         (["{0}/a", "{0}/../{1}/a"], "is given twice; give each run once"),
         (["{0}/a", "{0}/broken"], "config.json is damaged; it is no JSON object"),
         (["{0}/a", "{0}/torn"], "torn is damaged (Expecting"),
+        (["{0}/a", "{0}/torn"], "(char 10), in line 1 of metrics.jsonl); leave it out"),
         (["{0}/a", "{0}/list"], "list is damaged ([1] is no JSON object)"),
         (
             ["{0}/a", "{0}/word"],

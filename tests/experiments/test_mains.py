@@ -93,6 +93,13 @@ def test_a_comparison_says_how_to_go_on(tmp_path, capsys):
         assert [row["epoch"] for row in rows(tmp_path / "c" / name)] == [1, 2]
 
 
+def test_a_comparison_goes_on_only_where_there_is_one(comparison, tmp_path, capsys):
+    single = comparison / "ccl"
+    for there, remedy in ((single, "it is a single run"), (tmp_path, "leave out --resume")):
+        assert run(digits, *QUICK, "--resume", f"--workdir={there}") == 2
+        assert f"{there} holds no comparison; {remedy}" in capsys.readouterr().err
+
+
 def test_the_methods_share_data_and_start(comparison):
     configs = [read(comparison / name / "config.json") for name in ("dsgdm-n", "qg-dsgdm-n", "ccl")]
     chosen = {"workdir", "algorithm", "lambda_m", "lambda_d"}

@@ -284,7 +284,7 @@ def saved(tmp_path_factory):
         (["--images={0}/nan.npz"], "has no pixels, or some that are no numbers"),
         (["--images={0}/none.npz"], "it has only pictures"),
         (["--images={0}/count.npz"], "has 2 images and 3 labels"),
-        (["--images={0}/text.npz"], "cannot be used"),
+        (["--images={0}/text.npz"], "cannot be used (it has no arrays of NumPy): it must be a .npz"),
         (["--output="], "output is ''; it must be the name of a file"),
         (["--output={0}/empty"], "output is {0}/empty, a directory; give the name of a file in it"),
         (["--output={0}/text.txt/x.csv"], "{0}/text.txt cannot be written to"),

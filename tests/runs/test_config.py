@@ -18,7 +18,7 @@ from ccl_jax.runs.config import Config
         ({"topology": 3}, "topology is 3; it must be a text"),
         ({"momentum": "0.9"}, "momentum is '0.9'; it must be a number or None"),
         ({"gossip_rate": (1,)}, r"gossip_rate is \(1,\); it must be a text or a number or None"),
-        ({"eval_every": 0.5}, "eval_every is 0.5; it must be a whole number or a text"),
+        ({"eval_every": 0.5}, "eval_every is 0.5; it must be auto or a whole number, at least 1"),
         ({"hparam": "ema_factor=0.1"}, "hparam is 'ema_factor=0.1'; it must be texts"),
         ({"hparam": (0.1,)}, r"hparam is \(0.1,\); it must be texts"),
     ],

@@ -59,3 +59,14 @@ def test_a_run_that_fails_is_an_error(tmp_path):
     run = Run("digits", "experiments.digits", (*SMALL, "--lr=1e30"))
     with pytest.raises(ChildProcessError, match="the loss is no longer finite at step"):
         whole.measure(run, tmp_path / "run", tmp_path / "programs")
+
+
+@pytest.mark.parametrize("other", ["--model=lenet5", "--compile_for=tpu:v5e:2x2", "--scaling"])
+def test_flags_that_it_would_not_obey_are_refused(other, tmp_path, capsys):
+    output = tmp_path / "lines.jsonl"
+    assert command.main(["benchmark", "--whole", other, f"--output={output}"]) == 2
+    name = other.partition("=")[0]
+    assert f"--whole takes no {name}; it goes with --data_dir and --output only" in (
+        capsys.readouterr().err
+    )
+    assert not output.exists()
