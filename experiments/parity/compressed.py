@@ -39,6 +39,9 @@ KINDS = {
 }
 
 # By the first words of a method's name.
+# From this level on the authors' code sends numbers as they are.
+_EXACT_LEVEL = 32
+
 _NOT_OFFERED = {
     "DCD-PSGD": "it compresses the steps of the models; we compress what neighbours know of models",
     "ECD-PSGD": "it sends models extrapolated and compressed; we send compressed differences",
@@ -102,7 +105,9 @@ def _compression(c: Config, start: str) -> Compression | None:
         ranges.check("the recording's compression_ratio", ratio, ranges.BELOW_1)
         return _top_k(name, start, lambda size: max(1, int(size * (1 - ratio))))
     if name.startswith("QSGD per tensor"):
-        levels, biased = 2 ** count("quantization_level") - 1, bool(c["quantization_biased"])
+        if count("quantization_level") >= _EXACT_LEVEL:
+            return None
+        levels, biased = 2 ** c["quantization_level"] - 1, bool(c["quantization_biased"])
         return _recorded(name, start, "uniforms", lambda x, u: _qsgd(x, u, levels, biased))
     if name in ("qsgd-biased", "qsgd-unbiased"):
         levels, biased = count("levels"), name == "qsgd-biased"

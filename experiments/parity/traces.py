@@ -66,8 +66,8 @@ def read_config(trace: Trace, kinds: Mapping[str, type | tuple[type, ...]]) -> d
       ValueError: It is no JSON object, or an entry is missing or of another type.
     """
     try:
-        config = json.loads(str(trace["config"]))
-    except ValueError as error:
+        config = json.loads(np.asarray(trace["config"]).item())
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the recording's config is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"the recording's config is {config!r}; it must be a JSON object")
@@ -103,7 +103,7 @@ def check_arrays(
     for name, wanted in axes.items():
         array = trace[name]
         fits = array.ndim == len(wanted) and array.size > 0
-        fits &= array.dtype.kind in ("iu" if name in integers else "iuf")
+        fits &= array.dtype.kind in ("iu" if name in integers else "biuf")
         for axis, length in zip(wanted, array.shape, strict=False):
             known = axis if isinstance(axis, int) else lengths.setdefault(axis, length)
             fits &= known == length

@@ -30,6 +30,12 @@ def test_all_recordings_are_here():
     assert len(FILES) == 22
 
 
+def test_level_32_sends_numbers_as_they_are():
+    qsgd = {"compressor": "QSGD per tensor, s = 2^level - 1", "quantization_level": 32}
+    trace = changed(load("aketi-adag_adagossip_nocompression_a"), **qsgd)
+    assert quadratics.replay(trace)["passed"]
+
+
 @pytest.mark.parametrize(
     "name, change",
     [

@@ -31,6 +31,12 @@ def test_all_recordings_are_here():
     assert len(FILES) == 11
 
 
+def test_coins_may_be_truth_values_and_settings_bytes():
+    trace = changed(load("decentbench_proxskip_a"), {"communicate": lambda coins: coins != 0})
+    assert quadratics.replay(trace)["passed"]
+    assert quadratics.replay(trace | {"config": np.array(str(trace["config"]).encode())})["passed"]
+
+
 @pytest.mark.parametrize(
     "name, change",
     [
