@@ -98,11 +98,12 @@ class Totals(NamedTuple):
 
 
 def _runaway(metrics: StepMetrics) -> str:
-    excess = {
-        name: float((values / np.maximum(metrics.cross_entropy, 1e-30)).max())
-        for name, values in metrics.losses.items()
-        if (values / 10 > metrics.cross_entropy).any()
-    }
+    with np.errstate(all="ignore"):  # Where a run diverges, numbers overflow.
+        excess = {
+            name: float((values / np.maximum(metrics.cross_entropy, 1e-30)).max())
+            for name, values in metrics.losses.items()
+            if (values / 10 > metrics.cross_entropy).any()
+        }
     return max(excess, key=excess.__getitem__, default="")
 
 
