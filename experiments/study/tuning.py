@@ -183,17 +183,24 @@ def table_of_runners_up(study: Study, known: Known) -> Table:
     metric, rows = study.metrics[0], []
     picked = chosen(study, known)
 
-    def values(jobs: list[Job], method: str, cell: Cell) -> dict[int, float]:
+    def of(jobs: list[Job], method: str, cell: Cell) -> dict[int, Record]:
         mine = [job for job in jobs if (job.method, job.cell) == (method, cell)]
-        there = {job.config.seed: known[job.identity] for job in mine if job.identity in known}
-        return {s: r["summary"][metric] for s, r in there.items() if r["status"] == "done"}
+        return {job.config.seed: known[job.identity] for job in mine if job.identity in known}
+
+    def values(found: dict[int, Record]) -> dict[int, float]:
+        return {s: r["summary"][metric] for s, r in found.items() if r["status"] == "done"}
+
+    def show(found: dict[int, Record]) -> str:
+        text = show_spread(statistics.spread(list(values(found).values())), metric)
+        lost = sum(record["status"] == "diverged" for record in found.values())
+        return text + (f", {lost} of {len(found)} diverged" if lost else "")
 
     first, second = study.jobs(choices(study, known)), runner_up_jobs(study, known)
     for method, cell in dict.fromkeys((job.method, job.cell) for job in second):
         choice = picked[method, study.tuning_cell(cell)]
-        both = [values(jobs, method, cell) for jobs in (first, second)]
-        shown = [show_spread(statistics.spread(list(v.values())), metric) for v in both]
-        difference: Difference = statistics.paired(both[1], both[0])
+        both = [of(jobs, method, cell) for jobs in (first, second)]
+        shown = list(map(show, both))
+        difference: Difference = statistics.paired(values(both[1]), values(both[0]))
         names = [choice.label, choice.runner_up]
         told = [show_difference(difference, metric), difference.verdict]
         rows.append([*cell, method, names[0], shown[0], names[1], shown[1], *told])

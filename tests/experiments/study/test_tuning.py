@@ -156,6 +156,9 @@ def test_a_lead_within_the_spread_is_said_and_the_runner_up_runs(load):
         *("plain", "lr 0.03", "82.50 ± 0.71", "lr 0.1", "89.50 ± 0.71"),
         *("+7.00 [+7.00, +7.00]", "higher"),
     ]
+    lost = close | {jobs[0].identity: close[jobs[0].identity] | {"status": "diverged"}}
+    row = tuning.table_of_runners_up(plan, lost)[1][0]
+    assert row[4].endswith(", 1 of 2 diverged") and "diverged" not in row[2]
 
 
 def test_with_one_seed_there_is_no_spread(load):
