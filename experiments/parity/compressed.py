@@ -38,10 +38,10 @@ KINDS = {
     "regularizer": NUMBER,
 }
 
-# By the first words of a method's name.
 # From this level on the authors' code sends numbers as they are.
 _EXACT_LEVEL = 32
 
+# By the first words of a method's name.
 _NOT_OFFERED = {
     "DCD-PSGD": "it compresses the steps of the models; we compress what neighbours know of models",
     "ECD-PSGD": "it sends models extrapolated and compressed; we send compressed differences",
