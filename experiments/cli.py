@@ -16,8 +16,9 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -59,8 +60,8 @@ def run_main(
             print(help_text(defaults, description))
             return
         names = [field.name for field in dataclasses.fields(defaults)]
-        given = frozenset(name for name in names if values[name].present)
-        settings = {name: _value(values[name].value) for name in given}
+        settings = given_settings(values, names)
+        given = frozenset(settings)
         if values["preset"].value is not None:
             from experiments import presets  # Only who asks for one pays for loading it.
 
@@ -197,10 +198,20 @@ def define(defaults: Config) -> flags.FlagValues:
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     flags.DEFINE_string("flagfile", None, "read flags from this file", flag_values=values)
     flags.DEFINE_string("preset", None, "a setting of the paper", flag_values=values)
+    define_settings(values, defaults, [field.name for field in dataclasses.fields(defaults)])
+    return values
+
+
+def define_settings(
+    values: flags.FlagValues, defaults: Config, names: Collection[str], when: str = ""
+) -> None:
+    """Adds flags for these fields of a Config; `when` stands before their help."""
     kinds = typing.get_type_hints(Config)
     for field in dataclasses.fields(defaults):
+        if field.name not in names:
+            continue
         default = getattr(defaults, field.name)
-        text = field.metadata["help"]
+        text = when + field.metadata["help"]
         kind = _plain_type(kinds[field.name])
         if kind is bool:
             flags.DEFINE_bool(field.name, default, text, flag_values=values)
@@ -214,7 +225,11 @@ def define(defaults: Config) -> flags.FlagValues:
             # A text or a number, which the Config reads.
             default = default if default is None else str(default)
             flags.DEFINE_string(field.name, default, text, flag_values=values)
-    return values
+
+
+def given_settings(values: flags.FlagValues, names: Iterable[str]) -> dict[str, Any]:
+    """What was given of these fields of a Config."""
+    return {name: _value(values[name].value) for name in names if values[name].present}
 
 
 def help_text(defaults: Config, description: str | None) -> str:

@@ -124,6 +124,11 @@ class Plan:
         )
         self.processes = len({device.process_index for device in self.mesh.devices.flat})
 
+    @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
     def wrap(self, step: Step) -> Step:
         """Turns a step of a block into a step of all agents.
 

@@ -75,13 +75,16 @@ class Run:
 
 @hosts.together()
 def prepare(
-    config: Config, dataset: datasets.Dataset | datasets.StreamedDataset | None = None
+    config: Config,
+    dataset: datasets.Dataset | datasets.StreamedDataset | None = None,
+    plan: parallel.Plan | None = None,
 ) -> Run:
     """Builds and checks all parts of a run, and writes nothing.
 
     Args:
       config: The settings.
       dataset: The dataset, if it is loaded already.
+      plan: Where the agents are, if that is not for the settings to say.
 
     Raises:
       ValueError: Something in the settings, the data or the work directory does not fit.
@@ -109,10 +112,7 @@ def prepare(
     environment.keep_programs(config.compile_cache)
     algorithms.make(config.algorithm, **config.hyperparameters())  # Raises before data are read.
     method = algorithms.get(config.algorithm)
-    most = min(config.agents * config.batch_devices, MOST_CPU_DEVICES)
-    parallel.request_cpu_devices(-(-(config.devices or most) // (config.num_processes or 1)))
-    devices = config.devices or parallel.usable_devices(config.agents, config.batch_devices)
-    plan = parallel.Plan(devices, config.spmd, config.batch_devices)
+    plan = plan or make_plan(config)
     # Data before the graph: a graph of far too many agents would not fit in memory.
     loaded = inputs.load(config, dataset)
     dataset = loaded.dataset
@@ -139,7 +139,7 @@ def prepare(
         average_from=None if config.merge_at is None else steps * (config.merge_at - 1),
     )
     capabilities.check(method, network, **hyperparameters)
-    capabilities.check_platform(method, jax.default_backend())
+    capabilities.check_platform(method, plan.platform)
     if config.final_merge:
         make_merge(topology, plan)  # Raises where models cannot be merged.
     objective = training.Objective(
@@ -174,6 +174,14 @@ def prepare(
         schedule,
         augment.make(config.augment, dataset.image_shape[:2]),
     )
+
+
+def make_plan(config: Config) -> parallel.Plan:
+    """Where the agents of a run are; on a CPU it asks for virtual devices first."""
+    most = min(config.agents * config.batch_devices, MOST_CPU_DEVICES)
+    parallel.request_cpu_devices(-(-(config.devices or most) // (config.num_processes or 1)))
+    devices = config.devices or parallel.usable_devices(config.agents, config.batch_devices)
+    return parallel.Plan(devices, config.spmd, config.batch_devices)
 
 
 def make_topology(config: Config) -> Topology:

@@ -14,6 +14,7 @@ from ccl_jax import training
 from ccl_jax.data import datasets, partition
 from ccl_jax.data.feeds import Feed
 from ccl_jax.devices import hosts
+from ccl_jax.devices.parallel import Step
 from ccl_jax.runs import cautions, forward, inputs, pictures, plots, tensorboard
 from ccl_jax.runs.checkpoints import Autosave, Checkpoints
 from ccl_jax.runs.config import Config
@@ -245,15 +246,7 @@ def begin(run: "Run", saved: Checkpoints) -> tuple[training.TrainState, Progress
     """The newest checkpoint that is whole, or the start where there is none yet."""
     with hosts.together():
         saved.wait()  # Then all processes see the same ones.
-    state = training.init_state(
-        run.model,
-        run.algorithm,
-        run.network,
-        run.objective,
-        run.dataset.image_shape,
-        jax.random.key(run.config.seed),
-        gossip_batch_stats=run.config.gossip_batch_stats,
-    )
+    state = first_state(run)
     if saved.steps():
         state, progress = saved.restore(state)
         hosts.note(f"{run.directory.path} goes on after step {progress.step}")
@@ -263,8 +256,26 @@ def begin(run: "Run", saved: Checkpoints) -> tuple[training.TrainState, Progress
     return state, Progress()
 
 
-def make_data_step(run: "Run", feed: Feed, rollbacks: int = 0) -> loop.Step:
-    """The whole step of a run, with a tenth of the learning rate for every rollback."""
+def first_state(run: "Run") -> training.TrainState:
+    """The state of a run before its first step."""
+    return training.init_state(
+        run.model,
+        run.algorithm,
+        run.network,
+        run.objective,
+        run.dataset.image_shape,
+        jax.random.key(run.config.seed),
+        gossip_batch_stats=run.config.gossip_batch_stats,
+    )
+
+
+def make_step(run: "Run", rollbacks: int = 0) -> Step:
+    """`step(state, batch) -> (state, metrics)` of all agents of a run, over its devices.
+
+    Args:
+      run: The run.
+      rollbacks: For each, the learning rate is a tenth.
+    """
     schedule = run.schedule
     if rollbacks:
         schedule = lambda step: run.schedule(step) * 0.1**rollbacks
@@ -276,7 +287,13 @@ def make_data_step(run: "Run", feed: Feed, rollbacks: int = 0) -> loop.Step:
         schedule,
         gossip_batch_stats=run.config.gossip_batch_stats,
     )
-    return loop.make_data_step(run.plan.wrap(step), feed, run.dataset, run.augmentation)
+    return run.plan.wrap(step)
+
+
+def make_data_step(run: "Run", feed: Feed, rollbacks: int = 0) -> loop.Step:
+    """The same with the way from a feed's items to a batch in front of it."""
+    step = make_step(run, rollbacks)
+    return loop.make_data_step(step, feed, run.dataset, run.augmentation)
 
 
 def epochs_between_evaluations(run: "Run", feed: Feed) -> int:

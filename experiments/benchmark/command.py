@@ -12,9 +12,10 @@ appended to --output as a JSON line, with versions, device and command.
 
     python -m experiments.benchmark --model=lenet5 --compile_for=tpu:v5e:2x4
 
-measures nothing: it compiles CCL's step for 1, 4 and 8 chips that need not be there, in float32 and
+measures nothing: it compiles a run's step for 1, 4 and 8 chips that need not be there, in float32 and
 bfloat16 and both SPMD forms (--devices, --dtype and --spmd choose), and prints a chip's memory, messages
-and estimated cycles. It needs libtpu: pip install 'ccl_jax[aot]'.
+and estimated cycles. The run is that of the flags under "with --compile_for", as the mains have them;
+without a method or losses it is CCL on QG-DSGDm-N. It needs libtpu: pip install 'ccl_jax[aot]'.
 
     python -m experiments.benchmark --whole
 
@@ -25,7 +26,6 @@ Each runs twice: with no compiled programs, and with those that the first has ke
 
 import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,13 +36,23 @@ from absl import flags
 
 from ccl_jax import graphs, models
 from ccl_jax.devices import parallel
+from ccl_jax.runs.config import Config
 from ccl_jax.runs.runner import MOST_CPU_DEVICES
 from experiments import cli
-from experiments.benchmark import compiled, hlo, record, tables, whole, workload
+from experiments.benchmark import compiled, record, tables, whole, workload
 from experiments.benchmark.workload import METHODS, Program, Workload
 from experiments.flag_values import FlagValues
 
-DTYPES = ("float32", "bfloat16")
+# What is of no use where nothing is measured.
+_OF_MEASUREMENTS = [
+    "repeats",
+    "steps",
+    "torch",
+    "torch_threads",
+    "scaling",
+    "max_agents",
+    "data_dir",
+]
 FIRST_SCALE = 8
 
 
@@ -53,7 +63,7 @@ def define_flags() -> flags.FlagValues:
     count = here | {"lower_bound": 1}
     flags.DEFINE_string("model", "lenet5", "one of " + ", ".join(models.MODELS), **here)
     flags.DEFINE_string("norm", None, "its normalisation; default: the published one", **here)
-    flags.DEFINE_enum("dtype", "float32", DTYPES, "compute type", **here)
+    flags.DEFINE_enum("dtype", "float32", compiled.DTYPES, "compute type", **here)
     flags.DEFINE_integer("agents", 16, "number of agents", lower_bound=2, **here)
     flags.DEFINE_integer("batch_size", 32, "samples per agent and step", **count)
     flags.DEFINE_string("topology", "ring", "graph, as in python -m experiments.topologies", **here)
@@ -72,6 +82,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("data_dir", None, "with --whole: where Fashion-MNIST lies", **here)
     flags.DEFINE_string("output", "runs/benchmark.jsonl", "JSON lines are appended here", **here)
     flags.DEFINE_bool("help", False, "show this help", short_name="h", **here)
+    cli.define_settings(values, Config(), compiled.SETTINGS, "with --compile_for: ")
     return values
 
 
@@ -84,13 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if values["help"].value:
             print(cli.page(__doc__, values))
             return
+        _refuse_others(values)
         if values.whole:
-            _refuse_others(values, "whole", ("data_dir", "output"))
             whole.measure_all(values)
             print(f"JSON lines: {values.output}")
             return
         if values.compile_for is not None:
-            compile_for(values)
+            compiled.compile_for(values)
             return
         agents = scales(values.max_agents) if values.scaling else [values.agents]
         parallel.request_cpu_devices(values.devices or min(agents[-1], MOST_CPU_DEVICES))
@@ -102,18 +113,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.guard(body)
 
 
-def _refuse_others(values: flags.FlagValues, name: str, obeyed: Sequence[str]) -> None:
+def _refuse_others(values: flags.FlagValues) -> None:
     """A flag that would be ignored beside another is an error.
 
     Raises:
       ValueError: There is one.
     """
-    obeyed = (name, *obeyed, "extension")
-    others = [f"--{other}" for other in values if values[other].present and other not in obeyed]
-    if others:
+    given = lambda names: ", ".join(f"--{name}" for name in names if values[name].present)
+    if values.whole:
+        obeyed = ("whole", "data_dir", "output", "extension")
+        if others := given(name for name in values if name not in obeyed):
+            raise ValueError(
+                f"--whole takes no {others}; it goes with --data_dir and --output only"
+            )
+    elif values.compile_for is None:
+        if others := given(compiled.SETTINGS):
+            raise ValueError(
+                f"{others}: only with --compile_for; what is measured are {', '.join(METHODS)}"
+            )
+    elif others := given(_OF_MEASUREMENTS):
         raise ValueError(
-            f"--{name} takes no {', '.join(others)}; it goes with "
-            f"{' and '.join(f'--{other}' for other in obeyed[1:-1])} only"
+            f"--compile_for measures nothing and takes no {others}; leave one of them out"
         )
 
 
@@ -265,47 +285,6 @@ def compare_scales(works: Sequence[Workload], values: flags.FlagValues, log: rec
     print(tables.table(("agents", *(head for head, *_ in _SCALING_COLUMNS)), rows))
 
 
-def compile_for(values: flags.FlagValues) -> None:
-    """Compiles CCL's step for chips, and prints a table of what their compiler says.
-
-    Raises:
-      ValueError: libtpu or the chips are not known, or it does not compile.
-    """
-    if values.scaling:
-        raise ValueError("compile_for and scaling do not go together; leave one of them out")
-    chips = compiled.chips(values.compile_for)
-    log, rows, errors = record.make_log(values), [], []
-    asked = lambda name, every: [values[name].value] if values[name].present else every
-    dtypes, forms = asked("dtype", DTYPES), asked("spmd", parallel.FORMS)
-    variants = compiled.variants(chips, values.agents, dtypes, forms, values.devices)
-    left = sorted(set(compiled.CHIPS) - {n for n, *_ in variants})
-    if left and not values.devices:
-        print(
-            f"not for {left} chips: {values.compile_for} has {len(chips)}, and the number has to divide "
-            f"{values.agents} agents",
-            file=sys.stderr,
-        )
-    for n, dtype, form in variants:
-        work = make_workload(values, values.agents, dtype, parallel.Plan(n, form, among=chips))
-        name = f"{n} x {dtype}, {form}" if n > 1 else f"1 x {dtype}"
-        print(f"compiling for {name}", file=sys.stderr)
-        fields = compiled.facts(work, "ccl")
-        error = fields.get("error")
-        errors += [f"{name}: {error}"] if error else []
-        about = {"target": values.compile_for, "libtpu": compiled.version(), "method": "ccl"}
-        log("compiled", work, **about, **fields)
-        rows.append((name, "no" if error else "yes", *tables.cells(fields, _COMPILED_COLUMNS)))
-    print(
-        f"CCL: {values.model}, {values.topology}, {values.agents} agents x {values.batch_size} samples; "
-        f"{values.compile_for} by libtpu {compiled.version()} and JAX {jax.__version__}. Of a chip: "
-        "memory, the compiler's estimate of its cycles, what it has of collectives"
-    )
-    print(tables.table(("chips", "compiles", *(head for head, *_ in _COMPILED_COLUMNS)), rows))
-    print(f"JSON lines: {values.output}")
-    if errors:
-        raise ValueError("does not compile: " + "; ".join(errors))
-
-
 # Heading, field, scale, format.
 _STEP_COLUMNS = (
     ("ms a step", "seconds_median", 1e3, ".1f"),
@@ -335,16 +314,6 @@ _SCALING_COLUMNS = (
     ("RSS peak MB", "rss_peak_bytes", 1e-6, ".0f"),
     ("dense gossip ms", "seconds_dense", 1e3, ".1f"),
     ("sparse", "seconds_sparse", 1e3, ".1f"),
-)
-_COMPILED_COLUMNS = (
-    ("trace s", "seconds_trace", 1, ".1f"),
-    ("compile s", "seconds_compile", 1, ".1f"),
-    ("chip MB", "chip_bytes", 1e-6, ".1f"),
-    ("temporary MB", "temporary_bytes", 1e-6, ".1f"),
-    ("M cycles", "cycles", 1e-6, ".2f"),
-    *((kind, f"cycles_{kind}", 1e-6, ".2f") for kind in hlo.KINDS),
-    ("collectives", "collective_count", 1, "d"),
-    ("their KB", "collective_bytes", 1e-3, ".0f"),
 )
 
 

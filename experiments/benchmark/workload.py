@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccl_jax import algorithms, models, training
+from ccl_jax.data.base import Dataset
 from ccl_jax.devices.parallel import Plan, Step
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.losses import Batch
 from ccl_jax.network import Network
+from ccl_jax.runs.runner import Run
 from ccl_jax.training import Objective
 from experiments import flops
 
@@ -54,7 +56,7 @@ class Workload:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(H, W, C)` that the model was made for."""
-        return _IMAGE_SHAPES.get(self.model, (32, 32, 3))
+        return image_shape(self.model)
 
     def make_model(self) -> Any:
         """The model."""
@@ -69,6 +71,38 @@ class Workload:
             jnp.asarray(rng.integers(0, CLASSES, shape), jnp.int32),
             jnp.ones(shape, bool),
         )
+
+
+def image_shape(model: str) -> tuple[int, int, int]:
+    """`(H, W, C)` of the images that a model was made for."""
+    return _IMAGE_SHAPES.get(model, (32, 32, 3))
+
+
+def of(run: Run) -> Workload:
+    """What the step of a run works on."""
+    config = run.config
+    return Workload(
+        config.model, config.norm, config.dtype, run.network.topology, config.batch_size, run.plan
+    )
+
+
+def noise(model: str, samples: int) -> Dataset:
+    """So many training images of noise, of the size that a model was made for."""
+    rng, shape = np.random.default_rng(0), image_shape(model)
+    make = lambda n: rng.integers(0, 256, (n, *shape), np.uint8)
+    labels = (np.arange(samples) % CLASSES).astype(np.int32)
+    return Dataset(
+        name="noise",
+        train_images=make(samples),
+        train_labels=labels,
+        test_images=make(CLASSES),
+        test_labels=labels[:1].repeat(CLASSES),
+        num_classes=CLASSES,
+        mean=(0.5,) * shape[2],
+        std=(0.3,) * shape[2],
+        scale=255.0,
+        class_names=tuple(map(str, range(CLASSES))),
+    )
 
 
 def make_step(work: Workload, method: str) -> tuple[Step, training.TrainState]:

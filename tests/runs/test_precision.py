@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from ccl_jax import algorithms, graphs, models, training
+from ccl_jax.devices import parallel
 from ccl_jax.losses import Batch
 from ccl_jax.network import Network
 from ccl_jax.runs import runner, trainer
@@ -49,7 +50,7 @@ def test_highest_is_for_all_products_and_gossip_has_it_anyway():
 
 
 def test_what_needs_float64_is_refused_on_a_tpu(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(parallel.Plan, "platform", "tpu")
     argv = ["tiny_main", "--algorithm=cga", f"--workdir={tmp_path / 'run'}"]
     assert tiny_main.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()

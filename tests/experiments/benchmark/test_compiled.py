@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 
+from ccl_jax.devices.parallel import Plan
 from experiments.benchmark import command, compiled
 from experiments.benchmark.hlo import Hlo
 
@@ -115,6 +116,65 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
     assert "pip install 'ccl_jax[aot]'" in refused(["--compile_for=tpu:v5e:2x4"], capsys)
 
 
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--algorithm=d2"], "--algorithm: only with --compile_for"),
+        (["--lambda_m=0", "--drop=0.1"], "--drop, --lambda_m: only with --compile_for"),
+        (["--compile_for=tpu:v5e:2x4", "--repeats=3"], "takes no --repeats"),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(flags, says, tmp_path, capsys):
+    output = tmp_path / "lines.jsonl"
+    assert says in refused([*flags, f"--output={output}"], capsys)
+    assert not output.exists()
+
+
+def prepared(*flags):
+    """The run that is compiled, here on one CPU device."""
+    values = command.define_flags()
+    values(["benchmark", "--agents=4", "--model=digits-cnn", "--batch_size=2", *flags])
+    return compiled.prepare(values, "bfloat16", Plan(1))
+
+
+def test_the_flags_of_a_run_say_what_is_compiled():
+    run = prepared()
+    assert run.config.label == "CCL + qg-dsgdm-n" and run.objective.weights == {
+        "model_variant": 0.1,
+        "data_variant": 0.1,
+    }
+    assert run.model.dtype == "bfloat16" and run.dataset.image_shape == (8, 8, 1)
+    # The network's flags leave the method as it is; the method's are all that there is of it.
+    assert prepared("--drop=0.25").network.faults.drop == 0.25
+    assert prepared("--drop=0.25").config.label == "CCL + qg-dsgdm-n"
+    run = prepared("--algorithm=d2", "--compression=top-k:0.5", "--gossip_rate=0.2")
+    assert run.config.label == "d2" and run.objective.weights == {}
+    assert run.network.compressor is not None and run.config.gossip_rate == 0.2
+    assert prepared("--feature_loss=moon:1").config.label == "moon + qg-dsgdm-n"
+
+
+def test_settings_change_the_step_that_is_compiled():
+    """What XLA is given, of the run that training would make: products in full precision, and others."""
+    text = lambda *flags: lowered_text(prepared("--agents=2", *flags))
+    plain = text("--algorithm=dsgd", "--lambda_m=0")
+    assert text("--algorithm=dsgd", "--precision=highest").count("HIGHEST") > plain.count("HIGHEST")
+    assert len(text("--algorithm=dsgd", "--compression=sign")) > len(plain)
+
+
+def lowered_text(run):
+    return compiled.lower(run).as_text()
+
+
+def test_a_method_that_is_not_for_tpus_is_refused():
+    class Chips(Plan):
+        platform = "tpu"
+
+    values = command.define_flags()
+    values(["benchmark", "--agents=4", "--model=digits-cnn", "--algorithm=cga"])
+    with pytest.raises(ValueError, match="cga needs float64, which a TPU does not have"):
+        compiled.prepare(values, "float32", Chips(1))
+
+
 def test_not_with_growing_numbers_of_agents(capsys):
     assert "leave one" in refused(["--compile_for=tpu:v5e:2x4", "--scaling"], capsys)
 
@@ -134,7 +194,7 @@ def test_slices_that_are_not_known_are_refused(target, says, capsys):
 
 @needs_libtpu
 def test_numbers_of_chips_that_are_left_out_are_told(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(compiled, "facts", lambda work, method: {"cycles": 10**6})
+    monkeypatch.setattr(compiled, "facts", lambda run: {"cycles": 10**6})
     flags = ["--compile_for=tpu:v5e:2x2", "--agents=6", "--spmd=pmap", f"--output={tmp_path}/x"]
     assert command.main(["benchmark", *flags]) == 0
     out, error = capsys.readouterr()
@@ -163,3 +223,18 @@ def test_lenet5_compiles_for_four_chips(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "4 x float32, pmap" in shown and "M cycles" in shown
     assert jax.default_backend() == "cpu"
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_another_method_compiles(tmp_path, capsys):
+    file = tmp_path / "lines.jsonl"
+    flags = ["--model=digits-cnn", "--dtype=float32", "--agents=4", "--batch_size=4"]
+    flags += ["--compile_for=tpu:v5e:2x2", f"--output={file}", "--devices=4", "--spmd=shard_map"]
+    assert command.main(["benchmark", *flags, "--algorithm=dsgd"]) == 0
+    assert command.main(["benchmark", *flags, "--algorithm=dsgt"]) == 0
+    assert "dsgt: digits-cnn, ring, 4 agents" in capsys.readouterr().out
+    one, two = map(json.loads, file.read_text().splitlines())
+    # Gradient tracking sends its tracker, too.
+    assert two["collective_bytes"] == 2 * one["collective_bytes"] > 0
+    assert two["method"] == "dsgt" and two["settings"]["algorithm"] == "dsgt"
