@@ -207,10 +207,9 @@ def _figures(outcome: Outcome) -> tuple[str, list[str]]:
     own = []
     for spec in study_.figures:
         title = spec.get("title") or heading(spec.get("metric", outcome.metric))
-        title = title[0].upper() + title[1:]
         shown = "" if spec["kind"] == "heatmap" else legend
         panels = figures.of_study(outcome, spec)
-        own.append(page.figure(title, _CAPTIONS[spec["kind"]], panels, shown))
+        own.append(page.figure(_capital(title), _CAPTIONS[spec["kind"]], panels, shown))
     differences = page.figure(
         "Differences",
         "Mean and 95% interval, paired by seed; 0 is what the method is compared with.",
@@ -223,8 +222,9 @@ def _figures(outcome: Outcome) -> tuple[str, list[str]]:
     for axis, unit in AXES.items():
         caption = "Line or dot: mean over seeds; band or stroke: lowest to highest seed."
         caption += " " + _model(outcome) if axis == "seconds" else ""
-        panels = figures.curves(outcome, axis)
-        parts.append(page.figure(f"Accuracy against {unit}", caption, panels, legend))
+        if panels := figures.curves(outcome, axis):
+            name = _capital(heading(outcome.metric, unit=False))
+            parts.append(page.figure(f"{name} against {unit}", caption, panels, legend))
     parts.append(
         page.figure(
             "The agents of a run",
@@ -237,6 +237,11 @@ def _figures(outcome: Outcome) -> tuple[str, list[str]]:
         caption = "The area of a bubble is the number of samples of a class that an agent holds."
         parts.append(page.figure("Who holds which classes", caption, panels))
     return lead, parts
+
+
+def _capital(title: str) -> str:
+    """With a capital letter; the others stay, as those of L_mv."""
+    return title[:1].upper() + title[1:]
 
 
 def _left_out(outcome: Outcome) -> str:

@@ -31,8 +31,10 @@ def curves(outcome: Outcome, axis: str) -> list[Panel]:
     """The deciding metric against rounds, megabytes or modelled seconds; a panel a cell.
 
     A line is the mean over seeds, its band from the lowest to the highest seed. Runs that diverged end
-    where they did.
+    where they did. There is no panel for a metric that is known at the end of runs only.
     """
+    if not any(outcome.metric in record["rows"] for record in outcome.records):
+        return []
 
     def draw(axes: Axes, cell: Cell) -> None:
         for index, method in enumerate(outcome.study.methods):

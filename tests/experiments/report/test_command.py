@@ -115,6 +115,17 @@ def test_runs_with_one_evaluation_are_seen_in_the_curves(study, monkeypatch):
     np.testing.assert_allclose(stroke, [(24, 80), (24, 82.02)])
 
 
+def test_what_is_known_at_the_end_only_has_no_curves(study, tmp_path):
+    made = [(job, made_up(job)) for job in study.jobs()]
+    for _, record in made:
+        del record["rows"]["consensus_accuracy"]
+    found = outcome.Outcome(study, made)
+    assert [figures.curves(found, axis) for axis in outcome.AXES] == [[], [], []]
+    command.write(found, tmp_path, total=24)
+    text = (tmp_path / "mine-digits" / "report.html").read_text()
+    assert "against rounds" not in text and "The agents of a run" in text
+
+
 class Page(html.parser.HTMLParser):
     """Collects what a page asks for from elsewhere, and checks that its elements are closed."""
 
@@ -170,6 +181,7 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
     assert page.tags.count("svg") == 6 + 3 + 1 + 2 + 1 + 3 + 2 + 2
     for part in (
         "A &lt;small&gt; study",
+        "<h3>Consensus accuracy against rounds</h3>",
         "24 of 24 runs",
         '<p class="verdict">It helps &amp; hurts.</p>',
         "It <strong>does</strong>.",
