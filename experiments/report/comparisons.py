@@ -133,7 +133,7 @@ def _by_comparison(
         axes.set_xlim(limits)
         axes.set_xlabel(label)
 
-    height = 1.05 + 0.28 * len(cells)
+    height = 1.05 + (0.28 if len(cells) <= 12 else 0.2) * len(cells)
     return [
         panel(
             lambda axes, m=method: shown(axes, m),

@@ -14,7 +14,7 @@ from ccl_jax.runs.plots import COLORS
 Panel = str
 """An <svg> element."""
 
-WIDTH_INCHES = 4.2
+WIDTH_INCHES = 3.8
 
 # Drawn in this colour, which nothing else has, and then turned into the colour of the page's text.
 INK = "#010203"
@@ -27,6 +27,8 @@ RC = {
     **dict.fromkeys(INKED, INK),
     "axes.facecolor": "none",
     "axes.titlesize": 9,
+    # Below long names of rows a label would stick out if it were centred.
+    "xaxis.labellocation": "right",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.color": "#888888",

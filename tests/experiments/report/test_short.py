@@ -41,6 +41,23 @@ def test_a_panel_a_comparison_and_all_of_one_scale(found, monkeypatch):
     assert names == ["alpha 0.1", "alpha 1"]
 
 
+def test_many_rows_are_closer_to_each_other(tmp_path, monkeypatch):
+    heights = []
+    monkeypatch.setattr(
+        comparisons, "panel", lambda draw, salt, height, title: heights.append(height)
+    )
+    for number in (12, 43):
+        path = tmp_path / "mine.toml"
+        cells = "".join(f'"alpha {k}" = {{ alpha = {k}.0 }}\n' for k in range(2, number))
+        path.write_text(STUDY.replace('"alpha 1" =', cells + '"alpha 1" ='))
+        plan = catalogue.load(str(path))
+        jobs = [job for job in plan.jobs() if job.config.seed == 0]
+        comparisons.differences(outcome.Outcome(plan, [(job, made_up(job)) for job in jobs]))
+    first, second = heights[0], heights[-1]
+    assert (first - 1.05) / 12 == pytest.approx(0.28)
+    assert (second - 1.05) / 43 == pytest.approx(0.2)
+
+
 def test_a_page_opens_with_eight_rows_at_most(tmp_path):
     path = tmp_path / "mine.toml"
     cells = "".join(f'"alpha {k}" = {{ alpha = {k}.0 }}\n' for k in range(2, 4))
