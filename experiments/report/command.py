@@ -65,24 +65,26 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
     tables = [(title, table, note) for title, table, note in tables if table and table[1]]
     methods = [*outcome.statements(), caution(outcome)]
     lead, figures_ = _figures(outcome)
+    study_ = outcome.study
+    asked = [
+        f"Asked: {study_.question}" if study_.question else "",
+        f"The paper: {study_.claim}" if study_.claim else "",
+    ]
     parts = [
         *_opening(outcome, total, verdict),
         lead,
-        *([page.table(*short), text(outcome.short_note())] if short[1] else []),
+        *([_table(short), text(outcome.short_note())] if short[1] else []),
         *([f'<div class="finding">{page.markdown(found)}</div>'] if found else []),
+        *(text(words) for words in asked if words),
         page.folded("Method by method", page.bullets(methods)),
-        *(
-            page.folded(title, page.table(*table, len(outcome.study.axes)) + text(note))
-            for title, table, note in tables
-        ),
+        *(page.folded(title, _table(table) + text(note)) for title, table, note in tables),
         page.folded(
             "Figures", f'<div class="figures">{"".join(figures_)}</div>' + _left_out(outcome)
         ),
         page.folded("How it was made", page.facts(facts)),
     ]
     where.mkdir(parents=True, exist_ok=True)
-    title = f"{outcome.study.title} ({outcome.study.label})"
-    study_ = outcome.study
+    title = f"{study_.title} ({study_.label})"
     fold = lambda name, *inside: "\n\n".join(
         [f"<details><summary>{name}</summary>", *filter(None, inside), "</details>"]
     )
@@ -93,8 +95,7 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
         *([page.markdown_table(*short)] if short[1] else []),
         outcome.short_note(),
         found,
-        f"Asked: {study_.question}" if study_.question else "",
-        f"The paper: {study_.claim}" if study_.claim else "",
+        *asked,
         f"{len(outcome.records)} of {total} runs.",
         fold("Method by method", "\n".join(f"- {line}" for line in methods)),
         *(fold(name, page.markdown_table(*table), note) for name, table, note in tables),
@@ -105,6 +106,12 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
     with plots.attempt(_PICTURE):
         (where / _PICTURE).write_bytes(comparisons.picture(outcome))
     return where
+
+
+def _table(table: tuning.Table) -> str:
+    """A table as HTML: a row is named by its columns up to the method."""
+    header, rows = table
+    return page.table(header, rows, header.index("method") + 1)
 
 
 def _finding(outcome: Outcome, file: Path) -> tuple[str, str]:
@@ -133,12 +140,10 @@ def caution(outcome: Outcome) -> str:
 def _opening(outcome: Outcome, total: int, verdict: str) -> list[str]:
     study_ = outcome.study
     count = f"{len(outcome.records)} of {total} runs"
-    asked = " ".join(filter(None, [study_.question, study_.claim and f"The paper: {study_.claim}"]))
     return [
         page.element("p", f"ccl_jax · study {study_.name} · {study_.label} · {count}", "soft"),
         page.element("h1", study_.title),
         page.element("p", verdict, "verdict"),
-        *([page.element("p", asked, "soft")] if asked else []),
     ]
 
 

@@ -17,29 +17,33 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: .6rem 0; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p, ul { margin: .5rem 0; }
+ul { padding-left: 1.3rem; }
 .verdict { font-size: 1.2rem; line-height: 1.4; font-weight: 600; margin: .8rem 0; }
 details { margin: .6rem 0; border-top: 1px solid var(--line); padding-top: .5rem; }
 summary { cursor: pointer; font-weight: 600; }
 .soft, figcaption, dt { color: var(--soft); }
 .finding { border-left: 4px solid var(--accent); padding: .1rem 1rem; background: var(--band); }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
+table { border-spacing: 0; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .55rem; text-align: left; white-space: nowrap; vertical-align: top; }
 th { background: var(--band); font-weight: 600; }
-th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page);
+  border-right: 1px solid var(--line); white-space: normal; min-width: 11rem; }
 th:first-child { background: var(--band); }
 thead th { white-space: normal; min-width: 5rem; vertical-align: bottom; }
-tbody tr + tr { border-top: 1px solid var(--line); }
+tr + tr td { border-top: 1px solid var(--line); }
 tr.new td { border-top: 2px solid var(--soft); }
 td.higher, td.lower { font-weight: 600; }
-td.words { white-space: normal; min-width: 7rem; }
+td.words { white-space: normal; min-width: 10rem; }
+td.long { min-width: 16rem; }
+small { display: block; color: var(--soft); font-size: .8rem; }
 .figures { display: grid; gap: 0 2rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr)); }
 figure { margin: .8rem 0; min-width: 0; }
 figure.many { grid-column: 1 / -1; }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr));
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr));
   gap: .6rem 1.2rem; }
-.panels svg { width: 100%; height: auto; max-width: 32rem; }
+.panels svg { width: 100%; height: auto; max-width: 28rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: 0; margin: .4rem 0;
   list-style: none; font-size: .88rem; max-width: none; }
 .legend i { display: inline-block; width: 1.5rem; margin-right: .4rem; vertical-align: middle;
@@ -48,8 +52,13 @@ figure.many { grid-column: 1 / -1; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .92rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 code { font-size: .9em; overflow-wrap: anywhere; }
-@media (max-width: 30rem) { td:first-child { white-space: normal; max-width: 8rem; } }
-@media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
+@media (max-width: 30rem) {
+  th:first-child, td:first-child { min-width: 7rem; max-width: 8rem; }
+  td.words { min-width: 7rem; }
+  td.long { min-width: 14rem; }
+  dl { grid-template-columns: 1fr; font-size: .84rem; }
+  dd { margin-bottom: .4rem; }
+}
 """
 
 
@@ -77,27 +86,36 @@ def element(name: str, text: str, kind: str = "") -> str:
     return f"<{name}{attribute}>{html.escape(text)}</{name}>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], group: int = 0) -> str:
-    """A table that scrolls by itself where the page is narrow.
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """A table that scrolls by itself where the page is narrow; its first column stays in sight.
 
     Args:
       header: Heads of the columns.
       rows: Texts.
-      group: A line is drawn where the first `group` columns change.
+      names: So many columns name a row. They are shown as the first one, the last of them below the
+        others; a line is drawn where the others change.
     """
-    lines = ["".join(element("th", text) for text in header)]
-    lines = [f"<thead><tr>{lines[0]}</tr></thead><tbody>"]
+    lines = [f"<thead><tr>{_cells('th', header, names)}</tr></thead><tbody>"]
     for before, row in zip([None, *rows], rows, strict=False):
-        new = before is not None and group and list(before[:group]) != list(row[:group])
-        cells = "".join(element("td", text, _kind(text)) for text in row)
-        lines.append(f"<tr{' class=new' if new else ''}>{cells}</tr>")
+        new = before is not None and list(before[: names - 1]) != list(row[: names - 1])
+        lines.append(f"<tr{' class=new' if new else ''}>{_cells('td', row, names)}</tr>")
     return f'<div class="wide"><table>{"".join(lines)}</tbody></table></div>'
+
+
+def _cells(kind: str, row: Sequence[str], names: int) -> str:
+    """The cells of a row, of which the first has so many names."""
+    *others, name = row[:names]
+    above = element("small", ", ".join(others)) if others else ""
+    first = f"<{kind}>{above}{html.escape(name)}</{kind}>"
+    return first + "".join(element(kind, text, _kind(text)) for text in row[names:])
 
 
 def _kind(text: str) -> str:
     """How a cell is shown: verdicts stand out, and long texts that are no numbers may be broken."""
     if text in ("higher", "lower"):
         return text
+    if len(text) > 48:
+        return "words long"
     return "words" if len(text) > 12 and not set("±[") & set(text) else ""
 
 

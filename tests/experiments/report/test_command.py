@@ -206,8 +206,10 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
     assert (
         markdown.splitlines()[2] == "**It helps & hurts.**" and markdown.count("It **does**.") == 1
     )
-    # The verdict, the figure, the table of the six comparisons, what was found; and then what is folded.
-    order = ('"verdict"', "<svg", "<td>+2.00 [+2.00, +2.00]</td>", '"finding"', "<details>")
+    # The verdict, the figure, the table of the six comparisons, what was found, what was asked; and then
+    # what is folded.
+    table = "<td>+2.00 [+2.00, +2.00]</td>"
+    order = ('"verdict"', "<svg", table, '"finding"', "Asked: Does it?", "<details>")
     at = [text.index(part) for part in order]
     assert at == sorted(at) and text.index("All results") > at[-1]
     assert text.count("<details>") == text.count("</details>") == markdown.count("<details>") + 1
@@ -307,6 +309,30 @@ def test_heat_map_shows_differences_with_a_star_where_seen(found):
     texts = re.findall(r">([^<>]*\d[^<>]*)</text>", first)
     assert "+2.00 *" in texts and "+0.00" in texts
     assert "1 diverged" in second
+
+
+def test_the_column_that_stays_in_sight_names_the_row():
+    header, rows = (
+        ["graph", "alpha", "method", "runs"],
+        [
+            ["ring", "<1", "a", "5"],
+            ["ring", "<1", "b", "no difference seen"],
+            ["star", "<1", "b", "5"],
+        ],
+    )
+    text = page.table(header, rows, 3)
+    assert "<th><small>graph, alpha</small>method</th><th>runs</th>" in text
+    assert "<tr><td><small>ring, &lt;1</small>a</td><td>5</td></tr><tr><td><small>ring" in text
+    assert '<td class="words">no difference seen</td></tr><tr class=new><td><small>star' in text
+    plain = page.table(["seed", "what happened"], [["1", "a" * 12], ["2", "±" * 49]])
+    assert "<tr><td>1</td><td>aaaaaaaaaaaa</td></tr><tr><td>2</td>" in plain
+    assert '<td class="words long">±' in plain
+
+
+def test_labels_end_where_their_axis_does(found):
+    """One that is longer than its axis would else be cut off at the edge of the panel."""
+    (label,) = re.findall(r"<text ([^>]*)>difference in", comparisons.differences(found)[0])
+    assert "text-anchor: end" in label
 
 
 def test_markdown_tables_escape_bars():
