@@ -25,16 +25,16 @@ summary { cursor: pointer; font-weight: 600; }
 .finding { border-left: 4px solid var(--accent); padding: .1rem 1rem; background: var(--band); }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0; }
 table { border-spacing: 0; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .35rem .55rem; text-align: left; white-space: nowrap; vertical-align: top; }
+th, td { padding: .35rem .5rem; text-align: left; white-space: nowrap; vertical-align: top; }
 th { background: var(--band); font-weight: 600; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--page);
   border-right: 1px solid var(--line); white-space: normal; min-width: 11rem; }
 th:first-child { background: var(--band); }
-thead th { white-space: normal; min-width: 5rem; vertical-align: bottom; }
+thead th { white-space: normal; min-width: 3.5rem; vertical-align: bottom; }
 tr + tr td { border-top: 1px solid var(--line); }
 tr.new td { border-top: 2px solid var(--soft); }
 td.higher, td.lower { font-weight: 600; }
-td.words { white-space: normal; min-width: 10rem; }
+td.words { white-space: normal; min-width: 9.6rem; }
 td.long { min-width: 16rem; }
 small { display: block; color: var(--soft); font-size: .8rem; }
 .figures { display: grid; gap: 0 2rem;
