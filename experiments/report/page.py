@@ -28,7 +28,7 @@ table { border-spacing: 0; font-size: .88rem; font-variant-numeric: tabular-nums
 th, td { padding: .35rem .5rem; text-align: left; white-space: nowrap; vertical-align: top; }
 th { background: var(--band); font-weight: 600; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--page);
-  border-right: 1px solid var(--line); white-space: normal; min-width: 11rem; }
+  border-right: 1px solid var(--line); white-space: normal; min-width: 10.8rem; }
 th:first-child { background: var(--band); }
 thead th { white-space: normal; min-width: 3.5rem; vertical-align: bottom; }
 tr + tr td { border-top: 1px solid var(--line); }
