@@ -82,9 +82,13 @@ def picture(outcome: Outcome) -> bytes:
 
 
 def _interval(axes: Axes, y: float, outcome: Outcome, cell: Cell, method: str, shown: str) -> None:
-    """Mean and 95% interval of a difference, in a row of its own."""
+    """Mean and 95% interval of a difference, in a row of its own; in words where all runs diverged."""
     found = outcome.difference(cell, method, outcome.metric)
     if found.n == 0:
+        lost = len(outcome.diverged(cell, method))
+        if lost and lost == len(outcome.runs(cell, method)):
+            at = axes.get_yaxis_transform()
+            axes.text(0.02, y, "diverged", transform=at, va="center", fontsize=8)
         return
     mean, low, high = np.array(found[1:]) * scale(outcome.metric)
     reach = None if found.n < 2 else [[mean - low], [high - mean]]

@@ -41,6 +41,23 @@ def test_a_panel_a_comparison_and_all_of_one_scale(found, monkeypatch):
     assert names == ["alpha 0.1", "alpha 1"]
 
 
+def test_a_row_of_which_all_runs_diverged_says_so(study, monkeypatch):
+    made = [(job, made_up(job)) for job in study.jobs()]
+    for job, record in made:
+        if job.method == "both" and job.config.alpha == 1:
+            record |= {"status": "diverged", "step": 17, "reason": "NaN"}
+    drawn = {}
+
+    def keep(draw, salt, height, title):
+        draw(axes := matplotlib.figure.Figure().subplots())
+        drawn[title.splitlines()[0]] = [(t.get_text(), t.get_position()[1]) for t in axes.texts]
+
+    monkeypatch.setattr(comparisons, "panel", keep)
+    comparisons.differences(outcome.Outcome(study, made))
+    # One of three runs of `far` diverged; the others are drawn.
+    assert drawn == {"ccl": [], "both": [("diverged", 1)], "far": []}
+
+
 def test_many_rows_are_closer_to_each_other(tmp_path, monkeypatch):
     heights = []
     monkeypatch.setattr(
