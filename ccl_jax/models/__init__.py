@@ -10,7 +10,10 @@ models' place; it need not know `train`. Training code vmaps these functions ove
 axis.
 """
 
+import contextlib
+import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ccl_jax.models import lowering
 from ccl_jax.models.convert import from_torch, to_torch
 from ccl_jax.models.lenet import LeNet5
 from ccl_jax.models.mobilenet import MobileNetV2
@@ -32,6 +36,7 @@ __all__ = [
     "NORMS",
     "apply_eval",
     "apply_train",
+    "forward_bytes",
     "from_torch",
     "init",
     "make",
@@ -119,9 +124,10 @@ def shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict, d
     size = " x ".join(map(str, image_shape))
     advice = "take a model made for this size, or larger images"
     try:
-        params, model_state = jax.eval_shape(
-            lambda key: init(model, key, image_shape), jax.random.key(0)
-        )
+        with _without_devices():
+            params, model_state = jax.eval_shape(
+                lambda: init(model, jax.random.key(0), image_shape)
+            )
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(
             f"{type(model).__name__} cannot read images of {size} ({error}); {advice}"
@@ -129,6 +135,30 @@ def shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict, d
     if not all(x.size for x in jax.tree.leaves(params)):  # Nothing is left after the pooling.
         raise ValueError(f"images of {size} are too small for {type(model).__name__}; {advice}")
     return params, model_state
+
+
+def forward_bytes(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int) -> int:
+    """How many bytes all operations of one forward pass give, as a measure of the memory of a step.
+
+    Args:
+        model: a flax module as described above.
+        image_shape: (H, W, C).
+        batch_size: images.
+
+    Raises:
+        ValueError: the model cannot read such images; see `shapes`.
+    """
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+    variables = shapes(model, image_shape)
+    with _without_devices():
+        program = jax.make_jaxpr(functools.partial(apply_eval, model))(*variables, images)
+    made = (variable.aval for equation in program.eqns for variable in equation.outvars)
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in made)
+
+
+def _without_devices() -> contextlib.AbstractContextManager[None]:
+    """In which a model can be traced before JAX starts: shapes are the same on all platforms."""
+    return lowering.compiled_for("cpu")
 
 
 def apply_train(

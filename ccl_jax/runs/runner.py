@@ -14,7 +14,7 @@ from flax import linen as nn
 from ccl_jax import algorithms, graphs, models, training
 from ccl_jax.algorithms import capabilities
 from ccl_jax.data import augment, batches, datasets, partition
-from ccl_jax.devices import hosts, parallel
+from ccl_jax.devices import hosts, memory, parallel
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import Network, compression
 from ccl_jax.runs import environment, inputs, reporter, tensorboard, trainer
@@ -112,10 +112,13 @@ def prepare(
     environment.keep_programs(config.compile_cache)
     algorithms.make(config.algorithm, **config.hyperparameters())  # Raises before data are read.
     method = algorithms.get(config.algorithm)
-    plan = plan or make_plan(config)
     # Data before the graph: a graph of far too many agents would not fit in memory.
     loaded = inputs.load(config, dataset)
     dataset = loaded.dataset
+    model = make_model(config, dataset.num_classes)
+    # Before JAX starts. Raises where images are too small for the model.
+    prepare_memory(model, dataset.image_shape, config.batch_size)
+    plan = plan or make_plan(config)
     topology = make_topology(config)
     steps = batches.steps_per_epoch(loaded.partition, config.batch_size)
     if steps * config.epochs >= 2**31:  # They are counted in int32.
@@ -157,8 +160,6 @@ def prepare(
         lambda_warmup_steps=steps * config.lambda_warmup_epochs,
     )
     _check_mixed(objective, method, config)
-    model = make_model(config, dataset.num_classes)
-    models.shapes(model, dataset.image_shape)  # Raises where images are too small for the model.
     schedule = schedules.make(
         config.schedule, config.lr, steps * config.epochs, steps * config.warmup_epochs
     )
@@ -174,6 +175,12 @@ def prepare(
         schedule,
         augment.make(config.augment, dataset.image_shape[:2]),
     )
+
+
+def prepare_memory(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int) -> None:
+    """Lets the C library keep what a large model's steps allocate; see `devices.memory`."""
+    if models.forward_bytes(model, image_shape, batch_size) >= memory.LARGE:
+        memory.keep_freed()
 
 
 def make_plan(config: Config) -> parallel.Plan:

@@ -24,6 +24,10 @@ _URGENT = (signal.SIGTERM, signal.SIGINT)
 # What `_listen` says at a signal, with the process's end; None while there is something to save.
 _last_words: Callable[[int], str] | None = None
 
+# The thread that runs `_listen`, in `may_leave`. It is started where it is needed: glibc would share out
+# the heap of a thread that was there before JAX's (`ccl_jax.devices.memory`).
+_listener: threading.Thread | None = None
+
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], int]]:
@@ -67,17 +71,19 @@ def may_leave() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _listener
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_listen, args=(ours,), daemon=True)
-    thread.start()
+    outer, _listener = _listener, threading.Thread(target=_listen, args=(ours,), daemon=True)
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
         os.close(theirs)
-        thread.join()
+        if _listener.ident is not None:
+            _listener.join()
+        _listener = outer
         os.close(ours)
 
 
@@ -92,6 +98,8 @@ def leaving(last_words: Callable[[int], str]) -> Iterator[None]:
     """
     global _last_words
     _last_words = last_words
+    if _listener is not None and _listener.ident is None:
+        _listener.start()
     try:
         yield
     finally:

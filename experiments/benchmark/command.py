@@ -36,8 +36,8 @@ from absl import flags
 
 from ccl_jax import graphs, models
 from ccl_jax.devices import parallel
+from ccl_jax.runs import runner
 from ccl_jax.runs.config import Config
-from ccl_jax.runs.runner import MOST_CPU_DEVICES
 from experiments import cli
 from experiments.benchmark import compiled, record, tables, whole, workload
 from experiments.benchmark.workload import METHODS, Program, Workload
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             compiled.compile_for(values)
             return
         agents = scales(values.max_agents) if values.scaling else [values.agents]
-        parallel.request_cpu_devices(values.devices or min(agents[-1], MOST_CPU_DEVICES))
+        start(values, agents[-1])
         works = [make_workload(values, number) for number in agents]
         log = record.make_log(values)
         compare_scales(works, values, log) if values.scaling else compare(works[0], values, log)
@@ -140,6 +140,14 @@ def _refuse_others(values: flags.FlagValues) -> None:
 def scales(most: int) -> list[int]:
     """8, 16, 32, ... up to `most`."""
     return [n for n in (FIRST_SCALE * 2**k for k in range(most.bit_length())) if n <= most]
+
+
+def start(values: flags.FlagValues, agents: int) -> None:
+    """What a run does before JAX starts."""
+    shape = workload.image_shape(values.model)
+    model = models.make(values.model, workload.CLASSES, norm=values.norm, dtype=values.dtype)
+    runner.prepare_memory(model, shape, values.batch_size)
+    parallel.request_cpu_devices(values.devices or min(agents, runner.MOST_CPU_DEVICES))
 
 
 def make_workload(

@@ -1,5 +1,7 @@
 """What every model keeps to: sizes, types, initialisation, agents axis; users' own modules."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,3 +198,23 @@ def test_bad_input():
         cifar_resnet(21)
     with pytest.raises(ValueError, match="depth is 101"):
         imagenet_resnet(101)
+
+
+class OneLayer(nn.Module):
+    """Features are two numbers of an image, logits their negatives."""
+
+    @nn.compact
+    def __call__(self, images):
+        features = nn.Dense(2)(images.reshape(len(images), -1))
+        return features, -features
+
+
+def test_bytes_of_a_forward_pass():
+    # 3 images of 40 numbers in a row; their product, its sum with the bias (in a row) and its negative.
+    numbers = 3 * 40 + 3 * 2 + 3 * 2 + 2 + 3 * 2
+    assert models.forward_bytes(OneLayer(), (4, 5, 2), 3) == 4 * numbers
+    lenet = functools.partial(models.forward_bytes, models.make("lenet5", 10), (28, 28, 1))
+    # Beside what each image needs there are kernels, which are rearranged once.
+    assert lenet(64) - lenet(32) == lenet(96) - lenet(64) > 0
+    with pytest.raises(ValueError, match="cannot read images of 2 x 2 x 1"):
+        models.forward_bytes(models.make("lenet5", 10), (2, 2, 1), 3)

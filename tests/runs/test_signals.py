@@ -100,3 +100,12 @@ def test_another_thread_catches_nothing():
     thread.start()
     thread.join()
     assert seen == [(0, before)]
+
+
+def test_no_thread_is_there_before_jax_starts():
+    """glibc would give it a heap of its own, which JAX's threads then share."""
+    with may_leave():
+        before = threading.active_count()
+        with leaving(lambda number: ""):
+            assert threading.active_count() == before + 1
+    assert threading.active_count() == before
