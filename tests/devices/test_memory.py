@@ -16,8 +16,7 @@ import resource, sys, threading
 from ccl_jax.devices import memory
 
 def fill():
-    for block in (60, 40):
-        b"x" * (block << 20)
+    b"x" * (100 << 20)  # More than a heap of a thread's own can hold, which is 64 MB.
 
 def in_thread():
     thread = threading.Thread(target=fill)
