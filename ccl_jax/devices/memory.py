@@ -1,9 +1,9 @@
 """What a CPU's steps allocate again and again: whether the C library keeps it from step to step.
 
 A step of a large network has buffers of many megabytes, new in every step. glibc takes such from the
-system and gives them back: of ResNet-20 300,000 page faults a step, a quarter of its time. It can be told
-to keep them, in one heap for all threads, which is slower where a step is small: threads wait for each
-other there.
+system and gives them back: of ResNet-20 300,000 page faults a step, a quarter of its time. It can be
+told to keep them, in one heap for all threads, which is slower where a step is small: threads wait for
+each other there.
 """
 
 import contextlib
