@@ -217,7 +217,8 @@ def _figures(outcome: Outcome) -> tuple[str, list[str]]:
         own.append(page.figure(_capital(title), _CAPTIONS[spec["kind"]], panels, shown))
     differences = page.figure(
         "Differences",
-        "Mean and 95% interval, paired by seed; 0 is what the method is compared with.",
+        "Mean and 95% interval, paired by seed; 0 is what the method is compared with; an arrow where "
+        "an interval goes on.",
         comparisons.differences(outcome),
     )
     if study_.figures and study_.figures[0]["kind"] != "dots":

@@ -43,19 +43,19 @@ def differences(outcome: Outcome) -> list[Panel]:
 
     A panel a comparison, a row a cell.
     """
-    methods = list(outcome.study.methods)
+    methods, limits = list(outcome.study.methods), _limits(outcome)
 
     def draw(axes: Axes, y: float, cell: Cell, method: str) -> None:
-        _interval(axes, y, outcome, cell, method, color(methods.index(method)))
+        _interval(axes, y, outcome, cell, method, color(methods.index(method)), limits)
         axes.axvline(0, color=INK, linewidth=0.8)
 
-    return _by_comparison(outcome, draw, _difference_label(outcome), "differences")
+    return _by_comparison(outcome, draw, _difference_label(outcome), "differences", limits)
 
 
 def picture(outcome: Outcome) -> bytes:
     """The differences in one PNG picture, a panel a comparison, for where there is no page."""
     study = outcome.study
-    compared = _compared(outcome)
+    compared, limits = _compared(outcome), _limits(outcome)
     wide = min(3, max(1, len(compared)))
     high = max(1, math.ceil(len(compared) / wide))
     with mpl.rc_context({**RC, **dict.fromkeys(INKED, "black"), "axes.facecolor": "white"}):
@@ -65,7 +65,7 @@ def picture(outcome: Outcome) -> bytes:
         for axes, method in zip(grid, compared, strict=False):
             shown = COLORS[list(study.methods).index(method) % len(COLORS)]
             for row, cell in enumerate(study.cells):
-                _interval(axes, row, outcome, cell, method, shown)
+                _interval(axes, row, outcome, cell, method, shown, limits)
             axes.axvline(0, color="black", linewidth=0.8)
             names = (method, f"against {study.reference_of(method)}")
             axes.set_title("\n".join(plots.text(name, 120) for name in names), fontsize=8)
@@ -74,6 +74,7 @@ def picture(outcome: Outcome) -> bytes:
         names = [plots.text(", ".join(cell)) for cell in study.cells]
         grid[0].set_yticks(range(len(names)), names)
         grid[0].set_ylim(len(names) - 0.5, -0.5)
+        grid[0].set_xlim(limits)
         label = f"{_difference_label(outcome)}: mean over seeds and 95% interval"
         figure.supxlabel(label, fontsize=9)
         out = io.BytesIO()
@@ -81,8 +82,19 @@ def picture(outcome: Outcome) -> bytes:
     return out.getvalue()
 
 
-def _interval(axes: Axes, y: float, outcome: Outcome, cell: Cell, method: str, shown: str) -> None:
-    """Mean and 95% interval of a difference, in a row of its own; in words where all runs diverged."""
+def _interval(
+    axes: Axes,
+    y: float,
+    outcome: Outcome,
+    cell: Cell,
+    method: str,
+    shown: str,
+    limits: tuple[float, float],
+) -> None:
+    """Mean and 95% interval of a difference, in a row of its own; in words where all runs diverged.
+
+    An interval that goes beyond the limits ends there, with an arrow.
+    """
     found = outcome.difference(cell, method, outcome.metric)
     if found.n == 0:
         lost = len(outcome.diverged(cell, method))
@@ -91,8 +103,37 @@ def _interval(axes: Axes, y: float, outcome: Outcome, cell: Cell, method: str, s
             axes.text(0.02, y, "diverged", transform=at, va="center", fontsize=8)
         return
     mean, low, high = np.array(found[1:]) * scale(outcome.metric)
-    reach = None if found.n < 2 else [[mean - low], [high - mean]]
+    reach = None
+    if found.n >= 2:
+        left, right = limits
+        reach = [[mean - max(low, left)], [min(high, right) - mean]]
+        for edge, arrow, beyond in ((left, "<", low < left), (right, ">", high > right)):
+            if beyond:
+                axes.plot(edge, y, arrow, color=shown, markersize=6, clip_on=False)
     axes.errorbar(mean, y, xerr=reach, fmt="o", color=shown, markersize=5)
+
+
+def _limits(outcome: Outcome) -> tuple[float, float]:
+    """The scale of all differences: 0, their means, and their intervals but for very wide ones.
+
+    Two seeds that disagree can have an interval of hundreds of points, beside which nothing else would
+    be seen: one that is more than ten times as wide as the median does not count.
+    """
+    found = [
+        outcome.difference(cell, method, outcome.metric)
+        for cell in outcome.study.cells
+        for method in _compared(outcome)
+    ]
+    known = np.array([d[1:] for d in found if d.n > 0]).reshape(-1, 3) * scale(outcome.metric)
+    intervals = np.array([d[2:] for d in found if d.n >= 2]).reshape(-1, 2) * scale(outcome.metric)
+    widths = np.ptp(intervals, axis=1)
+    # Of equal runs it is a point.
+    wide = widths[widths > 0]
+    usual = intervals[widths <= 10 * np.median(wide)] if len(wide) else intervals
+    points = np.concatenate([[0.0], known[:, 0], usual.ravel()])
+    low, high = points.min(), points.max()
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _difference_label(outcome: Outcome) -> str:
@@ -115,6 +156,7 @@ def _by_comparison(
     draw: Callable[[Axes, float, Cell, str], None],
     label: str,
     salt: str,
+    limits: tuple[float, float] | None = None,
 ) -> list[Panel]:
     """A panel for each method that is compared with another, rows of cells; all with one scale."""
     study, cells = outcome.study, outcome.study.cells
@@ -126,11 +168,12 @@ def _by_comparison(
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
 
-    # Drawn once for all to find the scale.
-    scratch = Figure().subplots()
-    for method in _compared(outcome):
-        whole(scratch, method)
-    limits = scratch.get_xlim()
+    if limits is None:
+        # Drawn once for all to find the scale.
+        scratch = Figure().subplots()
+        for method in _compared(outcome):
+            whole(scratch, method)
+        limits = scratch.get_xlim()
 
     def shown(axes: Axes, method: str) -> None:
         whole(axes, method)

@@ -53,6 +53,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; fon
 dd { margin: 0; overflow-wrap: anywhere; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 @media (max-width: 30rem) {
+  .many .panels { grid-template-columns: none; grid-auto-flow: column; grid-auto-columns: 88%;
+    overflow-x: auto; scroll-snap-type: x proximity; }
+  .many .panels svg { scroll-snap-align: start; }
   th:first-child, td:first-child { min-width: 7rem; max-width: 8rem; }
   td.words { min-width: 7rem; }
   td.long { min-width: 14rem; }

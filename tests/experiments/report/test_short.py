@@ -58,6 +58,50 @@ def test_a_row_of_which_all_runs_diverged_says_so(study, monkeypatch):
     assert drawn == {"ccl": [], "both": [("diverged", 1)], "far": []}
 
 
+def test_an_interval_that_would_hide_the_others_ends_in_an_arrow(study, monkeypatch):
+    made = [(job, made_up(job)) for job in study.jobs()]
+    for job, record in made:
+        seed, values = job.config.seed, record["summary"]
+        if job.method in ("both", "far") and record["status"] == "done":
+            values["consensus_accuracy"] += 0.001 * seed**2
+        if job.method == "both" and job.config.alpha == 1:
+            values["consensus_accuracy"] += (0, 0.5, 0)[seed]
+    found = outcome.Outcome(study, made)
+    drawn = {}
+
+    def keep(draw, salt, height, title):
+        draw(axes := matplotlib.figure.Figure().subplots())
+        drawn[title.splitlines()[0]] = axes
+
+    monkeypatch.setattr(comparisons, "panel", keep)
+    comparisons.differences(found)
+    left, right = drawn["both"].get_xlim()
+    wide = next(cell for cell in study.cells if "alpha 1" in cell)
+    mean, low, high = 100 * np.array(found.difference(wide, "both", "consensus_accuracy")[1:])
+    # Its mean is seen, its ends are not; all other intervals are.
+    assert low < left < 0 < mean < right < high and right < 1.1 * mean - 0.1 * left
+    others = [
+        100 * np.array(found.difference(cell, method, "consensus_accuracy")[2:])
+        for cell in study.cells
+        for method in ("ccl", "both", "far")
+        if (cell, method) != (wide, "both")
+    ]
+    assert left < np.min(others) and np.max(others) < right
+    arrows = {
+        name: [
+            (line.get_marker(), line.get_xdata()[0], line.get_ydata()[0])
+            for line in axes.lines
+            if line.get_marker() in ("<", ">")
+        ]
+        for name, axes in drawn.items()
+    }
+    row = study.cells.index(wide)
+    assert arrows == {"ccl": [], "both": [("<", left, row), (">", right, row)], "far": []}
+    strokes = [path for c in drawn["both"].collections for path in c.get_segments()]
+    assert min(path[0, 0] for path in strokes) == pytest.approx(left)
+    assert max(path[-1, 0] for path in strokes) == pytest.approx(right)
+
+
 def test_many_rows_are_closer_to_each_other(tmp_path, monkeypatch):
     heights = []
     monkeypatch.setattr(
