@@ -31,6 +31,8 @@ _FIELDS = dataclasses.fields(Config)
 _ASIDE = {f.name for f in _FIELDS if f.metadata["group"] == OUTPUT and f.metadata["may_differ"]}
 _ASIDE |= {"data_dir", "coordinator", "process_id", "compile_cache", "verify_checksums"}
 _OUTPUT = "comparison.csv"
+# Characters of a line that a terminal shows without breaking it.
+_WIDEST = 100
 
 
 class Compared(NamedTuple):
@@ -79,16 +81,27 @@ def differing(runs: Sequence[Compared]) -> list[str]:
 
 
 def table(runs: Sequence[Compared]) -> str:
-    """The settings that differ, and what each run has come to, as text."""
+    """The settings that differ, and what each run has come to, as text.
+
+    It is one table, or two below each other where that would be too wide.
+    """
     settings = differing(runs)
-    head = ("run", *settings, *(title for title, _, _ in _COLUMNS), "status")
-    rows = []
+    titles = [*(title for title, _, _ in _COLUMNS), "status"]
+    differ, results = [], []
     for run in runs:
-        shown = [_text(run.settings.get(name)) for name in settings]
+        differ.append([_text(run.settings.get(name)) for name in settings])
         values = [(run.last(metric), form) for _, metric, form in _COLUMNS]
-        shown += ["–" if value is None else form(value) for value, form in values]
-        rows.append([run.name, *shown, run.status])
-    return text_table(head, rows)
+        shown = ["–" if value is None else form(value) for value, form in values]
+        results.append([*shown, run.status])
+
+    def named(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        rows = [[run.name, *row] for run, row in zip(runs, rows, strict=True)]
+        return text_table(["run", *head], rows)
+
+    whole = named([*settings, *titles], [a + b for a, b in zip(differ, results, strict=True)])
+    if not settings or len(whole.splitlines()[0]) <= _WIDEST:
+        return whole
+    return f"{named(settings, differ)}\n\n{named(titles, results)}"
 
 
 _PERCENT = lambda value: f"{100 * value:.2f}%"

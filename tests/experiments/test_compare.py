@@ -52,21 +52,46 @@ def main(*argv) -> int:
     return compare.main(["compare", *map(str, argv)])
 
 
+TITLES = "local mean min max consensus disagreement MB sent seconds status"
+
+
+def words(text: str) -> list[str]:
+    """Lines with single spaces, those that are rules left out."""
+    return [" ".join(line.split()) for line in text.splitlines() if not line.startswith("--")]
+
+
 def test_the_table_has_what_differs_and_what_came_of_it(runs, tmp_path, capsys):
     assert main(*runs, f"--output={tmp_path}/out/x.csv") == 0
     out, err = capsys.readouterr()
-    head, _, *rows, figure, metrics = out.splitlines()
+    *tables, figure, metrics = words(out)
     assert err == ""
-    titles = "algorithm hparam lr local mean min max consensus disagreement MB sent seconds status"
-    assert " ".join(head.split()) == f"run {titles}"
-    assert [" ".join(line.split()) for line in rows] == [
-        "a qg-dsgdm-n 0.1 50.00% 40.00% 60.00% 55.00% 0.5000 3.00 2.5 done",
-        "b qg-dsgdm-n x=1 y=2 0.2 25.00% 15.00% 35.00% 30.00% 0.5000 1.50 1.2 1 of 2 epochs",
-        "c dsgd 0.1 30.00% 20.00% 40.00% 35.00% 0.5000 3.00 2.5 diverged",
-        "d qg-dsgdm-n 0.1 – – – – – – – 0 of 2 epochs",
+    # In one it would have 115 characters.
+    assert max(map(len, out.splitlines()[:-2])) <= 100
+    assert tables == [
+        "run algorithm hparam lr",
+        "a qg-dsgdm-n 0.1",
+        "b qg-dsgdm-n x=1 y=2 0.2",
+        "c dsgd 0.1",
+        "d qg-dsgdm-n 0.1",
+        "",
+        f"run {TITLES}",
+        "a 50.00% 40.00% 60.00% 55.00% 0.5000 3.00 2.5 done",
+        "b 25.00% 15.00% 35.00% 30.00% 0.5000 1.50 1.2 1 of 2 epochs",
+        "c 30.00% 20.00% 40.00% 35.00% 0.5000 3.00 2.5 diverged",
+        "d – – – – – – – 0 of 2 epochs",
     ]
     assert figure == f"accuracy against rounds: {tmp_path}/out/x.png"
     assert metrics == f"all metrics: {tmp_path}/out/x.csv"
+
+
+def test_where_it_fits_one_table_has_both(runs, tmp_path, capsys):
+    other = make(tmp_path / "e", [row(1, 0.5), row(2, 0.5)], True, lr=0.2)
+    assert main(runs[0], other, f"--output={tmp_path}/x.csv") == 0
+    assert words(capsys.readouterr().out)[:-2] == [
+        f"run lr {TITLES}",
+        "a 0.1 50.00% 40.00% 60.00% 55.00% 0.5000 3.00 2.5 done",
+        "e 0.2 50.00% 40.00% 60.00% 55.00% 0.5000 3.00 2.5 done",
+    ]
 
 
 def test_the_csv_has_a_line_for_each_run_and_epoch(runs, tmp_path):
