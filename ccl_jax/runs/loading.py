@@ -8,6 +8,7 @@ probabilities = run.predict(images, agent=3)     # of one agent's
 import dataclasses
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,7 @@ class LoadedRun:
     ) -> tuple[jax.Array, jax.Array]:
         """What `predict` makes probabilities of: `[n, F]` and `[n, classes]` float32."""
         images = jnp.asarray(images)
-        height, width, channels = self.dataset.image_shape
-        shape = images.shape
-        if len(shape) != 4 or shape[1] < height or shape[2] < width or shape[3] != channels:
-            raise ValueError(
-                f"images are {shape}; {self.directory} was trained on [n, {height}, {width}, "
-                f"{channels}]: bring them to that shape (of larger ones the middle is seen)"
-            )
+        self._check_shape(images.shape)
         return forward.features_and_logits(self.model, self.dataset, self.variables(agent), images)
 
     def logits(self, images: jax.typing.ArrayLike, agent: int | None = None) -> jax.Array:
@@ -91,7 +86,9 @@ class LoadedRun:
 
         Args:
           images: `[n, H, W, C]` pixels as the dataset has them, uint8 or float, 0 to
-            `dataset.scale`; they are normalised here. Of larger ones the middle is seen.
+            `dataset.scale`; they are normalised here. H and W are those of `dataset.image_shape`, or
+            both `dataset.side`, of which the middle is seen. A warning tells of pixels in another
+            range.
           agent: Whose model; None for the consensus model.
 
         Returns:
@@ -100,7 +97,39 @@ class LoadedRun:
         Raises:
           ValueError: Images of another shape, or an agent that there is not.
         """
+        images = jnp.asarray(images)
+        self._check_shape(images.shape)
+        if images.size and not isinstance(images, jax.core.Tracer):
+            self._check_range(float(images.min()), float(images.max()))
         return jax.nn.softmax(self.logits(images, agent))
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        height, width, channels = self.dataset.image_shape
+        side = self.dataset.side
+        sizes = dict.fromkeys([(height, width), (side, side)])
+        if len(shape) != 4 or shape[1:3] not in sizes or shape[3] != channels:
+            wanted = " or ".join(f"[n, {h}, {w}, {channels}]" for h, w in sizes)
+            raise ValueError(
+                f"images are {list(shape)}; {self.directory} takes {wanted}: bring them to that shape "
+                "(`python -m experiments.predict --images=...` does it)"
+            )
+
+    def _check_range(self, low: float, high: float) -> None:
+        """Warns of pixels that are none of the dataset's; a model would answer all the same."""
+        scale = self.dataset.scale
+        if low < 0 or high > scale or 0 < high <= 1 < scale:
+            warnings.warn(
+                f"pixels go from {low:g} to {high:g}, those of {self.directory} from 0 to {scale:g}: "
+                "bring them there, or the answers mean little",
+                stacklevel=3,
+            )
+
+    def __repr__(self) -> str:
+        """Without the parameters, which would fill the screen."""
+        return (
+            f"LoadedRun({str(self.directory)!r}: {self.config.label} on {self.dataset.name}, "
+            f"{self.config.agents} agents, step {self.step})"
+        )
 
 
 def load_run(directory: str | os.PathLike, checkpoint: str | int = "last") -> LoadedRun:

@@ -1,6 +1,7 @@
 """`load_run`: what a run says of itself is what its loaded models do."""
 
 import json
+import warnings
 
 import flax
 import jax
@@ -100,10 +101,33 @@ def test_the_consensus_model_is_the_mean_of_the_agents(saved):
 
 
 def test_larger_images_are_seen_in_their_middle(tmp_path):
-    """As in the evaluation of a streamed set: of 10 x 12 pixels rows 1 to 8 and columns 2 to 9."""
-    saved_run.save(tmp_path / "run", CONFIG, saved_run.facts())
-    run, pixels = ccl_jax.load_run(tmp_path / "run"), images(4, 10, 12, 1)
-    np.testing.assert_array_equal(run.predict(pixels), run.predict(pixels[:, 1:9, 2:10]))
+    """As in the evaluation of a streamed set: of 12 x 12 pixels rows and columns 2 to 9."""
+    saved_run.save(tmp_path / "run", CONFIG, saved_run.facts()._replace(side=12))
+    run, pixels = ccl_jax.load_run(tmp_path / "run"), images(4, 12, 12, 1)
+    np.testing.assert_array_equal(run.predict(pixels), run.predict(pixels[:, 2:10, 2:10]))
+    with pytest.raises(ValueError, match=r"\[4, 10, 12, 1\].* \[n, 8, 8, 1\] or \[n, 12, 12, 1\]"):
+        run.predict(images(4, 10, 12, 1))
+
+
+def test_pixels_of_another_range_are_warned_of(saved):
+    run, pixels = ccl_jax.load_run(saved), images(5, 8, 8, 1).astype(np.float32)
+    said = lambda low, high: f"go from {low} to {high:g}, those of .* from 0 to 255"
+    for wrong in (pixels / 255, pixels * 2, pixels - 1):
+        low, high = wrong.min(), wrong.max()
+        with pytest.warns(UserWarning, match=said(f"{low:g}", high)):
+            answers = run.predict(wrong)
+        assert answers.shape == (5, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.predict(pixels)
+        run.predict(np.zeros((1, 8, 8, 1)))
+        # Within a program of the user's own there are no pixels yet.
+        jax.jit(run.predict)(pixels / 255)
+
+
+def test_a_run_is_shown_in_one_line(saved):
+    run = ccl_jax.load_run(saved)
+    assert repr(run) == f"LoadedRun('{saved}': dsgd on made up, 3 agents, step 30)"
 
 
 def test_any_checkpoint_can_be_chosen(saved):
@@ -150,9 +174,12 @@ def test_an_agent_that_is_not_there(saved, agent):
         ccl_jax.load_run(saved).predict(images(1, 8, 8, 1), agent)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (2, 8, 8), (2, 7, 8, 1), (2, 8, 8, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [(8, 8, 1), (2, 8, 8), (2, 7, 8, 1), (2, 8, 8, 3), (2, 8, 9, 1), (2, 28, 28, 1)],
+)
 def test_images_of_another_shape(saved, shape):
-    with pytest.raises(ValueError, match=r"was trained on \[n, 8, 8, 1\]"):
+    with pytest.raises(ValueError, match=r"takes \[n, 8, 8, 1\]: bring them to that shape"):
         ccl_jax.load_run(saved).predict(np.zeros(shape, np.uint8))
 
 
