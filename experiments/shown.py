@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ccl_jax.data import folders, images, npz
+from ccl_jax.data import datasets, folders, images, npz
 from ccl_jax.data.base import Dataset, ImageStore, StreamedDataset
 from ccl_jax.data.streaming import Skipped
 from ccl_jax.runs.facts import Facts
@@ -117,7 +117,7 @@ class Files(Shown):
         side, channels = self._facts.side, self._facts.image_shape[2]
         try:
             content = self._store.read(index)
-            pixels = images.decode(content, side)
+            pixels = images.decode(content, side, area=not _photographs(self._facts))
         except (OSError, ValueError) as error:
             name = self._store.name(index)
             if self._skipped is None:
@@ -230,7 +230,7 @@ def _npz(path: Path, facts: Facts) -> Shown:
         notes.append(f"all images were made {'grey' if channels == 1 else 'colour'}")
     if found.shape[1:3] not in ((height, width), (facts.side, facts.side)):
         before = " x ".join(map(str, found.shape[1:3]))
-        found = np.stack([_resized(image, facts.side) for image in found])
+        found = np.stack([_resized(image, facts) for image in found])
         notes.append(
             f"all images were resized from {before} to {facts.side} x {facts.side} pixels (the "
             "shorter side; of the longer the middle is seen)"
@@ -265,8 +265,16 @@ def _in_range(pixels: np.ndarray, scale: float) -> np.ndarray:
     return pixels if scale == 255 else pixels.astype(np.float32) * np.float32(scale / 255)
 
 
-def _resized(image: np.ndarray, side: int) -> np.ndarray:
+def _photographs(facts: Facts) -> bool:
+    """Whether the run's own images are photographs, brought to its size when they are read."""
+    return facts.name in datasets.SIZED
+
+
+def _resized(image: np.ndarray, facts: Facts) -> np.ndarray:
     """As `images.square`, of any type and number of channels."""
+    area = not _photographs(facts)
     planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(image, -1, 0)]
-    pixels = np.stack([np.asarray(images.square(plane, side)) for plane in planes], axis=-1)
+    pixels = np.stack(
+        [np.asarray(images.square(plane, facts.side, area)) for plane in planes], axis=-1
+    )
     return pixels.round().astype(np.uint8) if image.dtype == np.uint8 else pixels

@@ -39,6 +39,17 @@ def test_square_is_the_middle_of_the_longer_side(tmp_path):
     np.testing.assert_array_equal(images.decode((tmp_path / "grey.png").read_bytes(), 4), 77)
 
 
+def test_over_areas_an_enlarged_image_comes_back():
+    small = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    for times in (2, 5):
+        large = Image.fromarray(np.kron(small, np.ones((times, times, 1), np.uint8)))
+        np.testing.assert_array_equal(np.asarray(images.square(large, 8, area=True)), small)
+        assert np.abs(np.asarray(images.square(large, 8)).astype(int) - small).max() > 20
+    # Not where it grows.
+    grown = [np.asarray(images.square(Image.fromarray(small), 12, area)) for area in (True, False)]
+    np.testing.assert_array_equal(*grown)
+
+
 def stored(image, format="png", **options):
     """The bytes of an image file."""
     file = io.BytesIO()

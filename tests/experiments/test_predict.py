@@ -191,7 +191,23 @@ def test_arrays_are_taken_as_the_dataset_has_them(trained, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "all images were made grey" in err
     assert "all images were resized from 16 x 16 to 8 x 8 pixels" in err
-    assert len(out.splitlines()) == 10
+    assert [int(row["class"]) for row in csv.DictReader(out.splitlines())] == wanted[:9].argmax(
+        -1
+    ).tolist()
+
+
+def test_images_that_were_enlarged_come_back_as_they_were(trained, tmp_path, capsys):
+    digits, loaded = datasets.load("digits"), ccl_jax.load_run(trained)
+    (tmp_path / "images").mkdir()
+    for k, image in enumerate(digits.test_images[:40, ..., 0]):
+        pixels = np.kron(np.round(image * (255 / 16)).astype(np.uint8), np.ones((4, 4), np.uint8))
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{k:02}.png")
+    assert run(trained, f"--images={tmp_path}/images") == 0
+    found = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    wanted = np.asarray(loaded.predict(digits.test_images[:40]))
+    assert [int(row["class"]) for row in found] == wanted.argmax(-1).tolist()
+    said = [float(row["probability"]) for row in found]
+    np.testing.assert_allclose(said, wanted.max(-1), atol=0.02)
 
 
 def test_a_run_in_colour_takes_grey_images(tmp_path, capsys):
