@@ -27,6 +27,19 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     )
 
 
+def nearest(name: str, known: Mapping[str, str]) -> str | None:
+    """The name that was likely meant, if there is one.
+
+    Args:
+      name: The name asked for.
+      known: What each name stands for, in words: `learning_rate` is found by "learning rate at ...".
+    """
+    if close := difflib.get_close_matches(name.lower(), known, n=1):
+        return close[0]
+    words = name.lower().replace("_", " ").replace("-", " ")
+    return next((each for each, text in known.items() if text.lower().startswith(words)), None)
+
+
 def check_distinct(kind: str, values: Iterable[Hashable]) -> None:
     """Makes sure that nothing is given twice, where it would count twice.
 

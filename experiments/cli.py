@@ -24,6 +24,7 @@ import jax
 from absl import flags
 
 from ccl_jax.devices import hosts
+from ccl_jax.names import nearest
 from ccl_jax.runs import paths, signals, terminal
 from ccl_jax.runs.checkpoints import Stopped
 from ccl_jax.runs.config import Config
@@ -97,11 +98,18 @@ def parse(
     if "extension" not in values:
         flags.DEFINE_multi_string("extension", [], text, flag_values=values)
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        rest = values(list(sys.argv if argv is None else argv))[1:]
+        try:
+            rest = values(list(sys.argv if argv is None else argv))[1:]
+        except flags.UnrecognizedFlagError as error:
+            known = {name: values[name].help for name in values}
+            meant = nearest(error.flagname, known)
+            hint = f"; did you mean --{meant}?" if meant else "; --help lists all"
+            raise flags.Error(f"there is no flag --{error.flagname}{hint}") from None
     if said.getvalue():  # flag files that name each other: absl only warns
         raise ValueError(said.getvalue().removeprefix("Warning: "))
     if rest and not others:
-        raise ValueError(f"{rest[0]!r} is not a flag; flags are written --name=value")
+        hint = f"did you mean --run={rest[0]}?" if "run" in values else "flags are --name=value"
+        raise ValueError(f"{rest[0]!r} is not a flag; {hint}")
     local = lambda value: paths.local(value) if isinstance(value, str) else value
     for flag in map(values.__getitem__, values):
         given = flag.value

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ccl_jax.names import look_up
+from ccl_jax.names import look_up, nearest
 
 TABLE = {"ring": 1, "torus": 2, "random-regular": 3}
 
@@ -21,6 +21,22 @@ def test_names_the_nearest_and_all_in_one_line(wrong, nearest):
     assert str(error.value) == (
         f"unknown graph {wrong!r}: did you mean {nearest!r}? Known: ring, torus, random-regular."
     )
+
+
+@pytest.mark.parametrize(
+    "wrong, meant",
+    [
+        ("epoch", "epochs"),
+        ("Epochs", "epochs"),
+        ("learning_rate", "lr"),
+        ("learning-rate", "lr"),
+        ("rate", None),
+        ("zzz", None),
+    ],
+)
+def test_a_name_that_was_likely_meant(wrong, meant):
+    known = {"epochs": "passes over the data", "lr": "learning rate at its highest"}
+    assert nearest(wrong, known) == meant
 
 
 def test_no_name_is_answered_too():

@@ -191,8 +191,11 @@ class Method:
         Raises:
           ValueError: It does not; the message says why and what to take instead.
         """
-        for check in self.checks:
-            check(topology, self.hyperparameters | self.fixed | hyperparameters)
+        try:
+            for check in self.checks:
+                check(topology, self.hyperparameters | self.fixed | hyperparameters)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
 
 REGISTRY: dict[str, Method] = {}

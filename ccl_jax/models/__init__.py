@@ -121,20 +121,33 @@ def shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict, d
     Raises:
         ValueError: the images are too small for the model, or it cannot read them for another reason.
     """
-    size = " x ".join(map(str, image_shape))
-    advice = "take a model made for this size, or larger images"
     try:
-        with _without_devices():
-            params, model_state = jax.eval_shape(
-                lambda: init(model, jax.random.key(0), image_shape)
-            )
+        found = _shapes(model, image_shape)
     except (ValueError, TypeError, ArithmeticError) as error:
+        size = " x ".join(map(str, image_shape))
         raise ValueError(
-            f"{type(model).__name__} cannot read images of {size} ({error}); {advice}"
+            f"{type(model).__name__} cannot read images of {size} ({error}); take one of "
+            f"{', '.join(_fitting(image_shape)) or 'your own'}, or larger images"
         ) from error
-    if not all(x.size for x in jax.tree.leaves(params)):  # Nothing is left after the pooling.
-        raise ValueError(f"images of {size} are too small for {type(model).__name__}; {advice}")
+    return found
+
+
+def _shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict, dict]:
+    with _without_devices():
+        params, model_state = jax.eval_shape(lambda: init(model, jax.random.key(0), image_shape))
+    if not all(x.size for x in jax.tree.leaves(params)):
+        raise ValueError("nothing is left of them after the pooling")
     return params, model_state
+
+
+def _fitting(image_shape: tuple[int, int, int]) -> list[str]:
+    """The models that can read such images."""
+    found = []
+    for name in MODELS:
+        with contextlib.suppress(ValueError, TypeError, ArithmeticError):
+            _shapes(make(name, 2), image_shape)
+            found.append(name)
+    return found
 
 
 def forward_bytes(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from ccl_jax import algorithms, graphs, losses, models, ranges
 from ccl_jax.data import augment
 from ccl_jax.devices import parallel
+from ccl_jax.names import nearest
 from ccl_jax.network import compression
 from ccl_jax.network.faults import Faults, parse_pair
 from ccl_jax.runs import paths
@@ -37,9 +38,10 @@ from ccl_jax.training.objective import LAMBDAS
 
 @dataclasses.dataclass(frozen=True)
 class Config(DataSettings):
-    """All settings of one run; see the texts below, which `--help` shows.
+    """All settings of one run: what `python -m experiments.digits --help` shows as flags.
 
     Raises:
+      TypeError: There is no such setting; the message has the one that was likely meant.
       ValueError: A value out of its range; the message names it, what is allowed and what to do.
     """
 
@@ -134,7 +136,7 @@ class Config(DataSettings):
     )
     sam_adaptive: bool = setting(False, METHOD, "scale that ascent by parameters' sizes (ASAM)")
 
-    model: str = setting("lenet5", TRAINING, f"network: {names(models.MODELS)}")
+    model: str = setting("digits-cnn", TRAINING, f"network: {names(models.MODELS)}")
     norm: str | None = setting(
         None, TRAINING, f"normalisation: {names(models.NORMS)}; default: the model's own"
     )
@@ -289,6 +291,14 @@ class Config(DataSettings):
         "checkpoint with a tenth of the learning rate, up to 3 times)",
         ranges.one_of(("stop", "skip", "rollback")),
     )
+
+    def __new__(cls, *values: Any, **settings: Any) -> "Config":
+        known = {field.name: field.metadata["help"] for field in dataclasses.fields(cls)}
+        for name in settings.keys() - known.keys():
+            meant = nearest(name, known)
+            hint = f"did you mean {meant!r}?" if meant else "`--help` of a command lists all"
+            raise TypeError(f"there is no setting {name!r}; {hint}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eval_every", count_or_auto("eval_every", self.eval_every))

@@ -73,7 +73,7 @@ class RunDirectory:
             remedy = (
                 f"it holds the runs {', '.join(below)}; give the path of one"
                 if (below := self.below())
-                else "give the directory of a run, as its last line names it"
+                else "give the directory of a run, which it names at its end"
             )
             raise ValueError(f"{self.path} is no run (no config.json): {remedy}") from None
         try:
@@ -158,7 +158,7 @@ class RunDirectory:
         for config in (*self.path.glob("config.json"), *self.path.glob("*/config.json")):
             raise ValueError(
                 f"{self.path} already holds a run ({config} is there); choose another work "
-                "directory, or add --resume to go on with that one"
+                "directory, or go on with that one by --resume (in Python resume=True)"
             )
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):

@@ -303,10 +303,19 @@ def precision(config: Config) -> contextlib.AbstractContextManager[None]:
 
 
 def _more_epochs(directory: RunDirectory, config: Config) -> int:
-    """How many epochs the run that is there has, if it is to have more; else 0."""
+    """How many epochs the run that is there has, if it is to have more; else 0.
+
+    Raises:
+      ValueError: It is to have fewer.
+    """
     if not (directory.path / "config.json").exists():
         return 0
     epochs = directory.settings().get("epochs", config.epochs)
+    if config.epochs < epochs:
+        raise ValueError(
+            f"{directory.path} is a run of {epochs} epochs, now epochs is {config.epochs}; one that "
+            "goes on can only have more"
+        )
     return epochs if config.epochs > epochs else 0
 
 

@@ -20,7 +20,7 @@ Choices = Mapping[tuple[str, Cell], Settings]
 
 # A run is known by what differs from a plain Config. Where a default has changed since runs were made,
 # what it was.
-_DEFAULTS_OF_IDENTITY = {"eval_every": 1}
+_DEFAULTS_OF_IDENTITY = {"eval_every": 1, "model": "lenet5"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -218,3 +218,19 @@ def test_bytes_of_a_forward_pass():
     assert lenet(64) - lenet(32) == lenet(96) - lenet(64) > 0
     with pytest.raises(ValueError, match="cannot read images of 2 x 2 x 1"):
         models.forward_bytes(models.make("lenet5", 10), (2, 2, 1), 3)
+
+
+def test_of_images_that_are_too_small_it_is_said_which_models_read_them():
+    with pytest.raises(ValueError) as error:
+        models.shapes(models.make("lenet5", 10), (8, 8, 1))
+    said = str(error.value)
+    assert said.startswith("LeNet5 cannot read images of 8 x 8 x 1 (")
+    fitting = said.partition("take one of ")[2].removesuffix(", or larger images").split(", ")
+    assert "digits-cnn" in fitting and "lenet5" not in fitting
+    for name in fitting:
+        model = models.make(name, 10)
+        draw = functools.partial(models.init, model, image_shape=(8, 8, 1))
+        params, state = jax.eval_shape(draw, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+        run = lambda p, s, x, m=model: models.apply_eval(m, p, s, x)
+        assert jax.eval_shape(run, params, state, images)[1].shape == (2, 10)

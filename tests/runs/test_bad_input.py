@@ -57,7 +57,9 @@ REFUSED = [
     (["--algorithm=dsgdm", "--hparam=ema_fctor=0.5"], "no hyper-parameter ema_fctor", "it takes"),
     (["--hparam=ema_factor"], "'ema_factor'", "NAME=VALUE"),
     (["--hparam=momentum=0.5"], "'momentum=0.5'", "--momentum=0.5"),
-    (["--lamda_m=0.1"], "lamda_m", "lambda_m"),
+    (["--lamda_m=0.1"], "no flag --lamda_m", "did you mean --lambda_m?"),
+    (["--learning_rate=0.1"], "no flag --learning_rate", "did you mean --lr?"),
+    (["--zzz=0.1"], "no flag --zzz", "--help lists all"),
     (["ring"], "'ring' is not a flag", "--name=value"),
     # Graphs that do not fit.
     (["--topology=dyck"], "8", "32"),
@@ -143,7 +145,7 @@ REFUSED = [
     (["--batch_size=180"], "batch_size 180", "at most 179"),
     (["--batch_size=100000"], "batch_size 100000", "at most 179"),
     (["--partition=classes", "--classes_per_agent=11"], "11", "10"),
-    (["--model=lenet5"], "images of 8 x 8 x 1", "take a model"),
+    (["--model=lenet5"], "images of 8 x 8 x 1", "take one of digits-cnn, "),
     # Files.
     (["--flagfile=nowhere.flags"], "nowhere.flags", ""),
     (["--flagfile=~/nowhere.flags"], "/nowhere.flags", ""),

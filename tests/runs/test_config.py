@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from ccl_jax import models
+from ccl_jax.data import datasets
 from ccl_jax.runs.config import Config
 
 
@@ -26,6 +28,29 @@ from ccl_jax.runs.config import Config
 def test_a_value_of_another_type(given, allowed):
     with pytest.raises(ValueError, match=f"^{allowed}"):
         Config(**given)
+
+
+@pytest.mark.parametrize(
+    "wrong, hint",
+    [
+        ("algoritm", "did you mean 'algorithm'?"),
+        ("agent", "did you mean 'agents'?"),
+        ("learning_rate", "did you mean 'lr'?"),
+        ("zzz", "`--help` of a command lists all"),
+    ],
+)
+def test_a_setting_that_there_is_not(wrong, hint):
+    for make in (Config, Config().replace):
+        with pytest.raises(TypeError) as error:
+            make(**{wrong: 1})
+        assert str(error.value) == f"there is no setting {wrong!r}; {hint}"
+
+
+def test_a_plain_config_fits_its_dataset():
+    config = Config()
+    shape = datasets.load(config.dataset).image_shape
+    params, _ = models.shapes(models.make(config.model, 10), shape)
+    assert params["head"]["kernel"].shape[1] == 10
 
 
 def test_numbers_of_numpy_are_numbers():
