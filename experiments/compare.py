@@ -33,6 +33,8 @@ _ASIDE |= {"data_dir", "coordinator", "process_id", "compile_cache", "verify_che
 _OUTPUT = "comparison.csv"
 # Characters of a line that a terminal shows without breaking it.
 _WIDEST = 100
+# Of a legend that leaves the curves to be seen.
+_LEGEND = 36
 
 
 class Compared(NamedTuple):
@@ -133,15 +135,16 @@ def write_csv(runs: Sequence[Compared], path: Path) -> None:
 def draw(runs: Sequence[Compared], path: Path) -> None:
     """Accuracy against rounds, a colour a run."""
     settings = differing(runs)
-    if len(settings) > 3:  # More would fill the figure.
-        settings = []
 
     def label(run: Compared) -> str:
         values = {name: _text(run.settings.get(name)) for name in settings}
         known = ", ".join(f"{name} {value}" for name, value in values.items() if value)
         return f"{run.name}: {known}" if known else run.name
 
-    plots.accuracy_curves({label(run): run.rows for run in runs}, path)
+    names = {run.name: label(run) for run in runs}
+    if max(map(len, names.values())) > _LEGEND:  # The table has them.
+        names = {name: name for name in names}
+    plots.accuracy_curves({names[run.name]: run.rows for run in runs}, path)
 
 
 def _runs(path: Path) -> list[Path]:

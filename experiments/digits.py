@@ -16,6 +16,7 @@ from ccl_jax.devices import hosts
 from ccl_jax.runs import plots, reporter, runner, seeds
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.summary import results_table
+from ccl_jax.training.progress import Row
 from experiments import cli
 
 DEFAULTS = Config(dataset="digits", agents=8, alpha=0.1, model="digits-cnn", lr=0.1, epochs=60)
@@ -91,7 +92,7 @@ def _report(
     else:
         title += f", seed {config.seed}"
         seeds.tell(results)
-    curves = {own[0].config.label: own[0].directory.read_metrics() for own in runs}
+    curves = _where_all_are({own[0].config.label: own[0].directory.read_metrics() for own in runs})
     with plots.attempt(together.figures / "accuracy.png"):
         plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
     split = runs[0][0].directory.figures / "partition.png"
@@ -107,6 +108,22 @@ def _report(
     ]
     if good and not config.quiet:
         print(reporter.what_next(together.path, config, good[0].directory.path))
+
+
+def _where_all_are(curves: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """The rows at whose step all methods that came so far were evaluated.
+
+    By default those that compute more are evaluated more often; with more points a curve would look less
+    steady than the others.
+    """
+    known = {
+        name: {row["step"]: row for row in rows if "consensus_accuracy" in row}
+        for name, rows in curves.items()
+    }
+    shared = lambda step: all(
+        step in steps or step > max(steps, default=0) for steps in known.values()
+    )
+    return {name: [steps[k] for k in steps if shared(k)] for name, steps in known.items()}
 
 
 if __name__ == "__main__":

@@ -127,7 +127,10 @@ def _legend(
 ) -> None:
     for marker, name in zip("ox", of, strict=True):
         axes.plot([], [], marker, color="0.4", label=text(name))
-    for label in np.unique(labels):
+    there = np.unique(labels)
+    for label in there:
         color = COLORS[label % len(COLORS)]
         axes.plot([], [], "s", color=color, label=text(class_names[label], 16))
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    left_out = f"{len(there)} of {len(class_names)} classes" * (len(there) < len(class_names))
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    axes.legend(title=left_out, title_fontsize=8, frameon=False, fontsize=8, **place)

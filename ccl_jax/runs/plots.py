@@ -122,9 +122,8 @@ def class_bubbles(
     axes.grid(alpha=0.2)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(
-        text(title, 120) or f"samples held (largest bubble: {counts.max()})", fontsize=10
-    )
+    lines = [*([text(title, 120)] if title else []), f"largest bubble: {counts.max()} samples"]
+    axes.set_title("\n".join(lines), fontsize=10)
     figure.savefig(path, dpi=150)
 
 

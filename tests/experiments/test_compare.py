@@ -137,6 +137,10 @@ def test_the_figure_has_a_line_a_run(runs, tmp_path, monkeypatch):
         pytest.approx([30.0]),
     ]
     assert matplotlib.image.imread(tmp_path / "x.png").std() > 0
+    # What is too long for a legend is in the table.
+    other = make(tmp_path / "e", [row(1, 0.5)], lr=0.2, algorithm="momentum-tracking", alpha=0.05)
+    assert main(runs[0], other, f"--output={tmp_path}/x.csv") == 0
+    assert [line.get_label() for line in figures[1].axes[1].lines] == ["a", "e"]
 
 
 def test_a_directory_of_runs_stands_for_all_of_them(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The mains, end to end for an epoch or two: what they print, write and count."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -9,7 +10,7 @@ import matplotlib.image
 import pytest
 
 from ccl_jax import algorithms
-from ccl_jax.runs import runner
+from ccl_jax.runs import plots, runner
 from ccl_jax.runs.config import Config
 from experiments import cli, digits, fmnist
 from tests.support import small_files
@@ -75,6 +76,33 @@ def test_digits_compares_three_methods(comparison):
         assert is_picture(comparison / name / "figures" / "partition.png")
         assert is_picture(comparison / name / "figures" / "accuracy.png")
     assert is_picture(comparison / "figures" / "accuracy.png")
+
+
+def test_curves_have_points_where_all_methods_were_evaluated(tmp_path, monkeypatch):
+    """CCL computes more, so by default it is evaluated more often."""
+    seen = []
+    monkeypatch.setattr(plots, "accuracy_curves", lambda curves, *_: seen.append(curves))
+    monkeypatch.setattr(runner, "execute", lambda run: _pretend(run, 0.9))
+    flags = (*QUICK, "--epochs=20", "--nofigures", f"--workdir={tmp_path / 'c'}")
+    assert run(digits, *flags) == 0
+    (curves,) = seen
+    known = {name: [row["epoch"] for row in rows] for name, rows in curves.items()}
+    # Two by every tenth epoch, CCL by every fifth, in which it stopped after the fifteenth.
+    assert known == {"dsgdm-n": [1, 10, 20], "qg-dsgdm-n": [1, 10, 20], "CCL + qg-dsgdm-n": [1, 10]}
+
+
+def _pretend(run, accuracy):
+    """A run that is evaluated and does nothing else; CCL ends early."""
+    ccl = run.config.lambda_m > 0
+    every, last = (5, 15) if ccl else (10, 20)
+    epochs = [k for k in range(1, last + 1) if k == 1 or k % every == 0]
+    run.directory.create(dataclasses.asdict(run.config))
+    local = dict.fromkeys(("local_accuracy_mean", "local_accuracy_min"), accuracy)
+    local["local_accuracy_max"] = accuracy
+    for k in epochs:
+        run.directory.log({"epoch": k, "step": 7 * k, "consensus_accuracy": accuracy, **local})
+    numbers = {"consensus_accuracy": accuracy, "consensus_distance": 0.0, **local}
+    return {"label": run.config.label, "bytes_sent_per_agent": 1, **numbers}
 
 
 def test_a_comparison_says_how_to_go_on(tmp_path, capsys):

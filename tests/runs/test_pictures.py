@@ -75,6 +75,10 @@ def test_features_are_drawn_in_the_plane_in_which_they_differ_most(tmp_path, dra
     np.testing.assert_allclose(joined, seen.transpose(1, 0, 2))
     told = [text.get_text() for text in axes.get_legend().get_texts()]
     assert told == ["agent 0", "agent 3", "cat", "dog"]
+    assert axes.get_legend().get_title().get_text() == ""
+    three = ("cat", "dog", "bird")
+    pictures.features(("agent 0", "agent 3"), values, labels, three, tmp_path / "f.png")
+    assert drawn[1].axes[0].get_legend().get_title().get_text() == "2 of 3 classes"
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,13 @@ def test_more_runs_than_colours_and_none_evaluated(tmp_path):
 def test_bubbles_have_the_area_of_the_samples(tmp_path, drawn):
     counts = np.array([[10, 0, 5], [0, 20, 0]])
     path = tmp_path / "partition.png"
-    plots.class_bubbles(counts, path, class_names=("a", "b", "c"))
+    plots.class_bubbles(counts, path, "my split", class_names=("a", "b", "c"))
     (axes,) = drawn[0].axes
     (bubbles,) = axes.collections
     np.testing.assert_array_equal(bubbles.get_offsets(), [[0, 0], [0, 2], [1, 1]])
     np.testing.assert_allclose(bubbles.get_sizes() / bubbles.get_sizes().max(), [0.5, 0.25, 1.0])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
-    assert "20" in axes.get_title()
+    assert axes.get_title() == "my split\nlargest bubble: 20 samples"
     assert matplotlib.image.imread(path).std() > 0
 
 
