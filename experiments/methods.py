@@ -1,4 +1,4 @@
-"""Lists every method: the graph it needs, what it sends and computes in a step, and its citation.
+"""Lists every method: what it is, the graph it needs, what a step sends and computes, its citation.
 
     python -m experiments.methods
     python -m experiments.methods --algorithm=momentum-tracking
@@ -7,8 +7,8 @@
 P is the size of a model, S that of the class sums (C x F + C numbers) and d the number of an agent's
 neighbours. What is sent is measured: the method takes a step on a small graph that it accepts, and the
 network counts. A gradient is a forward and a backward pass. CCL adds d forward passes and the class
-sums, and where a method does not send models to neighbours, one exchange of them. A second table has the
-other feature losses in the same words, and what an agent keeps for them from step to step.
+sums, and where a method does not send models to neighbours, one exchange of them. Another table has the
+feature losses in the same words, and what an agent keeps for them from step to step.
 """
 
 import sys
@@ -89,8 +89,13 @@ def measure(method: Method) -> Cost:
     return Cost(topology, used, float(sizes.max()), any(received), gradients)
 
 
+def what_they_are(entries: Sequence[Method | FeatureLoss], kind: str) -> str:
+    """Formats names and what they stand for as lines of text."""
+    return _aligned([(kind, "what it is"), *((each.name, each.summary) for each in entries)])
+
+
 def table(methods: Sequence[Method]) -> str:
-    """Formats methods as lines of text."""
+    """Formats what methods cost and need as lines of text."""
     rows = [("method", "exchanges", "sends", "gradients", "CCL adds", "graph", "citation")]
     for method in methods:
         cost = measure(method)
@@ -199,12 +204,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif values["feature_loss"].value is not None:
             print(details_of_loss(losses.get(values["feature_loss"].value)))
         else:
-            print(table(list(algorithms.REGISTRY.values())))
+            methods, entries = list(algorithms.REGISTRY.values()), list(losses.REGISTRY.values())
+            print(what_they_are(methods, "method"), end="\n\n")
+            print(what_they_are(entries, "feature loss"), end="\n\n")
+            print(table(methods))
             print(
                 "\nP: size of a model; S: of the class sums; d: number of neighbours; a gradient is a "
                 "forward and a backward pass, and with --sam_rho two of them\n"
             )
-            print(table_of_losses(list(losses.REGISTRY.values())))
+            print(table_of_losses(entries))
 
     return cli.guard(body)
 

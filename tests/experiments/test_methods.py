@@ -11,7 +11,12 @@ from experiments import methods, settings
 
 def test_the_table_lists_every_method(capsys):
     assert methods.main(["methods"]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    said, _, costs = capsys.readouterr().out.partition("\n\nmethod ")
+    first = {line.split()[0]: line for line in said.splitlines() if line}
+    entries = {**algorithms.REGISTRY, **losses.REGISTRY}
+    assert all(first[name].endswith(f"  {entry.summary}") for name, entry in entries.items())
+    assert max(map(len, said.splitlines())) <= 110
+    lines = {line.split()[0]: line for line in costs.splitlines() if line}
     for name, method in algorithms.REGISTRY.items():
         assert method.reference in lines[name]
         assert method.graph in lines[name]
@@ -41,7 +46,7 @@ def test_the_table_lists_every_method(capsys):
 def test_the_table_lists_every_feature_loss(capsys):
     assert methods.main(["methods"]) == 0
     text = capsys.readouterr().out
-    rows = [re.split(r"  +", line) for line in text[text.index("feature loss") :].splitlines()]
+    rows = [re.split(r"  +", line) for line in text[text.rindex("feature loss") :].splitlines()]
     cells = {name: rest for name, *rest in rows[2:]}
     assert {name: row[:4] for name, row in cells.items()} == {
         "model_variant": ["d", "nothing", "nothing", "none"],
