@@ -207,7 +207,9 @@ def load_fmnist(request: Request) -> Dataset:
         names = _FMNIST_CLASSES
     # The constants of the published experiments (arXiv 2310.15890, authors' code).
     constants = ((0.5,), (0.5,), 255.0)
-    return Dataset("fmnist", *train, *test, 10, *constants, names)
+    ours = place is None and found is None
+    notes = (f"Fashion-MNIST is read from {FMNIST_SYSTEM_DIR}",) if ours else ()
+    return Dataset("fmnist", *train, *test, 10, *constants, names, notes)
 
 
 def load_cifar10(request: Request) -> Dataset:

@@ -130,7 +130,10 @@ def test_fmnist_missing_from_the_system(monkeypatch, tmp_path):
 
 def test_fmnist_found_in_the_system(monkeypatch, small_fmnist):
     monkeypatch.setattr(datasets, "FMNIST_SYSTEM_DIR", small_fmnist[0])
-    assert len(datasets.load("fmnist").train_labels) == 20
+    found = datasets.load("fmnist")
+    assert len(found.train_labels) == 20
+    assert found.notes == (f"Fashion-MNIST is read from {small_fmnist[0]}",)
+    assert datasets.load("fmnist", small_fmnist[0]).notes == ()
 
 
 def test_fmnist_damage_is_named(small_fmnist, write_idx):
