@@ -98,10 +98,10 @@ class LoadedRun:
           ValueError: Images of another shape, or an agent that there is not.
         """
         images = jnp.asarray(images)
-        self._check_shape(images.shape)
+        logits = self.logits(images, agent)  # First, as it checks the shape.
         if images.size and not isinstance(images, jax.core.Tracer):
             self._check_range(float(images.min()), float(images.max()))
-        return jax.nn.softmax(self.logits(images, agent))
+        return jax.nn.softmax(logits)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         height, width, channels = self.dataset.image_shape
