@@ -1,11 +1,15 @@
 """Looking up names in tables of builders, and lists in which none may be there twice."""
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+
+# Characters of a name that is looked for in the words that others stand for.
+_SHORTEST = 4
 
 
 def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
@@ -21,10 +25,8 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     """
     if name in table:
         return table[name]
-    nearest = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.0)[0]
-    raise ValueError(
-        f"unknown {kind} {name!r}: did you mean {nearest!r}? Known: {', '.join(table)}."
-    )
+    meant = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.0)[0]
+    raise ValueError(f"unknown {kind} {name!r}: did you mean {meant!r}? Known: {', '.join(table)}.")
 
 
 def nearest(name: str, known: Mapping[str, str]) -> str | None:
@@ -37,7 +39,9 @@ def nearest(name: str, known: Mapping[str, str]) -> str | None:
     if close := difflib.get_close_matches(name.lower(), known, n=1):
         return close[0]
     words = name.lower().replace("_", " ").replace("-", " ")
-    return next((each for each, text in known.items() if text.lower().startswith(words)), None)
+    begins = re.compile(rf"{re.escape(words)}\b", re.IGNORECASE)
+    long = len(words) >= _SHORTEST
+    return next((each for each, text in known.items() if long and begins.match(text)), None)
 
 
 def check_distinct(kind: str, values: Iterable[Hashable]) -> None:

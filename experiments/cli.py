@@ -101,14 +101,14 @@ def parse(
         try:
             rest = values(list(sys.argv if argv is None else argv))[1:]
         except flags.UnrecognizedFlagError as error:
-            known = {name: values[name].help for name in values}
-            meant = nearest(error.flagname, known)
-            hint = f"; did you mean --{meant}?" if meant else "; --help lists all"
-            raise flags.Error(f"there is no flag --{error.flagname}{hint}") from None
+            meant = _meant(error.flagname, values)
+            hint = f"did you mean --{meant}?" if meant else "--help lists all"
+            raise flags.Error(f"there is no flag --{error.flagname}; {hint}") from None
     if said.getvalue():  # flag files that name each other: absl only warns
         raise ValueError(said.getvalue().removeprefix("Warning: "))
     if rest and not others:
-        hint = f"did you mean --run={rest[0]}?" if "run" in values else "flags are --name=value"
+        directory = "run" in values and values["run"].value is None and rest[0][:1] != "-"
+        hint = f"did you mean --run={rest[0]}?" if directory else "flags are --name=value"
         raise ValueError(f"{rest[0]!r} is not a flag; {hint}")
     local = lambda value: paths.local(value) if isinstance(value, str) else value
     for flag in map(values.__getitem__, values):
@@ -118,6 +118,15 @@ def parse(
         for file in values["extension"].value:
             extensions.load(file)
     return list(map(paths.local, rest))
+
+
+def _meant(name: str, values: flags.FlagValues) -> str | None:
+    """The flag that was likely meant; of a switch that is to be off, its negation."""
+    known = {each: values[each].help for each in values}
+    off = name.startswith("no") and nearest(name[2:], known)
+    if off and values[off].boolean:
+        return f"no{off}"
+    return nearest(name, known)
 
 
 def _join(config: Config) -> None:

@@ -33,7 +33,7 @@ _ASIDE |= {"data_dir", "coordinator", "process_id", "compile_cache", "verify_che
 _OUTPUT = "comparison.csv"
 # Characters of a line that a terminal shows without breaking it.
 _WIDEST = 100
-# Of a legend that leaves the curves to be seen.
+# Characters of a legend's line beside which the curves are still seen.
 _LEGEND = 36
 
 

@@ -267,7 +267,7 @@ def _in_range(pixels: np.ndarray, scale: float) -> np.ndarray:
 
 def _photographs(facts: Facts) -> bool:
     """Whether the run's own images are photographs, brought to its size when they are read."""
-    return facts.name in datasets.SIZED
+    return any(name in datasets.SIZED for name in facts.name.split(" + "))  # Of several domains.
 
 
 def _resized(image: np.ndarray, facts: Facts) -> np.ndarray:

@@ -12,14 +12,14 @@ def test_finds_what_is_there():
 
 
 @pytest.mark.parametrize(
-    "wrong, nearest",
+    "wrong, meant",
     [("rnig", "ring"), ("Torus", "torus"), ("random_regular", "random-regular")],
 )
-def test_names_the_nearest_and_all_in_one_line(wrong, nearest):
+def test_names_the_nearest_and_all_in_one_line(wrong, meant):
     with pytest.raises(ValueError) as error:
         look_up("graph", wrong, TABLE)
     assert str(error.value) == (
-        f"unknown graph {wrong!r}: did you mean {nearest!r}? Known: ring, torus, random-regular."
+        f"unknown graph {wrong!r}: did you mean {meant!r}? Known: ring, torus, random-regular."
     )
 
 
@@ -31,11 +31,18 @@ def test_names_the_nearest_and_all_in_one_line(wrong, nearest):
         ("learning_rate", "lr"),
         ("learning-rate", "lr"),
         ("rate", None),
+        ("learn", None),
+        ("run", None),
+        ("", None),
         ("zzz", None),
     ],
 )
 def test_a_name_that_was_likely_meant(wrong, meant):
-    known = {"epochs": "passes over the data", "lr": "learning rate at its highest"}
+    known = {
+        "epochs": "passes over the data",
+        "lr": "learning rate at its highest",
+        "extension": "run this file first",
+    }
     assert nearest(wrong, known) == meant
 
 

@@ -16,8 +16,8 @@ def decode(content: bytes, side: int | None = None, area: bool = False) -> np.nd
     """Decodes an image to RGB, upright as its EXIF says, and with a side to a square.
 
     The square is torchvision's Resize(side) and CenterCrop(side): the shorter side is brought to
-    `side` (bilinear, antialiased), and of the longer the middle is kept. Of several frames the first
-    is taken.
+    `side` (bilinear, antialiased, but for `area`), and of the longer the middle is kept. Of several
+    frames the first is taken.
 
     Args:
       content: The encoded image.

@@ -6,6 +6,8 @@ value is reported before anything is read or written.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from ccl_jax import algorithms, graphs, losses, models, ranges
@@ -39,6 +41,8 @@ from ccl_jax.training.objective import LAMBDAS
 @dataclasses.dataclass(frozen=True)
 class Config(DataSettings):
     """All settings of one run: what `python -m experiments.digits --help` shows as flags.
+
+    Its own defaults are the paper's, of 16 agents and 200 epochs; mains have others for their data.
 
     Raises:
       TypeError: There is no such setting; the message has the one that was likely meant.
@@ -292,14 +296,6 @@ class Config(DataSettings):
         ranges.one_of(("stop", "skip", "rollback")),
     )
 
-    def __new__(cls, *values: Any, **settings: Any) -> "Config":
-        known = {field.name: field.metadata["help"] for field in dataclasses.fields(cls)}
-        for name in settings.keys() - known.keys():
-            meant = nearest(name, known)
-            hint = f"did you mean {meant!r}?" if meant else "`--help` of a command lists all"
-            raise TypeError(f"there is no setting {name!r}; {hint}")
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "eval_every", count_or_auto("eval_every", self.eval_every))
         check_types(self)
@@ -374,6 +370,24 @@ class Config(DataSettings):
         others = [name for name, weight in self.feature_losses() if weight]
         others += ["SAM"] if self.sam_rho else []
         return " + ".join([*ccl, *others, self.algorithm])
+
+
+def _name_what_was_meant(init: Callable[..., None]) -> Callable[..., None]:
+    """Lets a setting that there is not be answered with the one that was likely meant."""
+    known = {field.name: field.metadata["help"] for field in dataclasses.fields(Config)}
+
+    @functools.wraps(init)
+    def checked(self: Config, *values: Any, **settings: Any) -> None:
+        for name in settings.keys() - known.keys():
+            meant = nearest(name, known)
+            hint = f"did you mean {meant!r}?" if meant else "`--help` of a command lists all"
+            raise TypeError(f"there is no setting {name!r}; {hint}")
+        init(self, *values, **settings)
+
+    return checked
+
+
+Config.__init__ = _name_what_was_meant(Config.__init__)
 
 
 def _check(config: Config, name: str, good: bool, allowed: str) -> None:

@@ -131,6 +131,7 @@ def _legend(
     for label in there:
         color = COLORS[label % len(COLORS)]
         axes.plot([], [], "s", color=color, label=text(class_names[label], 16))
-    left_out = f"{len(there)} of {len(class_names)} classes" * (len(there) < len(class_names))
+    shown, every = len(there), len(class_names)
+    title = f"{shown} of {every} classes" if shown < every else None
     place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-    axes.legend(title=left_out, title_fontsize=8, frameon=False, fontsize=8, **place)
+    axes.legend(title=title, title_fontsize=8, frameon=False, fontsize=8, **place)

@@ -117,7 +117,7 @@ def _limits(outcome: Outcome) -> tuple[float, float]:
     """The scale of all differences: 0, their means, and their intervals but for very wide ones.
 
     Two seeds that disagree can have an interval of hundreds of points, beside which nothing else would
-    be seen: one that is more than ten times as wide as the median does not count.
+    be seen: one that is more than ten times as wide as the (lower) median does not count.
     """
     found = [
         outcome.difference(cell, method, outcome.metric)
@@ -128,8 +128,8 @@ def _limits(outcome: Outcome) -> tuple[float, float]:
     intervals = np.array([d[2:] for d in found if d.n >= 2]).reshape(-1, 2) * scale(outcome.metric)
     widths = np.ptp(intervals, axis=1)
     # Of equal runs it is a point.
-    wide = widths[widths > 0]
-    usual = intervals[widths <= 10 * np.median(wide)] if len(wide) else intervals
+    wide = np.sort(widths[widths > 0])
+    usual = intervals[widths <= 10 * wide[(len(wide) - 1) // 2]] if len(wide) else intervals
     points = np.concatenate([[0.0], known[:, 0], usual.ravel()])
     low, high = points.min(), points.max()
     margin = 0.05 * (high - low) or 1.0

@@ -284,10 +284,10 @@ def identity(config: Config) -> str:
 
 
 def settings_of(config: Config) -> Settings:
-    """The settings that are not those of a plain Config and can change a result, as plain values.
+    """The settings that are not those of `default_of` and can change a result, as plain values.
 
     A setting that is new to the project, at its default, therefore changes no identity; nor does a
-    default that has changed since, see `default_of`.
+    default that has changed since.
     """
     return {
         field.name: plain(getattr(config, field.name))

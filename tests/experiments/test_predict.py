@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import ccl_jax
-from ccl_jax.data import datasets
+from ccl_jax.data import datasets, images
 from ccl_jax.runs.config import Config
 from experiments import predict, shown
 from tests.support import saved_run, small_files, tiny_main
@@ -210,6 +210,21 @@ def test_images_that_were_enlarged_come_back_as_they_were(trained, tmp_path, cap
     np.testing.assert_allclose(said, wanted.max(-1), atol=0.02)
 
 
+@pytest.mark.parametrize("name", ["folder", "digits + folder"])
+def test_a_run_on_image_files_takes_images_as_it_does_its_own(name, tmp_path):
+    """Bilinearly, as `images.decode` does for the dataset."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    own = images.decode((tmp_path / "x.png").read_bytes(), 8)
+    facts = saved_run.facts(shape=(8, 8, 3))._replace(name=name)
+    np.testing.assert_array_equal(shown.given(tmp_path / "x.png", facts).read([0])[0], own)
+    other = shown.given(tmp_path / "x.png", facts._replace(name="cifar10")).read([0])[0]
+    assert np.abs(other.astype(int) - own).max() > 10
+    np.savez(tmp_path / "x.npz", images=pixels[None])
+    of_arrays = shown.given(tmp_path / "x.npz", facts).read([0])[0]
+    assert np.abs(of_arrays.astype(int) - own).max() <= 1
+
+
 def test_a_run_in_colour_takes_grey_images(tmp_path, capsys):
     saved_run.save(tmp_path / "run", CONFIG, saved_run.facts(shape=(8, 8, 3)))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8)
@@ -332,6 +347,10 @@ def test_one_line_and_exit_code_2(flags, said, saved, tmp_path, capsys):
 def test_what_is_no_run(tmp_path, capsys):
     assert predict.main(["predict"]) == 2
     assert "give --run=DIR" in capsys.readouterr().err
+    assert predict.main(["predict", "runs/x"]) == 2
+    assert "'runs/x' is not a flag; did you mean --run=runs/x?" in capsys.readouterr().err
+    assert run(tmp_path, "b.png") == 2
+    assert "'b.png' is not a flag; flags are --name=value" in capsys.readouterr().err
     assert run(tmp_path) == 2
     assert "is no run (no config.json)" in capsys.readouterr().err
     saved_run.save(tmp_path, CONFIG, saved_run.facts(), steps=())

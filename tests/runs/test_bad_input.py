@@ -60,6 +60,9 @@ REFUSED = [
     (["--lamda_m=0.1"], "no flag --lamda_m", "did you mean --lambda_m?"),
     (["--learning_rate=0.1"], "no flag --learning_rate", "did you mean --lr?"),
     (["--zzz=0.1"], "no flag --zzz", "--help lists all"),
+    (["--run=runs/x"], "no flag --run", "--help lists all"),
+    (["--nofigure"], "no flag --nofigure", "did you mean --nofigures?"),
+    (["--noalfa"], "no flag --noalfa", "--help lists all"),
     (["ring"], "'ring' is not a flag", "--name=value"),
     # Graphs that do not fit.
     (["--topology=dyck"], "8", "32"),

@@ -1,5 +1,8 @@
 """A Config takes what its fields are declared as, and says what they may be."""
 
+import dataclasses
+import inspect
+
 import numpy as np
 import pytest
 
@@ -44,6 +47,13 @@ def test_a_setting_that_there_is_not(wrong, hint):
         with pytest.raises(TypeError) as error:
             make(**{wrong: 1})
         assert str(error.value) == f"there is no setting {wrong!r}; {hint}"
+
+
+def test_what_settings_there_are_can_be_asked():
+    """As a notebook does to show them."""
+    named = inspect.signature(Config).parameters
+    assert named.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert named["lr"].default == 0.1
 
 
 def test_a_plain_config_fits_its_dataset():

@@ -1,10 +1,13 @@
 """What a page opens with, one comparison a panel, and what is said of how it was made."""
 
+import types
+
 import matplotlib.figure
 import numpy as np
 import pytest
 
 from experiments.report import command, comparisons, made, outcome
+from experiments.report.statistics import Difference
 from experiments.study import catalogue, records
 from tests.support.reported import STUDY, made_up
 
@@ -100,6 +103,17 @@ def test_an_interval_that_would_hide_the_others_ends_in_an_arrow(study, monkeypa
     strokes = [path for c in drawn["both"].collections for path in c.get_segments()]
     assert min(path[0, 0] for path in strokes) == pytest.approx(left)
     assert max(path[-1, 0] for path in strokes) == pytest.approx(right)
+
+
+def test_of_two_intervals_the_wide_one_does_not_count(monkeypatch):
+    found = [Difference(3, 0.001, 0, 0.002), Difference(2, 0.01, -1, 1.02)]
+    cells = types.SimpleNamespace(cells=[0, 1])
+    difference = lambda cell, method, metric: found[cell]
+    fake = types.SimpleNamespace(study=cells, metric="consensus_accuracy", difference=difference)
+    monkeypatch.setattr(comparisons, "_compared", lambda outcome: ["x"])
+    np.testing.assert_allclose(comparisons._limits(fake), [-0.05, 1.05])
+    found[1] = Difference(2, 0.01, -0.009, 0.01)  # Not ten times as wide.
+    np.testing.assert_allclose(comparisons._limits(fake), [-0.995, 1.095])
 
 
 def test_many_rows_are_closer_to_each_other(tmp_path, monkeypatch):
