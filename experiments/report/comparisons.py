@@ -142,13 +142,9 @@ def _difference_label(outcome: Outcome) -> str:
 
 
 def _compared(outcome: Outcome) -> list[str]:
-    """The methods that are compared with another one and have runs."""
-    study = outcome.study
-    return [
-        method
-        for method in study.methods
-        if study.reference_of(method) and any(outcome.runs(cell, method) for cell in study.cells)
-    ]
+    """The methods that are compared with other runs in some cell, in the order of the study."""
+    there = {method for _, method in outcome.compared()}
+    return [method for method in outcome.study.methods if method in there]
 
 
 def _by_comparison(

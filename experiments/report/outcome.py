@@ -108,10 +108,26 @@ class Outcome:
             for method in study.methods
             if (reference := study.reference_of(method))
         ]
-        runs = lambda cell, method: frozenset(r["id"] for r in self.runs(cell, method).values())
         there = [(c, m, r) for c, m, r in pairs if self.runs(c, m) and self.runs(c, r)]
-        different = {(runs(cell, method), runs(cell, other)) for cell, method, other in there}
+        different = {(self._ids(cell, m), self._ids(cell, other)) for cell, m, other in there}
         return len(there), len(different)
+
+    def compared(self) -> list[tuple[Cell, str]]:
+        """The cells and methods that are compared with other runs.
+
+        A control that came out as the method that it is compared with has that one's runs.
+        """
+        return [
+            (cell, method)
+            for cell in self.study.cells
+            for method in self.study.methods
+            if (reference := self.study.reference_of(method))
+            and self.runs(cell, method)
+            and self._ids(cell, method) != self._ids(cell, reference)
+        ]
+
+    def _ids(self, cell: Cell, method: str) -> frozenset[str]:
+        return frozenset(record["id"] for record in self.runs(cell, method).values())
 
     def along(self, record: Record, axis: str) -> list[float]:
         """A record's evaluated epochs on one of `AXES`."""
@@ -161,17 +177,12 @@ class Outcome:
         Those of all cells, or else averages over cells; of these, where they are too many, those that
         are farthest from no difference, in units of their intervals.
         """
-        study, rows = self.study, []
-        compared = [m for m in study.methods if study.reference_of(m)]
-        if not self._averages():
-            for cell in study.cells:
-                rows += [
-                    (self.difference(cell, m, self.metric), [*cell, m], m, [cell])
-                    for m in compared
-                    if self.runs(cell, m)
-                ]
+        study, pairs = self.study, self.compared()
+        if self._averages():
+            methods = dict.fromkeys(method for _, method in pairs)
+            rows = [(self.overall(m, self.metric), [m], m, study.cells) for m in methods]
         else:
-            rows = [(self.overall(m, self.metric), [m], m, study.cells) for m in compared]
+            rows = [(self.difference(c, m, self.metric), [*c, m], m, [c]) for c, m in pairs]
         if len(rows) > MOST_SHORT_ROWS:
             clear = lambda found: (
                 abs(found.mean) / (found.high - found.mean + 1e-12) if found.n > 1 else 0.0
@@ -192,19 +203,20 @@ class Outcome:
 
     def short_note(self) -> str:
         """What `short_rows` has, where that is not each comparison; else nothing."""
-        compared = [m for m in self.study.methods if self.study.reference_of(m)]
-        if not self._averages():
-            return ""
-        cells = len(self.study.cells)
-        text = f"Averages over {cells} cells for each seed. " if cells > 1 else ""
-        if len(compared) > MOST_SHORT_ROWS:
-            text += f"The {MOST_SHORT_ROWS} that differ most clearly, of {len(compared)}; all are below."
-        return text.strip()
+        pairs, cells = self.compared(), len(self.study.cells)
+        compared = {method for _, method in pairs}
+        text = []
+        if same := self.comparisons()[0] - len(pairs):
+            text = [f"Left out: {same} comparisons of runs with themselves, of controls."]
+        if self._averages():
+            text += [f"Averages over {cells} cells for each seed."] if cells > 1 else []
+            if len(compared) > MOST_SHORT_ROWS:
+                most = f"The {MOST_SHORT_ROWS} that differ most clearly, of {len(compared)}"
+                text += [f"{most}; all are below."]
+        return " ".join(text)
 
     def _averages(self) -> bool:
-        compared = [m for m in self.study.methods if self.study.reference_of(m)]
-        there = sum(bool(self.runs(cell, m)) for cell in self.study.cells for m in compared)
-        return there > MOST_SHORT_ROWS
+        return len(self.compared()) > MOST_SHORT_ROWS
 
     def _mean(self, cells: Sequence[Cell], method: str) -> str:
         """Mean and standard deviation over seeds, averaged over cells."""

@@ -148,6 +148,25 @@ def test_a_page_opens_with_eight_rows_at_most(tmp_path):
     assert many.short_note() == "Averages over 4 cells for each seed."
 
 
+def test_a_run_is_not_compared_with_itself(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    # `same` has the runs of `plain` in both cells, `one` in the second.
+    path.write_text(STUDY.replace("[against]", '"same" = {}\n"one" = { alpha = 1.0 }\n[against]'))
+    plan = catalogue.load(str(path))
+    found = outcome.Outcome(plan, [(job, made_up(job)) for job in plan.jobs()])
+    named = [tuple(row[:2]) for row in found.short_rows()]
+    assert named == [
+        *(("alpha 0.1", method) for method in ("ccl", "both", "far", "one")),
+        *(("alpha 1", method) for method in ("ccl", "both", "far")),
+    ]
+    assert found.short_note() == "Left out: 3 comparisons of runs with themselves, of controls."
+    assert len(found.rows()) == 2 * 6  # All results are below.
+    titles = []
+    monkeypatch.setattr(comparisons, "panel", lambda draw, salt, height, t: titles.append(t))
+    comparisons.differences(found)
+    assert [title.splitlines()[0] for title in titles] == ["ccl", "both", "far", "one"]
+
+
 def test_of_too_many_methods_those_that_differ_most_clearly(tmp_path):
     path = tmp_path / "mine.toml"
     more = "".join(f'"m{k}" = {{ lr = {0.2 + k / 100} }}\n' for k in range(10))
