@@ -103,7 +103,7 @@ def parse(
         except flags.UnrecognizedFlagError as error:
             meant = _meant(error.flagname, values)
             hint = f"did you mean --{meant}?" if meant else "--help lists all"
-            raise flags.Error(f"there is no flag --{error.flagname}; {hint}") from None
+            raise flags.Error(f"Unknown command line flag {error.flagname!r}; {hint}") from None
     if said.getvalue():  # flag files that name each other: absl only warns
         raise ValueError(said.getvalue().removeprefix("Warning: "))
     if rest and not others:

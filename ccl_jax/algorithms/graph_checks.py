@@ -17,7 +17,7 @@ def undirected(topology: Topology, hyperparameters: dict[str, Any]) -> None:
 
 def doubly_stochastic(topology: Topology, hyperparameters: dict[str, Any]) -> None:
     """Refuses matrices whose columns do not sum to 1."""
-    advice = "metropolis weights (weights=metropolis) or a regular graph"
+    advice = "metropolis weights or a regular graph (weights=metropolis, or a ring)"
     _need(topology.doubly_stochastic, topology, "a doubly stochastic mixing matrix", advice)
 
 

@@ -125,9 +125,10 @@ def shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict, d
         return _shapes(model, image_shape)
     except (ValueError, TypeError, ArithmeticError) as error:
         size = " x ".join(map(str, image_shape))
+        fitting = ", ".join(_fitting(image_shape)) or "of your own"
         raise ValueError(
-            f"{type(model).__name__} cannot read images of {size} ({error}); take one of "
-            f"{', '.join(_fitting(image_shape)) or 'your own'}, or larger images"
+            f"{type(model).__name__} cannot read images of {size} ({error}); take a model made for this "
+            f"size ({fitting}), or larger images"
         ) from error
 
 
@@ -135,7 +136,7 @@ def _shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict, 
     with _without_devices():
         params, model_state = jax.eval_shape(lambda: init(model, jax.random.key(0), image_shape))
     if not all(x.size for x in jax.tree.leaves(params)):
-        raise ValueError("nothing is left of them after the pooling")
+        raise ValueError("they are too small: nothing is left after the pooling")
     return params, model_state
 
 

@@ -42,7 +42,8 @@ from ccl_jax.training.objective import LAMBDAS
 class Config(DataSettings):
     """All settings of one run: what `python -m experiments.digits --help` shows as flags.
 
-    Its own defaults are the paper's, of 16 agents and 200 epochs; mains have others for their data.
+    Its own defaults are 16 agents and 200 epochs, as in the paper, but on digits; mains have others for
+    their data.
 
     Raises:
       TypeError: There is no such setting; the message has the one that was likely meant.

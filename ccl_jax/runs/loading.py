@@ -110,8 +110,8 @@ class LoadedRun:
         if len(shape) != 4 or shape[1:3] not in sizes or shape[3] != channels:
             wanted = " or ".join(f"[n, {h}, {w}, {channels}]" for h, w in sizes)
             raise ValueError(
-                f"images are {list(shape)}; {self.directory} takes {wanted}: bring them to that shape "
-                "(`python -m experiments.predict --images=...` does it)"
+                f"images are {list(shape)}; {self.directory} was trained on {wanted}: bring them to "
+                "that shape (`python -m experiments.predict --images=...` does it)"
             )
 
     def _check_range(self, low: float, high: float) -> None:

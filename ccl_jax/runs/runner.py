@@ -313,8 +313,8 @@ def _more_epochs(directory: RunDirectory, config: Config) -> int:
     epochs = directory.settings().get("epochs", config.epochs)
     if config.epochs < epochs:
         raise ValueError(
-            f"{directory.path} is a run of {epochs} epochs, now epochs is {config.epochs}; one that "
-            "goes on can only have more"
+            f"{directory.path} holds a run of more epochs: epochs was {epochs}, now {config.epochs}; "
+            "one that goes on can only have more"
         )
     return epochs if config.epochs > epochs else 0
 

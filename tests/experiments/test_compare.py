@@ -183,7 +183,7 @@ def test_a_run_of_an_older_version_had_the_default(tmp_path, capsys):
             "word is damaged (metrics.jsonl says that consensus_accuracy is high,",
         ),
         (["{0}/a", "{0}/hasty"], "hasty is damaged (metrics.jsonl has a row without its epoch)"),
-        (["{0}/a", "--epochs=3"], "there is no flag --epochs"),
+        (["{0}/a", "--epochs=3"], "Unknown command line flag 'epochs'"),
         (["{0}/a", "--output="], "output is ''; it must be the name of a file"),
         (["{0}/a", "--output={0}"], "a directory; give the name of a file in it"),
         (["{0}/a", "--output={0}/x.png"], "where the figure goes; give the name of a CSV file, as"),

@@ -225,7 +225,8 @@ def test_of_images_that_are_too_small_it_is_said_which_models_read_them():
         models.shapes(models.make("lenet5", 10), (8, 8, 1))
     said = str(error.value)
     assert said.startswith("LeNet5 cannot read images of 8 x 8 x 1 (")
-    fitting = said.partition("take one of ")[2].removesuffix(", or larger images").split(", ")
+    fitting = said.partition("take a model made for this size (")[2]
+    fitting = fitting.removesuffix("), or larger images").split(", ")
     assert "digits-cnn" in fitting and "lenet5" not in fitting
     for name in fitting:
         model = models.make(name, 10)

@@ -179,7 +179,9 @@ def test_an_agent_that_is_not_there(saved, agent):
     [(8, 8, 1), (2, 8, 8), (2, 7, 8, 1), (2, 8, 8, 3), (2, 8, 9, 1), (2, 28, 28, 1)],
 )
 def test_images_of_another_shape(saved, shape):
-    with pytest.raises(ValueError, match=r"takes \[n, 8, 8, 1\]: bring them to that shape"):
+    with pytest.raises(
+        ValueError, match=r"was trained on \[n, 8, 8, 1\]: bring them to that shape"
+    ):
         ccl_jax.load_run(saved).predict(np.zeros(shape, np.uint8))
 
 

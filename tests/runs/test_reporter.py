@@ -143,9 +143,7 @@ def test_a_run_that_has_ended_goes_on_with_more_epochs(tmp_path, capsys):
     assert run(tmp_path / "short", *same, "--epochs=5", "--resume") == 0
     assert "has ended already; this is its result" in capsys.readouterr().err
     assert run(tmp_path / "short", *same, "--epochs=3", "--resume") == 2
-    assert "is a run of 5 epochs, now epochs is 3; one that goes on can only have more" in (
-        capsys.readouterr().err
-    )
+    assert "epochs was 5, now 3; one that goes on can only have more" in capsys.readouterr().err
     assert run(tmp_path / "short", *same, "--epochs=7", "--lr=0.3", "--resume") == 2
     err = capsys.readouterr().err
     assert "lr was 0.1, now 0.3" in err and "epochs" not in err
