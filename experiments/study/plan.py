@@ -20,7 +20,7 @@ Choices = Mapping[tuple[str, Cell], Settings]
 
 # A run is known by what differs from a plain Config. Where a default has changed since runs were made,
 # what it was.
-_DEFAULTS_OF_IDENTITY = {"eval_every": 1, "model": "lenet5"}
+_DEFAULTS_OF_IDENTITY = vars(Config()) | {"eval_every": 1, "model": "lenet5"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +274,7 @@ class Study:
 
 def default_of(name: str) -> Any:
     """What a setting is where a record does not name it; None if there is no such setting."""
-    return _DEFAULTS_OF_IDENTITY.get(name, getattr(Config(), name, None))
+    return _DEFAULTS_OF_IDENTITY.get(name)
 
 
 def identity(config: Config) -> str:
