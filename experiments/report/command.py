@@ -109,9 +109,10 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
 
 
 def _table(table: tuning.Table) -> str:
-    """A table as HTML: a row is named by its columns up to the method."""
+    """A table as HTML: a row is named by its columns up to the method, and what it is compared with."""
     header, rows = table
-    return page.table(header, rows, header.index("method") + 1)
+    against = header.index("compared with") if "compared with" in header else None
+    return page.table(header, rows, header.index("method") + 1, against)
 
 
 def _finding(outcome: Outcome, file: Path) -> tuple[str, str]:

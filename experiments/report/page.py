@@ -19,6 +19,7 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p, ul { margin: .5rem 0; }
 ul { padding-left: 1.3rem; }
 .verdict { font-size: 1.2rem; line-height: 1.4; font-weight: 600; margin: .8rem 0; }
+details table { font-size: .82rem; }
 details { margin: .6rem 0; border-top: 1px solid var(--line); padding-top: .5rem; }
 summary { cursor: pointer; font-weight: 600; }
 .soft, figcaption, dt { color: var(--soft); }
@@ -56,7 +57,10 @@ code { font-size: .9em; overflow-wrap: anywhere; }
   .many .panels { grid-template-columns: none; grid-auto-flow: column; grid-auto-columns: 88%;
     overflow-x: auto; scroll-snap-type: x proximity; }
   .many .panels svg { scroll-snap-align: start; }
-  th:first-child, td:first-child { min-width: 7rem; max-width: 8rem; }
+  table { font-size: .8rem; }
+  th, td { padding: .35rem .3rem; }
+  th:first-child, td:first-child { min-width: 6.6rem; max-width: 7.4rem; }
+  small { font-size: .74rem; }
   td.words { min-width: 7rem; }
   td.long { min-width: 14rem; }
   dl { grid-template-columns: 1fr; font-size: .84rem; }
@@ -89,7 +93,9 @@ def element(name: str, text: str, kind: str = "") -> str:
     return f"<{name}{attribute}>{html.escape(text)}</{name}>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1, against: int | None = None
+) -> str:
     """A table that scrolls by itself where the page is narrow; its first column stays in sight.
 
     Args:
@@ -97,20 +103,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) 
       rows: Texts.
       names: So many columns name a row. They are shown as the first one, the last of them below the
         others; a line is drawn where the others change.
+      against: The column of what a row is compared with, which is shown below its name.
     """
-    lines = [f"<thead><tr>{_cells('th', header, names)}</tr></thead><tbody>"]
+    lines = [f"<thead><tr>{_cells('th', header, names, against)}</tr></thead><tbody>"]
     for before, row in zip([None, *rows], rows, strict=False):
         new = before is not None and list(before[: names - 1]) != list(row[: names - 1])
-        lines.append(f"<tr{' class=new' if new else ''}>{_cells('td', row, names)}</tr>")
+        cells = _cells("td", row, names, against, "against ")
+        lines.append(f"<tr{' class=new' if new else ''}>{cells}</tr>")
     return f'<div class="wide"><table>{"".join(lines)}</tbody></table></div>'
 
 
-def _cells(kind: str, row: Sequence[str], names: int) -> str:
-    """The cells of a row, of which the first has so many names."""
+def _cells(kind: str, row: Sequence[str], names: int, against: int | None, word: str = "") -> str:
+    """The cells of a row, of which the first has so many names and what the row is compared with."""
     *others, name = row[:names]
     above = element("small", ", ".join(others)) if others else ""
-    first = f"<{kind}>{above}{html.escape(name)}</{kind}>"
-    return first + "".join(element(kind, text, _kind(text)) for text in row[names:])
+    below = element("small", word + row[against]) if against is not None and row[against] else ""
+    rest = [text for column, text in enumerate(row) if column >= names and column != against]
+    first = f"<{kind}>{above}{html.escape(name)}{below}</{kind}>"
+    return first + "".join(element(kind, text, _kind(text)) for text in rest)
 
 
 def _kind(text: str) -> str:
