@@ -14,9 +14,9 @@
     [tune]                   lr = [...], validation = 0.2, seeds = [...], each = [axes]: every method
                              takes its learning rate from the grid, by the first metric on a held-out
                              part of the training data; of its own in every label of the axes `each`,
-                             elsewhere that of the first label. epochs = 20 makes these runs so long.
-                             keep = 0.5 lets the best half of a method's candidates go on from one
-                             seed to the next, at least two
+                             elsewhere that of the first label. epochs = 20 makes these runs so long,
+                             eval_every = 5 evaluates them so often. keep = 0.5 lets the best half of
+                             a method's candidates go on from one seed to the next, at least two
     [tune.options]           METHOD = {LABEL = {settings}}: tried with each learning rate
     [tune.same_lr]           METHOD = "METHOD": a control, which takes the learning rate of another
     [data.NAME]              the same on another dataset: `settings` of its own, and any of the above
@@ -93,7 +93,7 @@ _DATA_KEYS = {"main": str} | {key: kind for key, kind in _KEYS.items() if key !=
 _TUNE_KEYS = {
     **dict.fromkeys(["lr", "seeds", "each"], list),
     **dict.fromkeys(["options", "same_lr"], dict),
-    **{"validation": float, "keep": float, "epochs": int},
+    **{"validation": float, "keep": float, "epochs": int, "eval_every": int},
 }
 _FIGURE_KEYS = {
     **dict.fromkeys(["kind", "title", "x", "y", "metric"], str),
@@ -299,11 +299,12 @@ def _tune(table: dict[str, Any], axes: Mapping[str, Any], methods: Mapping[str, 
             raise ValueError(f"{where} is {labels!r}; it must be a table LABEL = {{settings}}")
         options[method] = {k: _settings(v, f"{where}.{k}") for k, v in labels.items()}
         _check_different(where, options[method])
-    keep, epochs = float(table.get("keep", 1.0)), table.get("epochs")
+    keep = float(table.get("keep", 1.0))
     if not 0 < keep <= 1:
         raise ValueError(f"tune.keep is {keep:g}; it must be above 0 and at most 1")
     held_out = float(table["validation"])
-    return Tune(rates, held_out, tuple(seeds), each, options, same, epochs, keep)
+    lengths = table.get("epochs"), table.get("eval_every")
+    return Tune(rates, held_out, tuple(seeds), each, options, same, *lengths, keep)
 
 
 def _check_different(where: str, labels: Mapping[str, Settings]) -> None:

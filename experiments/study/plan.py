@@ -61,6 +61,7 @@ class Tune:
       options: Method -> label -> settings that are tried with every learning rate.
       same_lr: Method -> the one whose learning rate it takes, in place of tuning: a control.
       epochs: Of the runs; None for the study's own.
+      eval_every: Of the runs; None for the study's own.
       keep: Part of a method's candidates that goes on from one seed to the next: the best ones, and
         never fewer than two.
     """
@@ -72,6 +73,7 @@ class Tune:
     options: dict[str, dict[str, Settings]] = dataclasses.field(default_factory=dict)
     same_lr: dict[str, str] = dataclasses.field(default_factory=dict)
     epochs: int | None = None
+    eval_every: int | None = None
     keep: float = 1.0
 
 
@@ -227,7 +229,8 @@ class Study:
     def tuning_job(self, method: str, cell: Cell, candidate: str, seed: int) -> Job:
         """The run that tries a candidate with a seed."""
         tune = self.tune
-        length = {} if tune.epochs is None else {"epochs": tune.epochs}
+        own = {"epochs": tune.epochs, "eval_every": tune.eval_every}
+        length = {name: value for name, value in own.items() if value is not None}
         tried = self.candidates(method)[candidate]
         changes = tried | length | {"seed": seed, "validation": tune.validation}
         return Job(method, cell, self.config(method, cell, **changes), candidate)

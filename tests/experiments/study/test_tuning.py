@@ -185,6 +185,7 @@ def test_a_control_takes_the_learning_rate_of_another(load):
     [
         ("keep = 0.0", "tune.keep is 0; it must be above 0 and at most 1"),
         ("epochs = 0.5", "epochs of tune is 0.5; it must be a whole number"),
+        ("eval_every = 0.5", "eval_every of tune is 0.5; it must be a whole number"),
         ("[tune.options.col]", "unknown method 'col': did you mean 'ccl'"),
         ("[tune.options.ccl]", "tune.options.ccl is {}; it must be a table LABEL"),
         ("[tune.options.ccl]\na = { lambda = 1 }", "unknown setting 'lambda'"),
@@ -241,3 +242,11 @@ def test_parts_of_a_study(load):
         study.part(["ring 17"])
     with pytest.raises(ValueError, match="no cell of main_table has all of: ring 16; ring 32"):
         study.part(["ring 16", "ring 32"])
+
+
+def test_runs_of_tuning_may_have_a_length_and_a_cadence_of_their_own(load):
+    plan = load(SMALL + TUNE + "epochs = 2\neval_every = 2\n")
+    made = {(job.config.epochs, job.config.eval_every) for job in tuning.wanted(plan, {})}
+    assert made == {(2, 2)}
+    lengths = {(job.config.epochs, job.config.eval_every) for job in plan.jobs()}
+    assert lengths == {(plan.defaults.epochs, plan.defaults.eval_every)} != made
