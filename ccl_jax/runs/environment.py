@@ -13,8 +13,6 @@ from typing import Any
 
 import jax
 
-from ccl_jax.runs.settings import AUTO
-
 # JAX's settings that flags of ours decide, which are recorded as such, and where compiled programs lie.
 _OUR_SETTINGS = frozenset(
     [
@@ -40,36 +38,7 @@ _INSTRUCTION_SETS = {
 }
 
 
-def keep_programs(folder: str | None) -> None:
-    """Lets JAX keep compiled programs for later runs.
-
-    Args:
-      folder: Where; "auto" for JAX's own place if somebody has set one, else the user's cache if that
-        can be written; None or "none" for nowhere.
-    """
-    if folder == AUTO:
-        if jax.config.jax_compilation_cache_dir is not None:
-            return
-        folder = _user_cache()
-    if folder is None or folder == "none":
-        return
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def _user_cache() -> str | None:
-    """A folder for this kind of processor, as programs of another may not run here."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    kind = hashlib.sha256(_processor().encode()).hexdigest()[:8]
-    folder = Path(home, "ccl_jax", f"{jax.__version__}-{kind}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return str(folder) if os.access(folder, os.W_OK | os.X_OK) else None
-
-
-def _processor() -> str:
+def processor() -> str:
     """What it can do, one line."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -135,7 +104,7 @@ def _default_jax_settings() -> dict[str, Any] | None:
 @functools.cache
 def instruction_set() -> str:
     """The processor's, as `x86_64 AVX512_BF16`; without the second word where that is not known."""
-    flags = _processor().split()
+    flags = processor().split()
     known = [name for flag, name in _INSTRUCTION_SETS.items() if flag in flags]
     return " ".join([platform.machine(), *known[-1:]])
 

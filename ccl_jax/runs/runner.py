@@ -17,7 +17,7 @@ from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.devices import hosts, memory, parallel
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import Network, compression
-from ccl_jax.runs import environment, inputs, reporter, tensorboard, trainer
+from ccl_jax.runs import environment, inputs, programs, reporter, tensorboard, trainer
 from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.directory import RunDirectory, made_with
 from ccl_jax.runs.signals import stop_signals
@@ -109,7 +109,7 @@ def prepare(
         directory.check_free()
     if config.tensorboard:
         tensorboard.check()
-    environment.keep_programs(config.compile_cache)
+    programs.keep(config.compile_cache)
     algorithms.make(config.algorithm, **config.hyperparameters())  # Raises before data are read.
     method = algorithms.get(config.algorithm)
     # Data before the graph: a graph of far too many agents would not fit in memory.
