@@ -1,7 +1,6 @@
 """What a result depends on beside its settings and versions: how JAX is set, and the processor."""
 
 import functools
-import hashlib
 import json
 import os
 import platform
