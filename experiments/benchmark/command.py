@@ -11,11 +11,13 @@ also timed alone, by the mixing matrix (dense) and by neighbour sums (sparse). E
 appended to --output as a JSON line, with versions, device and command.
 
     python -m experiments.benchmark --model=lenet5 --compile_for=tpu:v5e:2x4
+    python -m experiments.benchmark --model=lenet5 --compile_for=gpu:h100:8
 
 measures nothing: it compiles a run's step for 1, 4 and 8 chips that need not be there, in float32 and
-bfloat16 and both SPMD forms (--devices, --dtype and --spmd choose), and prints a chip's memory, messages
-and estimated cycles. The run is that of the flags under "with --compile_for", as the mains have them;
-without a method or losses it is CCL on QG-DSGDm-N. It needs libtpu: pip install 'ccl_jax[aot]'.
+bfloat16 and both SPMD forms (--devices, --dtype and --spmd choose), and prints a chip's memory, messages,
+and estimated cycles of a TPU or calls of cuDNN on a GPU. The run is that of the flags under "with
+--compile_for", as the mains have them; without a method or losses it is CCL on QG-DSGDm-N. It needs
+libtpu, pip install 'ccl_jax[aot]', or JAX's CUDA plugin, pip install 'jax[cuda12]'.
 
     python -m experiments.benchmark --whole
 
@@ -76,7 +78,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("torch_threads", os.cpu_count(), "threads of PyTorch", **count)
     flags.DEFINE_bool("scaling", False, "numbers of agents from 8 to --max_agents", **here)
     flags.DEFINE_integer("max_agents", 64, "with --scaling", lower_bound=FIRST_SCALE, **here)
-    text = "compile for these chips, as tpu:v5e:2x4, instead of measuring"
+    text = "compile for these chips, as tpu:v5e:2x4 or gpu:h100:8, instead of measuring"
     flags.DEFINE_string("compile_for", None, text, **here)
     flags.DEFINE_bool("whole", False, "whole runs, from the command to the table", **here)
     flags.DEFINE_string("data_dir", None, "with --whole: where Fashion-MNIST lies", **here)

@@ -1,17 +1,12 @@
-"""Compiles the step of a run for TPUs that are not here, and reads what their compiler says.
+"""Compiles the step of a run for chips that are not here, and reads what their compiler says.
 
-libtpu holds the compiler and needs no TPU; `jax.experimental.topologies` describes the chips. Cycles are
-estimates of the compiler's cost model, not measurements.
+Cycles are estimates of the TPU compiler's cost model, not measurements; for GPUs there are none.
 """
 
 import dataclasses
-import importlib.util
-import os
-import re
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -26,7 +21,7 @@ from ccl_jax.runs import runner, settings, trainer
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.runner import Run
 from experiments import cli
-from experiments.benchmark import hlo, record, tables, workload
+from experiments.benchmark import hlo, record, tables, targets, workload
 
 CHIPS = (1, 4, 8)
 DTYPES = ("float32", "bfloat16")
@@ -43,68 +38,6 @@ SETTINGS = (
     *_of_group(settings.METHOD),
     *("precision", "gossip_batch_stats"),
 )
-
-# What libtpu would otherwise ask the machine for, complaining on stderr where there is no TPU. The lock
-# would keep two programs from compiling side by side.
-_WITHOUT_A_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_LOG_DIR": "disabled",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-# Generations of which one host can have up to eight chips.
-_EIGHT_A_HOST = ("v5e", "v6e")
-
-
-def chips(target: str) -> list[jax.Device]:
-    """The chips of a slice of TPUs.
-
-    Args:
-      target: `tpu:GENERATION:SHAPE`, as `tpu:v5e:2x4`.
-
-    Raises:
-      ValueError: It is not of this form, libtpu is not installed or does not know it.
-    """
-    found = re.fullmatch(r"tpu:(\w+):(\d+(?:x\d+){1,2})", target)
-    if not found:
-        raise ValueError(
-            f"compile_for is {target!r}; it must be tpu:GENERATION:SHAPE, as tpu:v5e:2x4"
-        )
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            "compile_for needs libtpu, which is not installed: pip install 'ccl_jax[aot]'"
-        )
-    for name, value in _WITHOUT_A_TPU.items():
-        os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")  # All else is done here, also where a TPU is at hand.
-    from jax.experimental import topologies  # Loads libtpu, which reads the environment.
-
-    generation, shape = found.groups()
-    sides = [int(side) for side in shape.split("x")]
-    options = {}
-    if generation in _EIGHT_A_HOST and len(sides) == 2 and sides[0] * sides[1] <= 8:
-        options = {"chips_per_host_bounds": (*sides, 1)}
-    try:
-        devices = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{generation}:{shape}", **options
-        ).devices
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
-            f"compile_for is {target!r}, and libtpu {version()} does not know it ({error}); it may be "
-            "tpu:v5e:2x4, tpu:v6e:2x2, tpu:v5p:2x2x2 ..."
-        ) from None
-    if len({tuple(device.coords) for device in devices}) < len(devices):
-        raise ValueError(
-            f"compile_for is {target!r}, whose chips are several devices each, of which JAX makes no "
-            "mesh; take v5e, v5p or v6e"
-        )
-    return list(devices)
-
-
-def version() -> str:
-    """Of libtpu."""
-    return metadata.version("libtpu")
 
 
 def variants(
@@ -143,12 +76,13 @@ def facts(run: Run) -> dict[str, Any]:
       run: Its plan is among chips.
 
     Returns:
-      Seconds to trace and to compile, bytes a chip, estimated cycles by kind and their sum, numbers and
-      bytes of collectives; or only `error`, a line, where the compiler fails.
+      Seconds to trace and to compile, bytes a chip, numbers and bytes of collectives; of TPUs estimated
+      cycles by kind and their sum, of GPUs the calls of cuDNN. Or only `error`, a line, where the
+      compiler fails.
     """
     began = time.perf_counter()
     try:
-        with lowering.compiled_for("tpu"):
+        with lowering.compiled_for(run.plan.platform):
             lowered = lower(run)
         traced = time.perf_counter()
         compiled = lowered.compile()
@@ -156,18 +90,28 @@ def facts(run: Run) -> dict[str, Any]:
         return {"error": " ".join(str(error).split())[:300]}
     seconds = time.perf_counter() - traced
     program = hlo.Hlo(compiled.as_text())
-    cycles, collectives = program.cycles(), program.collectives()
+    collectives = program.collectives()
     return {
         "seconds_trace": traced - began,
         "seconds_compile": seconds,
         "chip_bytes": workload.program_bytes(compiled),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "cycles": sum(cycles.values()),
-        **{f"cycles_{kind}": number for kind, number in cycles.items()},
+        **(_calls(program) if run.plan.platform == "gpu" else _cycles(program)),
         "collectives": {name: number for name, (number, _) in collectives.items()},
         "collective_count": sum(number for number, _ in collectives.values()),
         "collective_bytes": sum(size for _, size in collectives.values()),
     }
+
+
+def _cycles(program: hlo.Hlo) -> dict[str, int]:
+    cycles = program.cycles()
+    return {"cycles": sum(cycles.values())} | {f"cycles_{kind}": n for kind, n in cycles.items()}
+
+
+def _calls(program: hlo.Hlo) -> dict[str, Any]:
+    calls = program.convolutions()
+    numbers = {f"convolutions_{kind}": number for kind, (number, _) in calls.items()}
+    return numbers | {"largest_window": "x".join(map(str, max(w for _, w in calls.values())))}
 
 
 def lower(run: Run) -> jax.stages.Lowered:
@@ -221,9 +165,10 @@ def compile_for(values: flags.FlagValues) -> None:
       values: Of the benchmark's command line.
 
     Raises:
-      ValueError: libtpu or the chips are not known, settings do not fit, or it does not compile.
+      ValueError: The chips are not known or their compiler is not installed, settings do not fit, or it
+        does not compile.
     """
-    among = chips(values.compile_for)
+    among, compiler = targets.chips(values.compile_for), targets.compiler(values.compile_for)
     log, rows, errors = record.make_log(values), [], []
     asked = lambda name, every: [values[name].value] if values[name].present else every
     dtypes, forms = asked("dtype", DTYPES), asked("spmd", parallel.FORMS)
@@ -244,17 +189,17 @@ def compile_for(values: flags.FlagValues) -> None:
         errors += [f"{name}: {error}"] if error else []
         about = {
             "target": values.compile_for,
-            "libtpu": version(),
+            **compiler,
             "method": run.config.label,
             "settings": {name: getattr(run.config, name) for name in SETTINGS},
         }
         log("compiled", workload.of(run), **about, **fields)
         rows.append((name, "no" if error else "yes", *tables.cells(fields, _COLUMNS)))
+    made_by, meaning = " ".join(*compiler.items()), _MEANING[among[0].platform]
     print(
         f"{run.config.label}: {values.model}, {values.topology}, {values.agents} agents x "
-        f"{values.batch_size} samples; {values.compile_for} by libtpu {version()} and JAX "
-        f"{jax.__version__}. Of a chip: memory, the compiler's estimate of its cycles, what it has of "
-        "collectives"
+        f"{values.batch_size} samples; {values.compile_for} by {made_by} and JAX {jax.__version__}. "
+        f"Of a chip: memory, {meaning}, what it has of collectives"
     )
     print(tables.table(("chips", "compiles", *(head for head, *_ in _COLUMNS)), rows))
     print(f"JSON lines: {values.output}")
@@ -262,6 +207,10 @@ def compile_for(values: flags.FlagValues) -> None:
         raise ValueError("does not compile: " + "; ".join(errors))
 
 
+_MEANING = {
+    "tpu": "the compiler's estimate of its cycles",
+    "gpu": "calls of cuDNN for convolutions forward, by the images and by the kernels",
+}
 # Heading, field, scale, format.
 _COLUMNS = (
     ("trace s", "seconds_trace", 1, ".1f"),
@@ -270,6 +219,8 @@ _COLUMNS = (
     ("temporary MB", "temporary_bytes", 1e-6, ".1f"),
     ("M cycles", "cycles", 1e-6, ".2f"),
     *((kind, f"cycles_{kind}", 1e-6, ".2f") for kind in hlo.KINDS),
+    *((kind, f"convolutions_{kind}", 1, "d") for kind in hlo.CALLS.values()),
+    ("largest window", "largest_window", 1, "s"),
     ("collectives", "collective_count", 1, "d"),
     ("their KB", "collective_bytes", 1e-3, ".0f"),
 )

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 KINDS = ("convolution", "reduction", "elementwise", "movement")
+# cuDNN's calls, and what they compute.
+CALLS = {"Forward": "forward", "BackwardInput": "by image", "BackwardFilter": "by kernel"}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
@@ -23,6 +25,9 @@ _CALLED = re.compile(
 _ARRAY = re.compile(r"\b[a-z]+(\d*)[a-z0-9]*\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
     r"(all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter)(-done)?"
+)
+_CUDNN = re.compile(
+    r'window=\{size=(\d+(?:x\d+)*).*custom_call_target="__cudnn\$conv(\w+?)(?:Graph)?"'
 )
 # Of what moves numbers, or only names them, and computes nothing.
 _MOVES = frozenset(
@@ -93,6 +98,19 @@ class Hlo:
                 count[found[1]] += times
                 size[found[1]] += times * _bytes(instruction.shape)
         return {name: (count[name], size[name]) for name in count}
+
+    def convolutions(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Calls of cuDNN by what they compute: how many, and the sides of their largest window."""
+        count = dict.fromkeys(CALLS.values(), 0)
+        window = dict.fromkeys(CALLS.values(), (0,))
+        for times, instruction in self._instructions():
+            if found := _CUDNN.search(instruction.line):
+                kind = CALLS.get(
+                    found[2], CALLS["Forward"]
+                )  # Others are forward with more behind them.
+                count[kind] += times
+                window[kind] = max(window[kind], tuple(map(int, found[1].split("x"))))
+        return {kind: (count[kind], window[kind]) for kind in count}
 
     def _run(self, name: str, times: int) -> None:
         """Counts how often each computation runs; the inside of a fusion is a part of it."""

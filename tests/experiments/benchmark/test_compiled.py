@@ -74,6 +74,24 @@ def test_collectives_are_counted_where_they_are_done():
     assert Hlo(PROGRAM).collectives() == expected
 
 
+CALL = (
+    "  %{name} = f32[8]{{0}} custom-call(%p), window={{size={size} pad=1_1x1_1}}, "
+    'dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{kind}"'
+)
+
+
+def test_calls_of_cudnn_are_counted_with_their_windows():
+    calls = [("a", "3x3", "Forward"), ("b", "14x14", "Forward"), ("c", "3x3", "BackwardFilter")]
+    calls += [("d", "5x5", "BiasActivationForward"), ("e", "1x7", "ForwardGraph")]
+    lines = [CALL.format(name=name, size=size, kind=kind) for name, size, kind in calls]
+    text = "\n".join(["ENTRY %main (p: f32[8]) -> f32[8] {", *lines, "}"])
+    assert Hlo(text).convolutions() == {
+        "forward": (4, (14, 14)),
+        "by image": (0, (0,)),
+        "by kernel": (1, (3, 3)),
+    }
+
+
 class Chip:
     def __init__(self, process_index):
         self.process_index = process_index
@@ -105,7 +123,9 @@ def refused(flags, capsys) -> str:
     return line
 
 
-@pytest.mark.parametrize("target", ["gpu", "tpu", "tpu:v5e", "tpu:v5e:8", "cuda:h100:1x1"])
+@pytest.mark.parametrize(
+    "target", ["gpu", "tpu", "tpu:v5e", "tpu:v5e:8", "cuda:h100:1x1", "gpu:h100", "gpu:h100:0"]
+)
 def test_what_is_no_slice_of_tpus_is_refused(target, capsys):
     expected = f"compile_for is {target!r}; it must be tpu:GENERATION:SHAPE, as tpu:v5e:2x4"
     assert expected in refused([f"--compile_for={target}"], capsys)
@@ -114,6 +134,11 @@ def test_what_is_no_slice_of_tpus_is_refused(target, capsys):
 def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'ccl_jax[aot]'" in refused(["--compile_for=tpu:v5e:2x4"], capsys)
+
+
+def test_without_a_plugin_for_gpus_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'jax[cuda12]'" in refused(["--compile_for=gpu:h100:1"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +248,22 @@ def test_lenet5_compiles_for_four_chips(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "4 x float32, pmap" in shown and "M cycles" in shown
     assert jax.default_backend() == "cpu"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="JAX's CUDA plugin is not installed",
+)
+@pytest.mark.slow
+def test_kernel_gradients_on_a_gpu_are_calls_of_their_own(tmp_path, capsys):
+    """cuDNN has a call for them; else they are convolutions with windows as large as the images."""
+    file = tmp_path / "lines.jsonl"
+    flags = ["--model=lenet5", "--dtype=float32", "--compile_for=gpu:h100:1", f"--output={file}"]
+    assert command.main(["benchmark", *flags]) == 0
+    line = json.loads(file.read_text())
+    # Of its two convolutions.
+    assert line["convolutions_by kernel"] == 2 and line["largest_window"] == "3x3"
+    assert "by kernel" in capsys.readouterr().out
 
 
 @needs_libtpu
