@@ -21,13 +21,19 @@ class TinyModel(nn.Module):
         return features, nn.Dense(CLASSES)(features)
 
 
-def batch(agents: int, size: int = 5, seed: int = 0, padded: int = 0) -> Batch:
+def batch(
+    agents: int,
+    size: int = 5,
+    seed: int = 0,
+    padded: int = 0,
+    image: tuple[int, ...] = IMAGE,
+) -> Batch:
     """Random images and labels; the last `padded` samples of agent 0 are padding."""
     rng = np.random.default_rng(seed)
     mask = np.ones((agents, size), bool)
     mask[0, size - padded :] = False
     return Batch(
-        jnp.asarray(rng.normal(size=(agents, size, *IMAGE)), jnp.float32),
+        jnp.asarray(rng.normal(size=(agents, size, *image)), jnp.float32),
         jnp.asarray(rng.integers(0, CLASSES, (agents, size)), jnp.int32),
         jnp.asarray(mask),
     )
