@@ -11,6 +11,7 @@ from flax import linen as nn
 from ccl_jax import models, trees
 from ccl_jax.data.datasets import Dataset
 from ccl_jax.devices.parallel import Plan
+from ccl_jax.models import lowering
 from ccl_jax.training.evaluation import (
     Evaluation,
     Evaluator,
@@ -24,9 +25,9 @@ MODEL = TinyModel()
 AGENTS = 3
 
 
-def dataset(test=23, seed=0):
+def dataset(test=23, seed=0, image=IMAGE):
     rng = np.random.default_rng(seed)
-    images = lambda n: rng.integers(0, 256, (n, *IMAGE), np.uint8)
+    images = lambda n: rng.integers(0, 256, (n, *image), np.uint8)
     labels = lambda n: rng.integers(0, CLASSES, n).astype(np.int32)
     return Dataset(
         name="tiny",
@@ -104,6 +105,33 @@ def test_sharded_equals_one_device(devices, batch_devices):
     assert many.consensus_accuracy == one.consensus_accuracy
     assert many.consensus_loss == pytest.approx(one.consensus_loss, rel=1e-6)
     assert many.consensus_distance == one.consensus_distance
+    assert len(set(one.local_accuracy)) > 2
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_models_side_by_side_are_as_good_as_one_after_another(devices, monkeypatch):
+    """As a TPU evaluates them: so many models at once, their channels in one block-diagonal kernel."""
+    image, fold_kernels, side_by_side = (8, 8, 1), lowering.fold_kernels, set()
+    data, model = dataset(test=83, image=image), models.make("digits-cnn", CLASSES)
+    params, _ = models.init(model, jax.random.key(0), image)
+    params = spread(trees.stack(params, 8), scale=0.3)
+
+    def counting(kernels, count):
+        side_by_side.add(count)
+        return fold_kernels(kernels, count)
+
+    monkeypatch.setattr(lowering, "fold_kernels", counting)
+    with lowering.compiled_for("cpu"):
+        one = Evaluator(model, data)(params, {})
+    assert not side_by_side
+    with lowering.compiled_for("tpu"):
+        plan = Plan(devices)
+        many = Evaluator(model, data, plan=plan)(plan.put(params), {})
+    assert side_by_side == {8 // devices}
+    np.testing.assert_array_equal(many.local_accuracy, one.local_accuracy)
+    np.testing.assert_allclose(many.local_loss, one.local_loss, rtol=1e-5)
+    assert many.consensus_accuracy == one.consensus_accuracy
+    assert many.consensus_loss == pytest.approx(one.consensus_loss, rel=1e-5)
     assert len(set(one.local_accuracy)) > 2
 
 
