@@ -14,6 +14,7 @@ from ccl_jax.graphs import topology
 from ccl_jax.network import Network, blocks, compression, mixing
 from ccl_jax.network.faults import Faults
 from ccl_jax.training import Objective, evaluation
+from experiments.benchmark.hlo import Hlo
 from tests.support.tiny import CLASSES, IMAGE, TinyModel, batch, spread
 
 AGENTS = 8
@@ -289,6 +290,22 @@ def test_all_parameters_cross_together_one_buffer_a_direction():
     moved = re.findall(r"= (f32|bf16)\[1,(\d+)\]\S* collective-permute(?:-start)?\(", text)
     # XLA's CPU compiler may compute in another type than bfloat16, but moves no more buffers.
     assert sorted(int(size) for _, size in moved) == [2, 2, 21, 21]
+
+
+@pytest.mark.parametrize("form", parallel.FORMS)
+@pytest.mark.parametrize("objective, messages", [(Objective(CLASSES), 1), (CCL, 5)])
+def test_a_step_on_a_ring_crosses_twice_for_each_kind_of_message(objective, messages, form):
+    """One buffer a direction: gossip and cross-features share the models' crossing."""
+    network = Network(graphs.make("ring", AGENTS), devices=4)
+    plan, algorithm = parallel.Plan(4, form), algorithms.make("qg-dsgdm-n")
+    step = training.make_step(MODEL, algorithm, network, objective, lambda t: jnp.float32(0.02))
+    state = training.init_state(MODEL, algorithm, network, objective, IMAGE, KEY)
+    program = jax.jit(plan.wrap(step)).lower(plan.put(state), plan.put(batch(AGENTS, 5)))
+    # Numbers of one agent: its model; 5 images of 9 pixels; and for each of two neighbours 6 features
+    # of 5 images, sums of the features of 4 classes, and how many samples they are of.
+    numbers = [9 * 6 + 6 + 6 * 4 + 4, 5 * 9, 2 * 5 * 6, 2 * 4 * 6, 2 * 4][:messages]
+    expected = {"collective-permute": (2 * messages, 2 * 4 * sum(numbers))}
+    assert Hlo(program.compile().as_text()).collectives() == expected
 
 
 def test_more_devices_than_there_are_is_refused():
