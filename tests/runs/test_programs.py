@@ -4,8 +4,11 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from ccl_jax.runs import programs
 
 KEEPING = """
 import jax
@@ -73,6 +76,17 @@ def test_entries_of_others_are_not_touched(tmp_path):
 def test_a_cache_that_cannot_be_written_is_left_alone(tmp_path):
     (tmp_path / "ccl_jax").write_text("a file")
     assert keeping(XDG_CACHE_HOME=str(tmp_path)) == "None"
+
+
+def test_a_cache_without_leave_to_write_is_not_used(tmp_path, monkeypatch):
+    """As that of another user, which `mkdir` finds in its place; the superuser may write anywhere."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = programs._user_cache()
+    assert os.path.isdir(folder) and folder.startswith(str(tmp_path))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not (path == Path(folder) and mode & os.W_OK)
+    )
+    assert programs._user_cache() is None
 
 
 def test_jaxs_own_cache_and_none_are_kept_to(tmp_path):
