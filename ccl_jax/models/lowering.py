@@ -8,6 +8,10 @@ kernels of their own becomes is decided here, and carried out by `convolution` a
   patches   products of matrices,
   folded    agents side by side in the channels. A TPU works on 128 channels at once and pads what has
             fewer; a block-diagonal kernel of several agents fills them.
+
+Three smaller choices by platform stand beside what they choose: how many outputs of a row one agent's
+convolution computes at once, and how kernel gradients are written for GPUs (both in `convolution`), and
+how many images and models evaluation shows together (`ccl_jax.training.evaluation`).
 """
 
 import contextlib

@@ -14,10 +14,10 @@ appended to --output as a JSON line, with versions, device and command.
     python -m experiments.benchmark --model=lenet5 --compile_for=gpu:h100:8
 
 measures nothing: it compiles a run's step for 1, 4 and 8 chips that need not be there, in float32 and
-bfloat16 and both SPMD forms (--devices, --dtype and --spmd choose), and prints a chip's memory, messages,
-and estimated cycles of a TPU or calls of cuDNN on a GPU. The run is that of the flags under "with
---compile_for", as the mains have them; without a method or losses it is CCL on QG-DSGDm-N. It needs
-libtpu, pip install 'ccl_jax[aot]', or JAX's CUDA plugin, pip install 'jax[cuda12]'.
+bfloat16 and both SPMD forms (--devices, --dtype and --spmd choose), and prints a chip's memory, its
+messages, and a TPU's estimated cycles or a GPU's calls of cuDNN. The run is that of the flags under
+"with --compile_for", as the mains have them; without a method or losses it is CCL on QG-DSGDm-N. It
+needs libtpu, pip install 'ccl_jax[aot]', or JAX's CUDA plugin, pip install 'jax[cuda12]'.
 
     python -m experiments.benchmark --whole
 

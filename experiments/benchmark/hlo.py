@@ -105,9 +105,8 @@ class Hlo:
         window = dict.fromkeys(CALLS.values(), (0,))
         for times, instruction in self._instructions():
             if found := _CUDNN.search(instruction.line):
-                kind = CALLS.get(
-                    found[2], CALLS["Forward"]
-                )  # Others are forward with more behind them.
+                # Others, as convBiasActivationForward, are forward with more behind them.
+                kind = CALLS.get(found[2], CALLS["Forward"])
                 count[kind] += times
                 window[kind] = max(window[kind], tuple(map(int, found[1].split("x"))))
         return {kind: (count[kind], window[kind]) for kind in count}
