@@ -11,6 +11,14 @@ from ccl_jax.runs.signals import STOP, leaving, may_leave, stop_signals
 from tests.support import forks
 
 
+@pytest.fixture(autouse=True)
+def not_under_nohup():
+    """However pytest was started: what it ignores would stay so here and in processes begun here."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_all_that_schedulers_send_are_caught():
     assert {s.name for s in STOP} == {
         "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU",
@@ -41,6 +49,7 @@ def test_what_is_ignored_stays_so():
 
 def work(connection, stderr, inside: bool) -> None:
     """Says when it is at work, which no handler of a signal ends: they return, and it goes on."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # As `not_under_nohup`; forks come from a server.
     with stderr.open("w") as file:
         os.dup2(file.fileno(), 2)
     with may_leave(), stop_signals() as stop:
