@@ -15,6 +15,7 @@ from ccl_jax.data import datasets
 from ccl_jax.devices import hosts
 from ccl_jax.runs import plots, reporter, runner, seeds
 from ccl_jax.runs.config import Config
+from ccl_jax.runs.signals import stop_signals
 from ccl_jax.runs.summary import results_table
 from ccl_jax.training.progress import Row
 from experiments import cli
@@ -70,7 +71,8 @@ def compare(config: Config, given: frozenset[str]) -> None:
     by_method = [runs[k : k + config.seeds] for k in range(0, len(runs), config.seeds)]
     # One that diverges ends a comparison, but not where each method has several seeds.
     execute = seeds.execute if config.seeds > 1 else lambda own: [runner.execute(own[0])]
-    results = {own[0].config.label: execute(own) for own in by_method}
+    with stop_signals():  # Which may come while one run ends, and are for all.
+        results = {own[0].config.label: execute(own) for own in by_method}
     if hosts.is_first():
         _report(config, by_method, results, together)
     seeds.check([result for own in results.values() for result in own])

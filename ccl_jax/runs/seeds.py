@@ -17,6 +17,7 @@ from ccl_jax.runs.directory import RunDirectory
 from ccl_jax.runs.packed import Result
 from ccl_jax.runs.runner import Run
 from ccl_jax.runs.settings import AUTO
+from ccl_jax.runs.signals import stop_signals
 from ccl_jax.runs.summary import results_table, seeds_table
 from ccl_jax.training.ledger import Diverged
 
@@ -113,10 +114,11 @@ def execute(runs: Sequence[Run]) -> list[Result]:
       A summary for each run, or the `Diverged` with which it ended; the others go on.
     """
     results: dict[int, Result] = {}
-    for group in _groups(runs):
-        together = [runs[k] for k in group]
-        done = packed.execute(together) if len(group) > 1 else [_alone(together[0])]
-        results |= zip(group, done, strict=True)
+    with stop_signals():  # Which may come while one run ends, and are for all.
+        for group in _groups(runs):
+            together = [runs[k] for k in group]
+            done = packed.execute(together) if len(group) > 1 else [_alone(together[0])]
+            results |= zip(group, done, strict=True)
     return [results[k] for k in range(len(runs))]
 
 

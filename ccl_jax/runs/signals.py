@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Ctrl-C; a terminal that closes; and what schedulers send before they kill (Slurm's --signal and
 # submitit USR1 or USR2, a limit of processor time XCPU, most of them TERM).
@@ -29,35 +30,50 @@ _last_words: Callable[[int], str] | None = None
 _listener: threading.Thread | None = None
 
 
+class _Note:
+    """A handler that takes down the last signal, with those that were there before it."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.before: dict[int, Any] = {}
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.received = number
+        if number in _URGENT:
+            signal.signal(number, self._usual(number))
+
+    def _usual(self, number: int) -> Any:
+        """What a signal does where nobody takes it down."""
+        before = self.before[number]
+        return before._usual(number) if isinstance(before, _Note) else before
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], int]]:
     """Catches the signals of `STOP`, so that a run can save before it leaves.
 
     A second SIGTERM or SIGINT acts as usual. Outside of the main thread nothing is caught. What is
     ignored stays so, as SIGHUP under nohup; but for SIGINT, which shells ignore for all that they start
-    in the background.
+    in the background. What one hears, the one around it hears when it is left, and the next ones inside
+    of that begin with it: a signal may come when a run has nothing more to stop, but others follow.
 
     Yields:
       A function that returns the number of the signal received, or 0.
     """
-    received = 0
-
-    def note(number: int, frame: object) -> None:
-        nonlocal received
-        received = number
-        if number in _URGENT:
-            signal.signal(number, usual[number])
-
-    usual = {}
+    note = _Note()
     if threading.current_thread() is threading.main_thread():
+        around = [each for each in map(signal.getsignal, STOP) if isinstance(each, _Note)]
+        note.received = max((each.received for each in around), default=0)
         for number in STOP:
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
-                usual[number] = signal.signal(number, note)
+                note.before[number] = signal.signal(number, note)
     try:
-        yield lambda: received
+        yield lambda: note.received
     finally:
-        for number, handler in usual.items():
+        for number, handler in note.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if isinstance(outer := note.before.get(note.received), _Note):
+            outer(note.received, None)
 
 
 @contextlib.contextmanager

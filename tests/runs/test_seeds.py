@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 
 import jax
@@ -112,6 +113,24 @@ def test_they_stop_together_and_go_on_to_the_bit(tmp_path, monkeypatch, capsys):
         same_rows(*map(rows_of, ends))
         arrays = [Checkpoints(end / "checkpoints").arrays(24) for end in ends]
         jax.tree.map(lambda x, y: (x == y).all() or pytest.fail("differs"), *arrays)
+
+
+def test_a_signal_while_one_seed_ends_is_for_all(tmp_path, monkeypatch, capsys):
+    write = RunDirectory.write_json
+
+    def write_json(self, name, *rest):
+        write(self, name, *rest)
+        if name == "summary.json":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunDirectory, "write_json", write_json)
+    assert run(tmp_path, "--seeds=2", "--pack_seeds=no", "--devices=1") == 128 + signal.SIGTERM
+    assert "--resume goes on" in capsys.readouterr().err
+    assert RunDirectory(tmp_path / "seed-2").summary()
+    assert not RunDirectory(tmp_path / "seed-3").read_metrics()
+    monkeypatch.undo()
+    assert run(tmp_path, "--seeds=2", "--pack_seeds=no", "--devices=1", "--resume") == 0
+    assert RunDirectory(tmp_path / "seed-3").summary()
 
 
 def test_seeds_that_are_at_other_steps_or_new_are_grouped_and_those_that_ended_are_left(

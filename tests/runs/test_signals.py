@@ -98,6 +98,21 @@ def test_handlers_are_given_back_also_after_an_error():
     assert [signal.getsignal(number) for number in STOP] == before
 
 
+def test_a_signal_is_for_the_context_around_and_for_what_follows_in_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_signals() as outer:
+        with stop_signals() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (inner(), outer()) == (signal.SIGTERM, 0)
+            # A second one acts as usual, however many there are.
+            assert signal.getsignal(signal.SIGTERM) == before
+        assert outer() == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+        with stop_signals() as following:
+            assert following() == signal.SIGTERM
+    with stop_signals() as stop:
+        assert stop() == 0
+
+
 def test_another_thread_catches_nothing():
     before, seen = [signal.getsignal(number) for number in STOP], []
 
