@@ -290,8 +290,18 @@ def go_on(run: Run) -> dict[str, Any] | None:
 
 
 def has_ended(run: Run) -> bool:
-    """Whether the run that is there has a summary of all of its epochs."""
-    summary = run.directory.summary() if run.config.resume else None
+    """Whether the run that is there has a summary of all of its epochs.
+
+    Raises:
+      ValueError: The summary is damaged.
+    """
+    try:
+        summary = run.directory.summary() if run.config.resume else None
+    except ValueError as error:
+        raise ValueError(
+            f"{run.directory.path}/summary.json is damaged: {error}; remove it, and --resume makes it "
+            "again"
+        ) from None
     return summary is not None and summary["epochs"] == run.config.epochs
 
 

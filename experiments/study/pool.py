@@ -107,7 +107,9 @@ def _run(pack: Pack, results: Path, make: Make) -> list[tuple[Job, Record, float
     except Stopped as stopped:
         raise Interrupted(stopped.signal) from stopped
     except (OSError, ValueError) as error:
-        raise type(error)(f"{pack[0]}: {error}") from error
+        # Of no narrower kind: some of those are not made of a text alone.
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{pack[0]}: {error}") from error
     seconds = (time.monotonic() - began) / len(pack)
     return [(job, record, seconds) for job, record in zip(pack, found, strict=True)]
 

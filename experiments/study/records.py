@@ -15,6 +15,7 @@ A results directory has runs/ID/ (working files of runs, not kept for good) and 
 (the records of a study). A run that is in any of them is not run again.
 """
 
+import contextlib
 import datetime
 import functools
 import json
@@ -116,7 +117,28 @@ def run_together(configs: Sequence[Config], results: Path) -> list[Record]:
 def _made(config: Config, results: Path) -> Record | None:
     """The record that a run has left in its own directory, if any."""
     file = _folder(config, results) / "record.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return _read(file) if file.exists() else None
+
+
+def _read(file: Path) -> Record:
+    """The record that a run has left in its own directory.
+
+    Raises:
+      ValueError: It is damaged.
+    """
+    try:
+        return _record(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged: {error}; remove {file.parent}, and its run is made again"
+        ) from error
+
+
+def _record(text: bytes) -> Record:
+    record = json.loads(text)
+    if not isinstance(record, dict) or "id" not in record:
+        raise ValueError("it is no record of a run")
+    return record
 
 
 def _folder(config: Config, results: Path) -> Path:
@@ -172,7 +194,7 @@ def known(results: Path) -> dict[str, Record]:
     for file in sorted(results.glob("*/runs.jsonl")):
         found |= {record["id"]: record for record in read(file)}
     for file in results.glob("runs/*/record.json"):
-        record = json.loads(file.read_text())
+        record = _read(file)
         found[record["id"]] = record
     return found
 
@@ -180,15 +202,24 @@ def known(results: Path) -> dict[str, Record]:
 def read(file: Path) -> list[Record]:
     """The records of a study's runs.jsonl.
 
+    A last line that was cut off, as by a full disk, is left out: its run is made again.
+
     Raises:
-      ValueError: A line is damaged.
+      ValueError: Another line is damaged.
     """
-    try:
-        return [json.loads(line) for line in file.read_text().splitlines()]
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged: {error}; remove it, and runs are made again"
-        ) from error
+    *lines, rest = file.read_bytes().split(b"\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(_record(line))
+        except ValueError as error:
+            raise ValueError(
+                f"{file} is damaged in line {number}: {error}; remove this line, and its run is made "
+                "again"
+            ) from error
+    with contextlib.suppress(ValueError):  # Whole, but for the end of the line.
+        found.append(_record(rest))
+    return found
 
 
 def write(file: Path, found: Iterable[Record]) -> None:
@@ -202,6 +233,8 @@ def write(file: Path, found: Iterable[Record]) -> None:
 def append(file: Path, record: Record) -> None:
     """Adds a record at the end, so that a study that is killed has what it has made."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists() and not file.read_bytes().endswith(b"\n"):
+        write(file, read(file))
     with file.open("a") as out:
         out.write(_line(record))
 

@@ -133,6 +133,20 @@ def test_a_signal_while_one_seed_ends_is_for_all(tmp_path, monkeypatch, capsys):
     assert RunDirectory(tmp_path / "seed-3").summary()
 
 
+def test_a_summary_that_a_power_cut_has_emptied_is_named_and_made_again(tmp_path, capsys):
+    assert run(tmp_path, "--devices=1") == 0
+    file = tmp_path / "summary.json"
+    before = json.loads(file.read_text())
+    file.write_text("")
+    capsys.readouterr()
+    assert run(tmp_path, "--devices=1", "--resume") == 2
+    assert f"{file} is damaged: Expecting" in capsys.readouterr().err
+    file.unlink()
+    assert run(tmp_path, "--devices=1", "--resume") == 0
+    after = json.loads(file.read_text())
+    assert after["consensus_accuracy"] == before["consensus_accuracy"]
+
+
 def test_seeds_that_are_at_other_steps_or_new_are_grouped_and_those_that_ended_are_left(
     tmp_path, capsys
 ):

@@ -361,10 +361,36 @@ def test_a_file_with_a_byte_order_mark(tmp_path):
         catalogue.load(str(path))
 
 
-def test_a_damaged_record_file_is_said(write, tmp_path, capsys):
+@pytest.mark.parametrize("damaged", ["{}\n{", "{\n", '{"id": "a"}\n\udcff\n', "\n"])
+def test_a_damaged_record_file_is_said(write, tmp_path, capsys, damaged):
     (tmp_path / "r" / "mine-digits").mkdir(parents=True)
-    (tmp_path / "r" / "mine-digits" / "runs.jsonl").write_text("{}\n{")
+    file = tmp_path / "r" / "mine-digits" / "runs.jsonl"
+    file.write_text(damaged, errors="surrogateescape")
     assert (
         command.main(["study", f"--study={write(SMALL)}", f"--results={tmp_path}/r", "--list"]) == 2
     )
-    assert "is damaged" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is damaged in line" in said and "remove this line" in said
+    file.unlink()
+    (tmp_path / "r" / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "r" / "runs" / "one" / "record.json").touch()
+    assert (
+        command.main(["study", f"--study={write(SMALL)}", f"--results={tmp_path}/r", "--list"]) == 2
+    )
+    assert "one/record.json is damaged" in capsys.readouterr().err
+
+
+def test_a_record_that_was_cut_off_is_made_again_and_the_others_stay(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    for name in ("a", "b"):
+        records.append(file, {"id": name})
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4])
+    assert records.read(file) == [{"id": "a"}]
+    records.append(file, {"id": "c"})
+    assert records.read(file) == [{"id": "a"}, {"id": "c"}]
+    # Only the end of the line is missing, as an editor may leave it.
+    file.write_bytes(whole[:-1])
+    assert records.read(file) == [{"id": "a"}, {"id": "b"}]
+    records.append(file, {"id": "c"})
+    assert file.read_bytes() == whole + b'{"id":"c"}\n'

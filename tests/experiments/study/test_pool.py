@@ -1,5 +1,6 @@
 """Workers share jobs, report results as they come, and end with the study."""
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -49,6 +50,14 @@ def test_workers_share_the_jobs_and_report_errors(make_jobs, tmp_path, monkeypat
     bad = make_jobs([2])
     with pytest.raises(ValueError, match="seed 2: no such thing"):
         list(pool.run_all(bad, tmp_path, 2, fake_run))
+
+
+def test_errors_that_are_not_made_of_a_text_alone_are_one_line_too(make_jobs, tmp_path):
+    def make(config, results):
+        return json.loads("")
+
+    with pytest.raises(ValueError, match="seed 0: Expecting value"):
+        list(pool.run_all(make_jobs(), tmp_path, make=make))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
