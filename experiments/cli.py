@@ -116,7 +116,8 @@ def parse(
         flag.value = list(map(local, given)) if isinstance(given, list) else local(given)
     if not ("help" in values and values["help"].value):
         for file in values["extension"].value:
-            extensions.load(file)
+            if file not in extensions.LOADED:  # As by the page before, of `report --all`.
+                extensions.load(file)
     return list(map(paths.local, rest))
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-# What has been run in this process; workers of a study run the same.
+# What has been run in this process, as it was given; workers of a study run the same.
 LOADED: list[str] = []
 
 
@@ -33,4 +33,4 @@ def load(file: str) -> None:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     spec.loader.exec_module(module)
-    LOADED.append(str(path))
+    LOADED.append(file)

@@ -313,19 +313,23 @@ def _all(results: Path) -> None:
     """Makes the pages of all results that have a results.md, with the command that it names.
 
     Raises:
-      ValueError: One of them cannot be made.
+      ValueError: Some of them cannot be made; all others are.
     """
     files = sorted(results.glob("*/results.md"))
     if not files:
         raise ValueError(f"no results.md is in a folder of {results}; report a study first")
+    failed = []
     for file in files:
         lines = file.read_text().splitlines()
         said = next((line for line in lines if line.startswith("- this page: ")), None)
         if said is None:
-            raise ValueError(f"{file} does not say by which command it was made")
+            failed.append(f"{file} does not say by which command it was made")
+            continue
         flags_ = shlex.split(said.partition("experiments.report ")[2])
         if main(["report", *flags_, f"--results={results}"]):
-            raise ValueError(f"{file}: its page could not be made")
+            failed.append(f"{file}: its page could not be made")
+    if failed:
+        raise ValueError("; ".join(failed))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -123,6 +123,7 @@ class Outcome:
             for method in self.study.methods
             if (reference := self.study.reference_of(method))
             and self.runs(cell, method)
+            and self.runs(cell, reference)
             and self._ids(cell, method) != self._ids(cell, reference)
         ]
 

@@ -2,7 +2,7 @@
 
     title, claim, question   what is asked, and what the paper says; texts
     seeds                    [0, 1, ...]
-    metrics                  fields of a record; the first one decides; default: both accuracies
+    metrics                  what is recorded at the end; the first one decides; default: accuracies
     reference                the method that the others are compared with; default: the first
     [against]                METHOD = "METHOD": what this one is compared with instead
     target                   accuracy, or a list of them, for "rounds to target"; default: none
@@ -26,6 +26,7 @@ A method is stronger than the cell, and the cell stronger than [data.NAME] and [
 stands for the value None, a method's own.
 """
 
+import dataclasses
 import importlib
 import itertools
 import tomllib
@@ -38,7 +39,9 @@ from typing import Any
 from ccl_jax.names import check_distinct, look_up
 from ccl_jax.runs.config import Config
 from experiments.study.plan import (
+    CURVES,
     METRICS,
+    SUMMARY,
     Cell,
     Choices,
     Job,
@@ -47,11 +50,14 @@ from experiments.study.plan import (
     Tune,
     default_of,
     identity,
+    losses_recorded,
     settings_of,
 )
 
 __all__ = [
+    "CURVES",
     "METRICS",
+    "SUMMARY",
     "Cell",
     "Choices",
     "Job",
@@ -61,6 +67,7 @@ __all__ = [
     "default_of",
     "identity",
     "load",
+    "losses_recorded",
     "names",
     "settings_of",
 ]
@@ -143,9 +150,10 @@ def load(
     """
     path, table = _read(name, folder)
     try:
-        return _study(path.stem, data, table, tuple(seeds), changes)
+        study = _study(path.stem, data, table, tuple(seeds), changes)
     except ValueError as error:
         raise ValueError(f"study {path.stem}: {error}") from error
+    return dataclasses.replace(study, file=name if Path(name).suffix == ".toml" else "")
 
 
 def _read(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -193,7 +201,7 @@ def _study(
         k: v for k, v in whole.get("against", {}).items() if k in methods or "methods" not in own
     }
     for label in (reference, *against, *against.values()):
-        look_up("method", label, methods)
+        look_up("method", _text(label, "against"), methods)
     study = Study(
         name,
         data,
@@ -216,6 +224,8 @@ def _study(
     if not study.metrics or not all(isinstance(name, str) for name in study.metrics):
         raise ValueError(f"metrics are {list(study.metrics)}; they must be texts, at least one")
     check_distinct("metrics", study.metrics)
+    for name in study.metrics:
+        look_up("metric", name, dict.fromkeys(_metrics()))
     for where, labels in (("methods", methods), *((f"axes.{axis}", axes[axis]) for axis in axes)):
         controls = study.tune.same_lr if study.tune and where == "methods" else {}
         _check_different(where, {k: v for k, v in labels.items() if k not in controls})
@@ -277,7 +287,7 @@ def _tune(table: dict[str, Any], axes: Mapping[str, Any], methods: Mapping[str, 
     _only(table, _TUNE_KEYS, "tune")
     each = tuple(table.get("each", ()))
     for axis in each:
-        if axis not in axes:
+        if _text(axis, "tune.each") not in axes:
             raise ValueError(f"tune.each names {axis!r}; the axes are: {', '.join(axes) or 'none'}")
     grid, seeds = table.get("lr"), table.get("seeds")
     if not grid or not seeds or "validation" not in table:
@@ -289,7 +299,7 @@ def _tune(table: dict[str, Any], axes: Mapping[str, Any], methods: Mapping[str, 
     same, options = table.get("same_lr", {}), {}
     for method, other in same.items():
         look_up("method", method, methods)
-        look_up("method", other, methods)
+        look_up("method", _text(other, f"tune.same_lr.{method}"), methods)
         if other in same or method in table.get("options", {}):
             raise ValueError(f"tune.same_lr.{method} = {other!r}: one is tuned, and the other not")
     for method, labels in table.get("options", {}).items():
@@ -303,6 +313,8 @@ def _tune(table: dict[str, Any], axes: Mapping[str, Any], methods: Mapping[str, 
     if not 0 < keep <= 1:
         raise ValueError(f"tune.keep is {keep:g}; it must be above 0 and at most 1")
     held_out = float(table["validation"])
+    if not 0 < held_out < 1:
+        raise ValueError(f"tune.validation is {held_out:g}; it must be above 0 and below 1")
     lengths = table.get("epochs"), table.get("eval_every")
     return Tune(rates, held_out, tuple(seeds), each, options, same, *lengths, keep)
 
@@ -321,7 +333,20 @@ def _check_seeds(name: str, seeds: Sequence[Any]) -> None:
     check_distinct(name, seeds)
 
 
-def _figure(table: dict[str, Any]) -> dict[str, Any]:
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {value!r} must be a text")
+    return value
+
+
+def _metrics() -> list[str]:
+    """What may be compared: what is recorded at the end, with means of losses over all epochs."""
+    return [*SUMMARY, *losses_recorded(), *(f"{name}_mean" for name in losses_recorded())]
+
+
+def _figure(table: Any) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise ValueError(f'figures: {table!r} must be a table, as {{kind = "dots"}}')
     kind = str(table.get("kind", ""))
     needs, may = look_up("kind of figure", kind, _FIGURE_KINDS)
     known = {key: _FIGURE_KEYS[key] for key in ("kind", "title", *needs, *may)}
@@ -329,6 +354,9 @@ def _figure(table: dict[str, Any]) -> dict[str, Any]:
     for name in needs:
         if name not in table:
             raise ValueError(f"figures.{kind} needs {name}")
+    numbers = dict.fromkeys([*_metrics(), *typing.get_type_hints(Config)])
+    for name in {"x", "y", "metric"} & set(table):
+        look_up(f"{name} of figures.{kind}", table[name], numbers)
     return dict(table)
 
 

@@ -4,13 +4,43 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ccl_jax import losses
 from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.directory import plain
+from experiments import extensions
 
 METRICS = ("consensus_accuracy", "local_accuracy_mean", "local_accuracy_min")
+
+CURVES = (
+    "epoch",
+    "step",
+    "local_accuracy_mean",
+    "local_accuracy_min",
+    "local_accuracy_max",
+    "local_accuracy_std",
+    "consensus_accuracy",
+    "consensus_distance",
+    "cross_entropy",
+    "bytes_sent_per_agent_max",
+)
+"""What is recorded of every evaluation."""
+SUMMARY = (
+    *CURVES[2:],
+    "train_accuracy",
+    "bytes_sent_per_agent",
+    "steps",
+    "parameters",
+    "label_divergence",
+    "spectral_gap",
+    "seconds_compile",
+    "seconds_training",
+    "seconds_evaluation",
+)
+"""What is recorded at the end."""
 
 Settings = dict[str, Any]
 Cell = tuple[str, ...]
@@ -79,7 +109,7 @@ class Tune:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A study on one dataset; see this module's text.
+    """A study on one dataset; see the text of `catalogue`.
 
     Attributes:
       name: Of the file.
@@ -99,6 +129,7 @@ class Study:
       targets: Accuracies.
       own_seeds: Those of the file; `seeds` may be others.
       epochs: Of all runs, where they are not the study's own.
+      file: The path of one's own file; "" for a study of the project.
       only: What was asked of `part`.
       terms: For each of them that is of cells, labels of which a cell must have one.
     """
@@ -120,6 +151,7 @@ class Study:
     targets: tuple[float, ...]
     own_seeds: tuple[int, ...] = ()
     epochs: int | None = None
+    file: str = ""
     only: tuple[str, ...] = ()
     terms: tuple[frozenset[str], ...] = ()
 
@@ -130,15 +162,28 @@ class Study:
 
     @property
     def options(self) -> str:
-        """The flags that ask for this study on a command line."""
+        """The flags that ask for this study on a command line, with the users' own files."""
+        study = shlex.quote(self.file or self.name)
+        files = "".join(f" --extension={shlex.quote(file)}" for file in extensions.LOADED)
         data = "" if self.data == "digits" else f" --data={self.data}"
         epochs = "" if self.epochs is None else f" --epochs={self.epochs}"
         seeds = "" if self.seeds == self.own_seeds else f" --seeds={','.join(map(str, self.seeds))}"
         only = "".join(f' --only="{term}"' for term in self.only)
-        return f"--study={self.name}{data}{epochs}{seeds}{only}"
+        return f"--study={study}{data}{epochs}{seeds}{only}{files}"
 
     def of_length(self, epochs: int) -> "Study":
-        """The study with so many epochs in every run, evaluated as many times, or every epoch."""
+        """The study with so many epochs in every run, evaluated as many times, or every epoch.
+
+        Raises:
+          ValueError: Some runs have a number of epochs of their own.
+        """
+        options = self.tune.options if self.tune else {}
+        for labels in (*self.axes.values(), self.methods, *options.values()):
+            if own := [label for label, settings in labels.items() if "epochs" in settings]:
+                raise ValueError(
+                    f"--epochs={epochs} is for all runs, and {own[0]} of {self.name} has epochs of its "
+                    "own; leave it out, or change the study's file"
+                )
         default = self.defaults
         every = max(1, round(default.eval_every * epochs / default.epochs))
         tune = self.tune
@@ -155,29 +200,32 @@ class Study:
         """The study in some of its cells, or with some of its methods.
 
         Args:
-          only: Texts; each is a label of an axis or method, or part of one. Methods with which those
-            that are left are compared, or whose learning rate they take, stay.
+          only: Texts; each is a label of an axis or method, or part of one. Cells have something of
+            each text that is in labels of axes; methods of any text that is in theirs. Those with which
+            they are compared, or whose learning rate they take, stay.
 
         Raises:
           ValueError: A text is in no label.
         """
-        methods, terms = dict(self.methods), []
+        asked, terms = set(), []
         for text in only:
             matching = lambda labels, t=text: (
                 {x for x in labels if x == t} or {x for x in labels if t.lower() in x.lower()}
             )
             of_cells = matching([label for labels in self.axes.values() for label in labels])
-            of_methods = matching(methods)
+            of_methods = matching(self.methods)
             if of_cells:
                 terms.append(frozenset(of_cells))
             elif of_methods:
-                methods = {m: s for m, s in methods.items() if m in self._needed(of_methods)}
+                asked |= of_methods
             else:
                 labels = [*self.methods, *itertools.chain.from_iterable(self.axes.values())]
                 raise ValueError(
                     f"--only={text!r} is in no label of {self.name} on {self.data}; "
                     f"they are: {'; '.join(labels)}"
                 )
+        left = self._needed(asked) if asked else set(self.methods)
+        methods = {m: s for m, s in self.methods.items() if m in left}
         part = dataclasses.replace(self, methods=methods, only=tuple(only), terms=tuple(terms))
         if not part.cells:
             raise ValueError(f"no cell of {self.name} has all of: {'; '.join(only)}")
@@ -273,6 +321,11 @@ class Study:
     def total(self) -> int:
         """How many runs the study has, without those of tuning."""
         return len(self.seeds) * len(self.cells) * len(self.methods)
+
+
+def losses_recorded() -> list[str]:
+    """What the means of feature losses are called where they are recorded."""
+    return [f"{name}_loss" for name in losses.REGISTRY]
 
 
 def default_of(name: str) -> Any:

@@ -29,7 +29,6 @@ from typing import Any
 
 import jax
 
-from ccl_jax import losses
 from ccl_jax.data import datasets
 from ccl_jax.runs import runner, seeds
 from ccl_jax.runs.config import Config
@@ -40,30 +39,6 @@ from experiments.study import catalogue
 
 Record = dict[str, Any]
 
-_CURVES = (
-    "epoch",
-    "step",
-    "local_accuracy_mean",
-    "local_accuracy_min",
-    "local_accuracy_max",
-    "local_accuracy_std",
-    "consensus_accuracy",
-    "consensus_distance",
-    "cross_entropy",
-    "bytes_sent_per_agent_max",
-)
-_SUMMARY = (
-    *_CURVES[2:],
-    "train_accuracy",
-    "bytes_sent_per_agent",
-    "steps",
-    "parameters",
-    "label_divergence",
-    "spectral_gap",
-    "seconds_compile",
-    "seconds_training",
-    "seconds_evaluation",
-)
 _MADE_WITH = (
     "python",
     *PACKAGES,
@@ -173,7 +148,8 @@ def _keep(prepared: runner.Run, result: seeds.Result) -> Record:
         "classes": dataset.num_classes,
         "status": "diverged" if diverged else "done",
         **diverged,
-        "summary": _numbers(summary, (*_SUMMARY, *_losses())) | _mean_losses(rows),
+        "summary": _numbers(summary, (*catalogue.SUMMARY, *catalogue.losses_recorded()))
+        | _mean_losses(rows),
         "rows": _columns(rows),
         "cost": wall_clock.cost(config, dataset.num_classes, dataset.image_shape)._asdict(),
         "samples_by_agent_and_class": prepared.data.report["samples_by_agent_and_class"],
@@ -281,22 +257,17 @@ def _numbers(row: Record, names: Iterable[str]) -> Record:
 def _mean_losses(rows: list[Record]) -> Record:
     """Feature losses over all epochs: at the end they are small whatever the data."""
     means = {}
-    for name in _losses():
+    for name in catalogue.losses_recorded():
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             means[f"{name}_mean"] = _short(sum(values) / len(values))
     return means
 
 
-def _losses() -> list[str]:
-    """What the means of feature losses are called in rows of metrics."""
-    return [f"{name}_loss" for name in losses.REGISTRY]
-
-
 def _columns(rows: list[Record]) -> dict[str, list[Any]]:
     """Curves of the evaluated epochs; what was never measured is left out."""
     rows = [row for row in rows if row.get("local_accuracy_mean") is not None]
-    names = (*_CURVES, *_losses())
+    names = (*catalogue.CURVES, *catalogue.losses_recorded())
     columns = {name: [_short(row.get(name)) for row in rows] for name in names}
     return {k: v for k, v in columns.items() if any(x is not None for x in v)}
 

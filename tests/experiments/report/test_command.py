@@ -192,7 +192,7 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
         "about one in twenty",
         "10 GFLOP/s",
         "100 Mbit/s",
-        "python -m experiments.study --study=mine",
+        f"python -m experiments.study --study={study.file}",
         "a &lt;chip&gt;",
         "<dt>git commit</dt><dd>unknown</dd>",
         "2026-01-02",
@@ -234,6 +234,29 @@ def test_a_study_that_is_half_run(study, tmp_path):
     text = (tmp_path / "mine-digits" / "report.html").read_text()
     assert "1 of 24 runs" in text and "too few seeds to say" in text
     assert Page(text).open == []
+
+
+def test_a_method_without_a_run_of_its_reference_is_no_comparison(tmp_path):
+    study = catalogue.load("first_three")
+    first = next(job for job in study.jobs() if job.method != study.reference)
+    part = outcome.Outcome(study, [(first, made_up(first))])
+    assert part.comparisons() == (0, 0) and part.short_note() == ""
+
+
+def test_all_pages_are_made_but_those_that_cannot_be(study, tmp_path, capsys):
+    plan = catalogue.load("first_three")
+    where = tmp_path / "first_three-digits"
+    records.write(where / "runs.jsonl", [made_up(job) for job in plan.jobs()[:8]])
+    assert command.main(["report", "--study=first_three", f"--results={tmp_path}"]) == 0
+    (where / "report.html").unlink()
+    for name, text in (("a", "- this page: python -m experiments.report --study=gone"), ("b", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.md").write_text(text + "\n")
+    assert command.main(["report", "--all", f"--results={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert "a/results.md: its page could not be made; " in said
+    assert "b/results.md does not say by which command" in said
+    assert (where / "report.html").exists()
 
 
 def test_what_differs_and_what_was_tuned_is_said(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import time
 
@@ -11,7 +12,7 @@ import pytest
 from ccl_jax import algorithms
 from ccl_jax.runs import inputs, runner
 from ccl_jax.runs.config import Config
-from experiments import digits
+from experiments import digits, extensions
 from experiments.study import catalogue, command, records
 from tests.support import tiny_main  # noqa: F401 (registers the model "mlp")
 from tests.support.studies import SMALL, fake_record
@@ -163,6 +164,18 @@ def test_identities_of_all_records_are_those_of_their_settings():
         ("seeds = [0, 1]", "seeds = [0]\nmetrics = [[]]", "metrics are [[]]; they must be texts"),
         (
             "seeds = [0, 1]",
+            'seeds = [0]\nmetrics = ["consensus_acuracy"]',
+            "unknown metric 'consensus_acuracy': did you mean 'consensus_accuracy'",
+        ),
+        (
+            "seeds = [0, 1]",
+            'seeds = [0]\n[[figures]]\nkind = "lines"\nx = "aplha"',
+            "unknown x of figures.lines 'aplha': did you mean 'alpha'",
+        ),
+        ("seeds = [0, 1]", "seeds = [0]\nfigures = [1]", "figures: 1 must be a table"),
+        ("seeds = [0, 1]", "seeds = [0]\nagainst = { ccl = 1 }", "against: 1 must be a text"),
+        (
+            "seeds = [0, 1]",
             "seeds = [0]\n[tune]\nlr = [1]\nvalidation = 0.1\nseeds = [8, 8]",
             "tune.seeds: 8 is given 2 times",
         ),
@@ -298,8 +311,23 @@ def test_another_length_is_evaluated_as_often_and_lies_apart(write, tmp_path, ca
     assert "mine-digits-40-epochs/runs.jsonl" in capsys.readouterr().err
     plan = catalogue.load(path).of_length(5)
     assert {job.config.eval_every for job in plan.jobs()} == {1}
-    assert plan.options == "--study=mine --epochs=5"
+    assert plan.options == f"--study={path} --epochs=5"
     assert command.main([*argv, "--epochs=0"]) == 2
+
+
+def test_epochs_of_ones_own_are_not_those_of_all_runs(write, capsys):
+    path = write(SMALL + '[axes.length]\n"short" = { epochs = 1 }\n"long" = { epochs = 2 }\n')
+    assert command.main(["study", f"--study={path}", "--epochs=3", "--list"]) == 2
+    assert "--epochs=3 is for all runs, and short of mine has epochs" in capsys.readouterr().err
+
+
+def test_the_command_of_ones_own_study_names_its_files(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(extensions, "LOADED", ["my model.py"])
+    study = catalogue.load(str(write(SMALL)), seeds=(4,))
+    said = shlex.split(study.options)
+    assert said == [f"--study={write(SMALL)}", "--seeds=4", "--extension=my model.py"]
+    monkeypatch.setattr(extensions, "LOADED", [])
+    assert catalogue.load("agents").options == "--study=agents"
 
 
 def test_goes_on_after_an_interruption(whole, write, tmp_path, capsys, monkeypatch):

@@ -184,6 +184,8 @@ def test_a_control_takes_the_learning_rate_of_another(load):
     "more, message",
     [
         ("keep = 0.0", "tune.keep is 0; it must be above 0 and at most 1"),
+        ("each = [['a']]", "tune.each: ['a'] must be a text"),
+        ("[tune.same_lr]\nccl = 1", "tune.same_lr.ccl: 1 must be a text"),
         ("epochs = 0.5", "epochs of tune is 0.5; it must be a whole number"),
         ("eval_every = 0.5", "eval_every of tune is 0.5; it must be a whole number"),
         ("[tune.options.col]", "unknown method 'col': did you mean 'ccl'"),
@@ -198,6 +200,13 @@ def test_what_cannot_be_tuned_is_said(load, more, message):
     with pytest.raises(ValueError) as said:
         load(SMALL + TUNE + more + "\n")
     assert message in str(said.value)
+
+
+@pytest.mark.parametrize("part", [0, 0.0, 1.0, -0.5])
+def test_what_is_held_out_is_a_part(load, part):
+    """With none held out, rates would be chosen on the test set."""
+    with pytest.raises(ValueError, match=f"tune.validation is {part:g}; it must be above 0 and"):
+        load(SMALL + TUNE.replace("validation = 0.25", f"validation = {part}"))
 
 
 def test_only_a_part_is_tuned_and_run_and_the_rest_goes_on_later(load, tmp_path, monkeypatch):
@@ -242,6 +251,13 @@ def test_parts_of_a_study(load):
         study.part(["ring 17"])
     with pytest.raises(ValueError, match="no cell of main_table has all of: ring 16; ring 32"):
         study.part(["ring 16", "ring 32"])
+    # A cell has something of each; a method is one of them.
+    part = study.part(["RelaySGD (chain)", "alpha 0.1", "DSGDm-N", "ring 16"])
+    assert part.cells == [("ring 16", "alpha 0.1")]
+    assert list(part.methods) == ["DSGDm-N", "QG-DSGDm-N", "RelaySGD (chain)"]
+    assert list(study.part(["CCL + DSGDm-N", "QG-DSGDm-N"]).methods) == list(
+        study.part(["QG-DSGDm-N", "CCL + DSGDm-N"]).methods
+    )
 
 
 def test_runs_of_tuning_may_have_a_length_and_a_cadence_of_their_own(load):
