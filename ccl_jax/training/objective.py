@@ -95,7 +95,7 @@ class Objective:
         """What is computed for the report alone."""
         return self._needs(self.reported) - self.needs
 
-    def passes(self, neighbors: int, crossed: bool) -> int:
+    def passes(self, neighbors: int, crossed: bool, exchanges: float = 1.0) -> float:
         """Forward passes that a step is worth to an agent, on each sample of its batch.
 
         A gradient, as always, is worth three.
@@ -103,10 +103,11 @@ class Objective:
         Args:
           neighbors: The largest number of an agent.
           crossed: Whether the method takes gradients of the neighbours' models, too.
+          exchanges: Part of the steps that have an exchange, and with it foreign models to show images.
         """
         heard = self.needs | self.measured_needs
         gradients = (1 + neighbors if crossed else 1) * (2 if self.sam_rho else 1)
-        foreign = neighbors if losses.needs.foreign(heard) else 0
+        foreign = exchanges * neighbors if losses.needs.foreign(heard) else 0
         return 3 * gradients + foreign + len(losses.needs.own_models(heard))
 
     def rise(self, step: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ gradients for each.
 import functools
 from typing import NamedTuple
 
-from ccl_jax import algorithms, graphs
+from ccl_jax import algorithms, losses
+from ccl_jax.runs import runner
 from ccl_jax.runs.config import Config
 from ccl_jax.training import Objective
 from experiments import flops, methods
@@ -54,16 +55,10 @@ class Link(NamedTuple):
 
 def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
     """Counts a round of some settings."""
-    method = algorithms.get(config.algorithm)
-    topology = graphs.make(
-        config.topology,
-        config.agents,
-        weights=config.weights,
-        stochastic=method.stochastic,
-        seed=config.seed,
-    )
+    topology = runner.make_topology(config)
     neighbors = int(topology.mask.sum(axis=-1).max())
-    exchanges, crossed = _shape(config.algorithm)
+    measured = _measured(config.algorithm)
+    crossed = measured.gradients != "1"
     objective = Objective(
         num_classes,
         config.lambda_m,
@@ -72,14 +67,15 @@ def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) ->
         local_steps=config.local_steps,
         sam_rho=config.sam_rho,
     )
-    passes = objective.passes(neighbors, crossed)
+    passes = objective.passes(neighbors, crossed, 1 / config.local_steps)
     per_image = flops.forward_by_xla(config.model, num_classes, image_shape, config.norm)
-    waits = exchanges * config.gossip_steps / config.local_steps + ("class_sums" in objective.needs)
-    return Cost(passes * config.batch_size * per_image, waits)
+    # Models that the method itself does not send, and replies, come once, however often agents mix.
+    apart = losses.needs.foreign(objective.needs) and not measured.sends_models
+    replies = crossed + ("class_sums" in objective.needs)
+    waits = (measured.exchanges - crossed) * config.gossip_steps + apart + replies
+    return Cost(passes * config.batch_size * per_image, waits / config.local_steps)
 
 
 @functools.cache
-def _shape(algorithm: str) -> tuple[int, bool]:
-    """Exchanges a step, and whether cross-gradients are computed."""
-    measured = methods.measure(algorithms.get(algorithm))
-    return measured.exchanges, measured.gradients != "1"
+def _measured(algorithm: str) -> methods.Cost:
+    return methods.measure(algorithms.get(algorithm))

@@ -39,5 +39,18 @@ def test_cost_of_a_round():
     assert passes(config.replace(sam_rho=0.1)) == pytest.approx(6)
     assert passes(config.replace(sam_rho=0.1, lambda_m=0.1)) == pytest.approx(6 + 2)
     assert passes(config.replace(sam_rho=0.1, algorithm="ngc")) == pytest.approx(18)
+    # With local steps neighbours are heard, and shown images, in every second step only.
+    rare = wall_clock.cost(config.replace(local_steps=2, lambda_d=0.1), *shape)
+    assert rare.flops / plain.flops == pytest.approx(4 / 3) and rare.exchanges == 1
+    # All-reduce and RelaySGD do not send neighbours their models, which L_mv needs.
+    exchanges = lambda **changes: wall_clock.cost(config.replace(**changes), *shape).exchanges
+    assert exchanges(algorithm="all-reduce") == 1
+    assert exchanges(algorithm="all-reduce", lambda_m=0.1) == 2
+    assert exchanges(algorithm="all-reduce", lambda_d=0.1) == 3
+    relay = {"algorithm": "relaysgd", "topology": "chain"}
+    assert (exchanges(**relay), exchanges(**relay, lambda_d=0.1)) == (1, 3)
+    # Agents mix three times; replies come once.
+    assert exchanges(gossip_steps=3, lambda_d=0.1) == 4
+    assert exchanges(algorithm="ngc", gossip_steps=3) == 4
     crossed = wall_clock.cost(config.replace(algorithm="ngc"), *shape)
     assert crossed.flops / plain.flops == pytest.approx(3) and crossed.exchanges == 2
