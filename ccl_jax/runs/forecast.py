@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -76,11 +77,16 @@ def bytes_sent(run: "Run", state: training.TrainState, steps: int) -> float:
     # A method may begin with a step of its own; after that, the graph and local steps repeat.
     period = min(math.lcm(network.topology.rounds, network.local_steps), MOST_STEPS)
 
+    def size(number: int) -> float:
+        return float(traffic(jnp.int32(number)).bytes_sent().mean())
+
     def sent(begin: int, end: int) -> float:
-        sizes = [
-            float(traffic(jnp.int32(number)).bytes_sent().mean())
-            for number in range(begin, min(end, begin + 1 + period))
-        ]
+        if network.coins is not None and network.local_steps > 1:
+            # Coins do not repeat, but what an exchange sends does.
+            exchanges = begin + np.flatnonzero(jax.vmap(network.talks)(jnp.arange(begin, end)))
+            first = min(network.topology.rounds, MOST_STEPS)
+            return len(exchanges) * float(np.mean([*map(size, exchanges[:first])] or 0))
+        sizes = [size(number) for number in range(begin, min(end, begin + 1 + period))]
         whole, rest = divmod(max(0, end - begin - 1), period)
         return sum(sizes[:1]) + whole * sum(sizes[1:]) + sum(sizes[1 : 1 + rest])
 

@@ -158,6 +158,7 @@ SENT = {
     "prototypes": {"algorithm": "dsgd", "feature_loss": ("prototype:0.1",)},
     "compressed": {"algorithm": "dsgd", "compression": "top-k:0.1", "gossip_rate": 0.3},
     "sometimes": {"algorithm": "dsgd", "local_steps": 4},
+    "by chance": {"algorithm": "proxskip", "local_steps": 3, "lambda_d": 0.1, "lambda_m": 0.1},
     "often": {"algorithm": "dsgd", "gossip_steps": 3},
     "over time": {"algorithm": "sgp", "topology": "one-peer-exponential", "agents": 5},
     "relayed": {"algorithm": "relaysgd", "topology": "chain"},
