@@ -81,7 +81,7 @@ def adagossip(
         gamma = base.rate_at(gossip_rate, talk)
         # 1 - b2^t, without rounding b2^t to the digits that 1 has.
         count = jnp.maximum(t, 1).astype(trees.sum_type(params))
-        correction = -jnp.expm1(count * math.log(b2))
+        correction = -jnp.expm1(count * (math.log(b2) if b2 else -math.inf))
 
         def scale(h, s):
             root = jnp.sqrt(s / correction.astype(s.dtype)) + eps

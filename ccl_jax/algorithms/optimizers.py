@@ -82,9 +82,14 @@ def from_optax(
     parameters = inspect.signature(build).parameters if inspect.isfunction(build) else {}
     if "learning_rate" not in parameters:
         raise ValueError(f"optax has no optimizer {optimizer!r}; try lion, adagrad, lamb, rmsprop")
+    if "learning_rate" in options:
+        raise ValueError(f"the learning rate of optax.{optimizer} is that of the run: set lr")
     unknown = sorted(set(options) - set(parameters))
     if unknown:
         raise ValueError(f"optax.{optimizer} does not take {', '.join(unknown)}")
+    for name, value in options.items():
+        if isinstance(parameters[name].default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{name} of optax.{optimizer} is {value!r}; it must be true or false")
     _check_linear(optimizer, functools.partial(build, **options))
     # With a rate of 1 its updates are the negative directions.
     updates = _per_agent(build(learning_rate=1.0, **options))

@@ -1,7 +1,7 @@
 """Hosts: several processes, each with devices of its own, that train as one.
 
-Every process runs the same program on its own part of the agents (`ccl_jax.parallel`). What they have
-to agree on, such as when to stop, they tell each other here. With one process all of it is free.
+Every process runs the same program on its own part of the agents (`ccl_jax.devices.parallel`). What they
+have to agree on, such as when to stop, they tell each other here. With one process all of it is free.
 
 The first process writes files, and the others read them: the run directory must be one that all see.
 """
@@ -60,7 +60,7 @@ def join(
         _check(coordinator, num_processes, process_id)
     if jax.distributed.is_initialized():
         return True
-    # Signals are ours: a run that is asked to stop saves first (`ccl_jax.signals`).
+    # Signals are ours: a run that is asked to stop saves first (`ccl_jax.runs.signals`).
     jax.config.update("jax_enable_preemption_service", False)
     where = coordinator or "their coordinator"
     # JAX would abort, with a stack trace: our own clock runs out before that.

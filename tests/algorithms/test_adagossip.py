@@ -16,7 +16,7 @@ def problem(**talk):
     return Quadratics(AGENTS, SIZE, seed=7, **talk)
 
 
-def recursion(gamma, quasi_global, local_steps):
+def recursion(gamma, quasi_global, local_steps, b2=B2):
     """The exchange of a step before its gradient; none in the first step, where all are equal."""
     q, mix = problem(), ring_weights(AGENTS) - np.eye(AGENTS)
     x = np.tile(q.start, (AGENTS, 1))
@@ -26,8 +26,8 @@ def recursion(gamma, quasi_global, local_steps):
             h = h + top_k(x - h, KEPT)
             exchanges += 1
             r = mix @ h
-            s = B2 * s + (1 - B2) * r**2
-            r = r * np.minimum(1, gamma / (np.sqrt(s / (1 - B2**exchanges)) + 1e-8))
+            s = b2 * s + (1 - b2) * r**2
+            r = r * np.minimum(1, gamma / (np.sqrt(s / (1 - b2**exchanges)) + 1e-8))
             x = x + r
             if quasi_global:
                 m = m - r / RATES[t - 1]
@@ -50,6 +50,14 @@ def test_it_is_the_published_recursion(quasi_global, local_steps, float64):
     np.testing.assert_allclose(q.run(algorithm, RATES), expected, rtol=0, atol=1e-12)
     # The rate matters; it is not everywhere at its bound.
     assert np.abs(recursion(1.0, quasi_global, local_steps) - expected).max() > 0.01
+
+
+def test_without_a_memory_of_moves(float64):
+    """At b2 = 0 a coordinate moves by gamma, or by all of h where that is less."""
+    hyper = {"momentum": BETA, "b2": 0.0, "weight_decay": 0.02}
+    q = problem(compressor=TOP, compression_start="zero")
+    ours = q.run(algorithms.make("adagossip", gossip_rate=0.06, **hyper), RATES)
+    np.testing.assert_allclose(ours, recursion(0.06, False, 1, b2=0.0), rtol=0, atol=1e-12)
 
 
 def test_where_every_coordinate_is_at_the_bound_it_is_gossip_at_rate_1():

@@ -63,6 +63,13 @@ def test_refuses():
         algorithms.make("optax", optimizer="apply_updates")
     with pytest.raises(ValueError, match="lion does not take eps"):
         algorithms.make("optax", optimizer="lion", eps=1.0)
+    with pytest.raises(ValueError, match=r"learning rate of optax\.lion is that of the run"):
+        algorithms.make("optax", optimizer="lion", learning_rate=0.1)
+    with pytest.raises(
+        ValueError, match=r"nesterov of optax\.sgd is 'no'; it must be true or false"
+    ):
+        algorithms.make("optax", optimizer="sgd", momentum=0.9, nesterov="no")
+    algorithms.make("optax", optimizer="sgd", momentum=0.9, nesterov=True)
     for options in ({"optimizer": "lbfgs"}, {"optimizer": "lion", "mu_dtype": "abc"}):
         with pytest.raises(ValueError, match="cannot be the local step"):
             algorithms.make("optax", **options)
