@@ -29,8 +29,7 @@ from typing import Any
 
 import jax
 
-from ccl_jax.data import datasets
-from ccl_jax.runs import runner, seeds
+from ccl_jax.runs import inputs, runner, seeds
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.directory import PACKAGES, plain
 from ccl_jax.training.loop import Diverged
@@ -229,14 +228,13 @@ def value(record: Record, name: str) -> Any:
     return record["settings"].get(name, catalogue.default_of(name))
 
 
-@functools.lru_cache(maxsize=2)
-def _load(name: str, data_dir: str | None, image_size: int | None, verify: bool) -> Any:
-    return datasets.load(name, data_dir, image_size=image_size, verify_checksums=verify)
+_first_set = functools.lru_cache(maxsize=2)(inputs.first_set)
 
 
 def _dataset(config: Config) -> Any:
     """A dataset is read once for many runs."""
-    return _load(config.dataset, config.data_dir, config.image_size, config.verify_checksums)
+    read_by = ("dataset", "data_dir", "image_size", "verify_checksums", "domain")
+    return _first_set(Config(**{name: getattr(config, name) for name in read_by}))
 
 
 @functools.cache
