@@ -88,7 +88,8 @@ def from_optax(
     if unknown:
         raise ValueError(f"optax.{optimizer} does not take {', '.join(unknown)}")
     for name, value in options.items():
-        if isinstance(parameters[name].default, bool) and not isinstance(value, bool):
+        plain = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+        if plain and isinstance(parameters[name].default, bool):
             raise ValueError(f"{name} of optax.{optimizer} is {value!r}; it must be true or false")
     _check_linear(optimizer, functools.partial(build, **options))
     # With a rate of 1 its updates are the negative directions.

@@ -34,7 +34,15 @@ def _of_compression(config: Config) -> list[str]:
         return []
     method = algorithms.get(config.algorithm)
     given = method.hyperparameters | method.fixed | config.hyperparameters()
-    rate = given.get("gossip_rate", 0.5)  # NIDS and exact diffusion have (I + W) / 2 built in.
+    if "gossip_rate" not in given:
+        if float(fraction) >= CORRECTED_FRACTION:
+            return []
+        return [
+            f"{config.algorithm} corrects the whole bias of gossip, and its models have been seen to "
+            f"end far apart where top-k keeps little; take top-k:{CORRECTED_FRACTION:g} or more, or led "
+            "or beer."
+        ]
+    rate = given["gossip_rate"]
     largest = CORRECTED_RATE / CORRECTED_FRACTION * float(fraction)
     if float(fraction) >= CORRECTED_FRACTION and not callable(rate) and rate <= largest:
         return []

@@ -82,10 +82,9 @@ def bytes_sent(run: "Run", state: training.TrainState, steps: int) -> float:
 
     def sent(begin: int, end: int) -> float:
         if network.coins is not None and network.local_steps > 1:
-            # Coins do not repeat, but what an exchange sends does.
+            # Coins do not repeat, but what an exchange sends does: the graph is a static one.
             exchanges = begin + np.flatnonzero(jax.vmap(network.talks)(jnp.arange(begin, end)))
-            first = min(network.topology.rounds, MOST_STEPS)
-            return len(exchanges) * float(np.mean([*map(size, exchanges[:first])] or 0))
+            return len(exchanges) * size(exchanges[0]) if len(exchanges) else 0.0
         sizes = [size(number) for number in range(begin, min(end, begin + 1 + period))]
         whole, rest = divmod(max(0, end - begin - 1), period)
         return sum(sizes[:1]) + whole * sum(sizes[1:]) + sum(sizes[1 : 1 + rest])

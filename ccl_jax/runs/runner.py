@@ -299,8 +299,8 @@ def has_ended(run: Run) -> bool:
         summary = run.directory.summary() if run.config.resume else None
     except ValueError as error:
         raise ValueError(
-            f"{run.directory.path}/summary.json is damaged: {error}; remove it, and --resume makes it "
-            "again"
+            f"{run.directory.path}/summary.json is damaged: {error}; remove it, and a run that goes on "
+            "makes it again"
         ) from None
     return summary is not None and summary["epochs"] == run.config.epochs
 

@@ -65,6 +65,8 @@ def stop_signals() -> Iterator[Callable[[], int]]:
         around = [each for each in map(signal.getsignal, STOP) if isinstance(each, _Note)]
         note.received = max((each.received for each in around), default=0)
         for number in STOP:
+            if number == note.received and number in _URGENT:
+                continue  # A second one.
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 note.before[number] = signal.signal(number, note)
     try:

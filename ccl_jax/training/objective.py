@@ -103,11 +103,12 @@ class Objective:
         Args:
           neighbors: The largest number of an agent.
           crossed: Whether the method takes gradients of the neighbours' models, too.
-          exchanges: Part of the steps that have an exchange, and with it foreign models to show images.
+          exchanges: Part of the steps that have an exchange, and with it foreign models.
         """
         heard = self.needs | self.measured_needs
-        gradients = (1 + neighbors if crossed else 1) * (2 if self.sam_rho else 1)
-        foreign = exchanges * neighbors if losses.needs.foreign(heard) else 0
+        there = exchanges * neighbors
+        gradients = (1 + crossed * there) * (2 if self.sam_rho else 1)
+        foreign = there if losses.needs.foreign(heard) else 0
         return 3 * gradients + foreign + len(losses.needs.own_models(heard))
 
     def rise(self, step: jax.Array) -> jax.Array:

@@ -325,15 +325,16 @@ def _all(results: Path) -> None:
         if said is None:
             failed.append(f"{file} does not say by which command it was made")
             continue
-        flags_ = shlex.split(said.partition("experiments.report ")[2])
-        if main(["report", *flags_, f"--results={results}"]):
-            failed.append(f"{file}: its page could not be made")
+        own = shlex.split(said.partition("experiments.report ")[2])
+        try:
+            _make(["report", *own, f"--results={results}"])
+        except (flags.Error, ValueError, OSError) as error:
+            failed.append(f"{file}: {error}")
     if failed:
         raise ValueError("; ".join(failed))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes a report; returns the exit code."""
+def _define() -> flags.FlagValues:
     values = command.define()
     link = Link()
     for name, text in (
@@ -347,23 +348,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.DEFINE_float("seconds_per_step", None, text, lower_bound=0, flag_values=values)
 
     flags.DEFINE_bool("all", False, "all that have been reported before", flag_values=values)
+    return values
 
-    def body() -> None:
-        cli.parse(values, argv)
-        if values["help"].value:
-            print(cli.page(__doc__, values))
-            return
-        if values["all"].value:
-            _all(Path(values["results"].value))
-            return
-        wanted, results = command.requested(values), Path(values["results"].value)
-        found = command.collect(wanted, results)
-        if not found:
-            raise ValueError(
-                f"no run of {wanted.name} on {wanted.label} is in {results}; run `python -m "
-                f"experiments.study {wanted.options}` first"
-            )
-        assumed = Link(**{name: values[name].value for name in Link._fields})
-        print(write(Outcome(wanted, found, assumed), results, wanted.total))
 
-    return cli.guard(body)
+def _make(argv: Sequence[str] | None) -> None:
+    """What a command line asks for.
+
+    Raises:
+      flags.Error, OSError, ValueError: It cannot be made.
+    """
+    values = _define()
+    cli.parse(values, argv)
+    if values["help"].value:
+        print(cli.page(__doc__, values))
+        return
+    if values["all"].value:
+        _all(Path(values["results"].value))
+        return
+    wanted, results = command.requested(values), Path(values["results"].value)
+    found = command.collect(wanted, results)
+    if not found:
+        raise ValueError(
+            f"no run of {wanted.name} on {wanted.label} is in {results}; run `python -m "
+            f"experiments.study {wanted.options}` first"
+        )
+    assumed = Link(**{name: values[name].value for name in Link._fields})
+    print(write(Outcome(wanted, found, assumed), results, wanted.total))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes a report; returns the exit code."""
+    return cli.guard(lambda: _make(argv))

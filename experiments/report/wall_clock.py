@@ -73,6 +73,8 @@ def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) ->
     apart = losses.needs.foreign(objective.needs) and not measured.sends_models
     replies = crossed + ("class_sums" in objective.needs)
     waits = (measured.exchanges - crossed) * config.gossip_steps + apart + replies
+    # What else losses send goes with what is sent anyway, if anything is.
+    waits = max(waits, any(losses.needs.NEEDS[need].sends for need in objective.needs))
     return Cost(passes * config.batch_size * per_image, waits / config.local_steps)
 
 

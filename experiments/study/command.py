@@ -10,11 +10,12 @@ What a run gave is kept in RESULTS/STUDY-DATA/runs.jsonl, and studies share runs
 by default experiments/results in the root of a checkout and results elsewhere. The same command goes on
 where it was stopped, by a signal or by --hours. With --epochs all runs are so long, and lie in
 RESULTS/STUDY-DATA-5-epochs. --only leaves out what has not this text in a label of its cell, or of its
-method.
+method; of several, cells must have all that are of cells, and methods any.
 `python -m experiments.report` makes tables and figures of it.
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -211,6 +212,7 @@ def requested(values: flags.FlagValues, **changes: object) -> Study:
     study = catalogue.load(name, values["data"].value, seeds, **changes)
     epochs = values["epochs"].value
     study = study if epochs is None else study.of_length(epochs)
+    study = dataclasses.replace(study, extensions=tuple(values["extension"].value))
     return study.part(values["only"].value)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from ccl_jax import losses
 from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.directory import plain
-from experiments import extensions
 
 METRICS = ("consensus_accuracy", "local_accuracy_mean", "local_accuracy_min")
 
@@ -130,6 +129,7 @@ class Study:
       own_seeds: Those of the file; `seeds` may be others.
       epochs: Of all runs, where they are not the study's own.
       file: The path of one's own file; "" for a study of the project.
+      extensions: Files that have to be run first.
       only: What was asked of `part`.
       terms: For each of them that is of cells, labels of which a cell must have one.
     """
@@ -152,6 +152,7 @@ class Study:
     own_seeds: tuple[int, ...] = ()
     epochs: int | None = None
     file: str = ""
+    extensions: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     terms: tuple[frozenset[str], ...] = ()
 
@@ -164,11 +165,13 @@ class Study:
     def options(self) -> str:
         """The flags that ask for this study on a command line, with the users' own files."""
         study = shlex.quote(self.file or self.name)
-        files = "".join(f" --extension={shlex.quote(file)}" for file in extensions.LOADED)
+        files = "".join(f" --extension={shlex.quote(file)}" for file in self.extensions)
         data = "" if self.data == "digits" else f" --data={self.data}"
         epochs = "" if self.epochs is None else f" --epochs={self.epochs}"
         seeds = "" if self.seeds == self.own_seeds else f" --seeds={','.join(map(str, self.seeds))}"
-        only = "".join(f' --only="{term}"' for term in self.only)
+        # In double quotes, as people write them, where a shell leaves alone what is in these.
+        quote = lambda term: shlex.quote(term) if set(term) & set('"$`\\!') else f'"{term}"'
+        only = "".join(f" --only={quote(term)}" for term in self.only)
         return f"--study={study}{data}{epochs}{seeds}{only}{files}"
 
     def of_length(self, epochs: int) -> "Study":

@@ -108,7 +108,7 @@ def test_a_signal_is_for_the_context_around_and_for_what_follows_in_it():
             assert signal.getsignal(signal.SIGTERM) == before
         assert outer() == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
         with stop_signals() as following:
-            assert following() == signal.SIGTERM
+            assert following() == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
     with stop_signals() as stop:
         assert stop() == 0
 

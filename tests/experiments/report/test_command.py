@@ -254,9 +254,21 @@ def test_all_pages_are_made_but_those_that_cannot_be(study, tmp_path, capsys):
         (tmp_path / name / "results.md").write_text(text + "\n")
     assert command.main(["report", "--all", f"--results={tmp_path}"]) == 2
     said = capsys.readouterr().err
-    assert "a/results.md: its page could not be made; " in said
+    assert "a/results.md: unknown study 'gone': did you mean" in said
     assert "b/results.md does not say by which command" in said
     assert (where / "report.html").exists()
+
+
+def test_ctrl_c_ends_all_pages(tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        line = "- this page: python -m experiments.report --study=agents\n"
+        (tmp_path / name / "results.md").write_text(line)
+    monkeypatch.setattr(command.command, "requested", interrupted)
+    assert command.main(["report", "--all", f"--results={tmp_path}"]) == 130
 
 
 def test_what_differs_and_what_was_tuned_is_said(tmp_path):

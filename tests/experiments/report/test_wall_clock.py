@@ -42,6 +42,7 @@ def test_cost_of_a_round():
     # With local steps neighbours are heard, and shown images, in every second step only.
     rare = wall_clock.cost(config.replace(local_steps=2, lambda_d=0.1), *shape)
     assert rare.flops / plain.flops == pytest.approx(4 / 3) and rare.exchanges == 1
+    assert passes(config.replace(algorithm="ngc", local_steps=2)) == pytest.approx(3 * (1 + 1))
     # All-reduce and RelaySGD do not send neighbours their models, which L_mv needs.
     exchanges = lambda **changes: wall_clock.cost(config.replace(**changes), *shape).exchanges
     assert exchanges(algorithm="all-reduce") == 1
@@ -49,6 +50,9 @@ def test_cost_of_a_round():
     assert exchanges(algorithm="all-reduce", lambda_d=0.1) == 3
     relay = {"algorithm": "relaysgd", "topology": "chain"}
     assert (exchanges(**relay), exchanges(**relay, lambda_d=0.1)) == (1, 3)
+    isolated = {"algorithm": "isolated"}
+    assert exchanges(**isolated) == 0
+    assert exchanges(**isolated, feature_loss=("prototype:0.1",)) == 1
     # Agents mix three times; replies come once.
     assert exchanges(gossip_steps=3, lambda_d=0.1) == 4
     assert exchanges(algorithm="ngc", gossip_steps=3) == 4

@@ -12,7 +12,7 @@ import pytest
 from ccl_jax import algorithms
 from ccl_jax.runs import inputs, runner
 from ccl_jax.runs.config import Config
-from experiments import digits, extensions
+from experiments import cli, digits, extensions
 from experiments.study import catalogue, command, records
 from tests.support import tiny_main  # noqa: F401 (registers the model "mlp")
 from tests.support.studies import SMALL, fake_record
@@ -322,11 +322,14 @@ def test_epochs_of_ones_own_are_not_those_of_all_runs(write, capsys):
 
 
 def test_the_command_of_ones_own_study_names_its_files(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(extensions, "LOADED", ["my model.py"])
-    study = catalogue.load(str(write(SMALL)), seeds=(4,))
-    said = shlex.split(study.options)
-    assert said == [f"--study={write(SMALL)}", "--seeds=4", "--extension=my model.py"]
     monkeypatch.setattr(extensions, "LOADED", [])
+    (tmp_path / "my model.py").touch()
+    path = write(SMALL.replace('"ccl" =', "'c\"cl' ="))
+    asked = [f"--study={path}", "--seeds=4", '--only=c"c', f"--extension={tmp_path}/my model.py"]
+    values = command.define()
+    cli.parse(values, ["study", *asked])
+    assert shlex.split(command.requested(values).options) == asked
+    # Another study in the same process does not need it.
     assert catalogue.load("agents").options == "--study=agents"
 
 
