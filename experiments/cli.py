@@ -11,12 +11,14 @@ import dataclasses
 import io
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +157,26 @@ def output(text: str) -> Path:
     if path.is_dir():
         raise ValueError(f"output is {path}, a directory; give the name of a file in it")
     below = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"output is {path}, which cannot be written to; give another name")
     if not below.is_dir() or not os.access(below, os.W_OK):
         raise ValueError(
             f"output is {path}, and {below} cannot be written to; choose another place"
         )
     return path
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file or directory that takes the place of another one, whole or not at all."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder / path.name
+        if path.is_dir():
+            path.rename(folder / "before")
+        (folder / path.name).replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def guard(body: Callable[[], None]) -> int:

@@ -118,12 +118,15 @@ _COLUMNS = (
 )
 
 
+_CSV = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+
+
 def write_csv(runs: Sequence[Compared], path: Path) -> None:
     """A line for each run and epoch: run, status, differing settings as config.NAME, all metrics."""
     settings = differing(runs)
     first = ["run", "status", *(f"config.{name}" for name in settings)]
     metrics = dict.fromkeys(name for run in runs for row in run.rows for name in row)
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with cli.whole(path) as partial, partial.open("w", **_CSV) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*first, *metrics])
         for run in runs:
@@ -250,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(runs))
         with plots.attempt(figure):
             draw(runs, figure)
-        print(f"accuracy against rounds: {figure}")
+            print(f"accuracy against rounds: {figure}")
         print(f"all metrics: {output}")
 
     return cli.guard(body)

@@ -11,9 +11,8 @@ compares DSGDm-N, QG-DSGDm-N and CCL on 8 agents in a ring whose data differ str
 import sys
 from pathlib import Path
 
-from ccl_jax.data import datasets
 from ccl_jax.devices import hosts
-from ccl_jax.runs import plots, reporter, runner, seeds
+from ccl_jax.runs import inputs, plots, reporter, runner, seeds
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.signals import stop_signals
 from ccl_jax.runs.summary import results_table
@@ -45,6 +44,11 @@ def compare(config: Config, given: frozenset[str]) -> None:
         "qg-dsgdm-n": {"algorithm": "qg-dsgdm-n", **plain},
         "ccl": {"algorithm": "qg-dsgdm-n", **ccl},
     }
+    if len({config.replace(**settings).label for settings in contestants.values()}) < 3:
+        raise ValueError(
+            "a comparison has CCL beside the methods alone, and its losses are off: give one a weight, "
+            "or --algorithm for a single run"
+        )
     # A comparison that is resumed starts those of its runs that had not begun.
     begun = lambda name: any((workdir / name).glob("**/config.json"))
     resume = {name: config.resume and begun(name) for name in contestants}
@@ -56,7 +60,7 @@ def compare(config: Config, given: frozenset[str]) -> None:
         )
         raise ValueError(f"{workdir} holds no comparison; {remedy}")
     with hosts.together():
-        dataset = datasets.load(config.dataset, config.data_dir)
+        dataset = inputs.first_set(config)
     runs = []
     for name, settings in contestants.items():
         one = config.replace(workdir=str(workdir / name), resume=resume[name], **settings)
@@ -97,8 +101,8 @@ def _report(
     curves = _where_all_are({own[0].config.label: own[0].directory.read_metrics() for own in runs})
     with plots.attempt(together.figures / "accuracy.png"):
         plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
+        print(f"accuracy against rounds: {together.figures / 'accuracy.png'}")
     split = runs[0][0].directory.figures / "partition.png"
-    print(f"accuracy against rounds: {together.figures / 'accuracy.png'}")
     print(f"who holds which classes: {split}")
     print(f"run directory: {together.path}")
     # The last method's first seed that has not diverged.

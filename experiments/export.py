@@ -91,7 +91,8 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     format_.write(path, arrays)
     about = describe(run, form, whose, arrays)
-    beside.write_text(json.dumps(plain(about), indent=2) + "\n")
+    with cli.whole(beside) as partial:
+        partial.write_text(json.dumps(plain(about), indent=2) + "\n")
     return path
 
 
@@ -144,17 +145,14 @@ def _write_safetensors(path: Path, arrays: Arrays) -> None:
 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:  # Given a path, NumPy would add an ending.
-            np.savez(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Given a path, NumPy would add an ending.
+    with cli.whole(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _write_orbax(path: Path, arrays: Arrays) -> None:
-    save_tree(path, traverse_util.unflatten_dict(arrays, sep="/"))
+    with cli.whole(path) as partial:
+        save_tree(partial, traverse_util.unflatten_dict(arrays, sep="/"))
 
 
 _UNFLATTEN = "variables = flax.traverse_util.unflatten_dict({}, sep='/')"

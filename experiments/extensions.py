@@ -5,6 +5,7 @@ python -m experiments.digits --extension=mine.py --algorithm=mine
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 
 # What has been run in this process, as it was given; workers of a study run the same.
@@ -15,10 +16,11 @@ def load(file: str) -> None:
     """Runs a Python file as a module; what it imports may lie beside it.
 
     Args:
-      file: Its path. An error in it is shown as Python shows it, with its line.
+      file: Its path.
 
     Raises:
-      ValueError: There is no such file, or it is no Python file.
+      ValueError: There is no such file, or it is no Python file; or what it does raises one, or an
+        OSError, and the message has the line. Other errors in it are shown as Python shows them.
     """
     path = Path(file).absolute()
     if path.suffix != ".py" or not path.is_file():
@@ -32,5 +34,10 @@ def load(file: str) -> None:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (OSError, ValueError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        raise ValueError(f"{file}, line {lines[-1]}: {error}" if lines else str(error)) from error
     LOADED.append(file)

@@ -28,7 +28,8 @@ def forward(model: str, num_classes: int, image_shape: tuple[int, int, int]) -> 
       image_shape: `(H, W, C)`.
     """
     # With any norm but "none", LeNet-5 spells its convolutions out.
-    apply, shapes = _forward(model, num_classes, image_shape, "group")
+    norm = "group" if model == "lenet5" else None
+    apply, shapes = _forward(model, num_classes, image_shape, norm)
     with as_defined():
         return count(jax.make_jaxpr(apply)(*shapes).jaxpr)
 

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(cli.page(__doc__, values))
             return
         path = cli.output(values.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
         draw(some_images(SIDE**2)).savefig(path, dpi=150)
         print(f"figure: {path}")
 

@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = FlagValues()
     flags.DEFINE_string("algorithm", None, "show this method in detail", flag_values=values)
     flags.DEFINE_string("feature_loss", None, "show this loss in detail", flag_values=values)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
 
     def body() -> None:
         cli.parse(values, argv)

@@ -131,9 +131,10 @@ def draw(
     with plots.attempt(files[0]):
         counts = confusion(run, images, found)
         pictures.confusion(counts, run.dataset.class_names, files[0], title)
+        print(f"what is taken for what: {files[0]}")
     with plots.attempt(files[1]):
         pictures.mistakes(surest_mistakes(run, images, found), files[1], title)
-    print(f"what is taken for what: {files[0]}\nthe surest mistakes: {files[1]}")
+        print(f"the surest mistakes: {files[1]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -117,7 +117,7 @@ class Files(Shown):
         side, channels = self._facts.side, self._facts.image_shape[2]
         try:
             content = self._store.read(index)
-            pixels = images.decode(content, side, area=not _photographs(self._facts))
+            pixels = images.decode(content, side, area=_by_area(self._facts))
         except (OSError, ValueError) as error:
             name = self._store.name(index)
             if self._skipped is None:
@@ -129,7 +129,8 @@ class Files(Shown):
                 self._resized.add(index)
         if _is_grey(pixels) != (channels == 1):
             self._recoloured.add(index)
-        return _in_range(_as_grey(pixels) if channels == 1 else pixels, self._facts.scale)
+        pixels = _as_grey(pixels, self._facts) if channels == 1 else pixels
+        return _in_range(pixels, self._facts.scale)
 
     def notes(self) -> list[str]:
         # The run's own test set is prepared in this way wherever it is evaluated.
@@ -226,7 +227,7 @@ def _npz(path: Path, facts: Facts) -> Shown:
             raise ValueError(
                 f"{path}: images have {found.shape[3]} channels, those of the run {channels}"
             )
-        found = _as_grey(found) if channels == 1 else np.repeat(found, 3, axis=3)
+        found = _as_grey(found, facts) if channels == 1 else np.repeat(found, 3, axis=3)
         notes.append(f"all images were made {'grey' if channels == 1 else 'colour'}")
     if found.shape[1:3] not in ((height, width), (facts.side, facts.side)):
         before = " x ".join(map(str, found.shape[1:3]))
@@ -255,8 +256,9 @@ def _is_grey(pixels: np.ndarray) -> bool:
     return bool((pixels == pixels[..., :1]).all())
 
 
-def _as_grey(pixels: np.ndarray) -> np.ndarray:
-    grey = (pixels @ _GREY)[..., None]
+def _as_grey(pixels: np.ndarray, facts: Facts) -> np.ndarray:
+    weights = np.full(3, 1 / 3) if _joined(facts) else _GREY
+    grey = (pixels @ weights)[..., None]
     return grey.round().astype(np.uint8) if pixels.dtype == np.uint8 else grey.astype(np.float32)
 
 
@@ -265,16 +267,20 @@ def _in_range(pixels: np.ndarray, scale: float) -> np.ndarray:
     return pixels if scale == 255 else pixels.astype(np.float32) * np.float32(scale / 255)
 
 
-def _photographs(facts: Facts) -> bool:
-    """Whether the run's own images are photographs, brought to its size when they are read."""
-    return any(name in datasets.SIZED for name in facts.name.split(" + "))  # Of several domains.
+def _joined(facts: Facts) -> bool:
+    """Whether the run has several domains, of which all are made alike (`heterogeneity.join`)."""
+    return " + " in facts.name
+
+
+def _by_area(facts: Facts) -> bool:
+    """How images are made smaller: photographs, and those of other domains, bilinearly in training."""
+    return not _joined(facts) and facts.name not in datasets.SIZED
 
 
 def _resized(image: np.ndarray, facts: Facts) -> np.ndarray:
     """As `images.square`, of any type and number of channels."""
-    area = not _photographs(facts)
     planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(image, -1, 0)]
     pixels = np.stack(
-        [np.asarray(images.square(plane, facts.side, area)) for plane in planes], axis=-1
+        [np.asarray(images.square(plane, facts.side, _by_area(facts))) for plane in planes], axis=-1
     )
     return pixels.round().astype(np.uint8) if image.dtype == np.uint8 else pixels

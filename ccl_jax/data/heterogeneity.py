@@ -203,6 +203,11 @@ def _like(first: Dataset, other: Dataset, pixels: np.ndarray) -> np.ndarray:
             f"{first.name}: its images must be square to have other domains beside it."
         )
     if pixels.shape[3] != channels:
+        if {pixels.shape[3], channels} != {1, 3}:
+            raise ValueError(
+                f"{other.name}: its images have {pixels.shape[3]} channels, those of {first.name} "
+                f"{channels}; only grey and colour, 1 and 3, are made alike."
+            )
         # Grey is the mean of the colours; a grey image has all colours alike.
         mean = pixels.mean(axis=3, keepdims=True).round().astype(np.uint8)
         pixels = np.repeat(mean, channels, axis=3)

@@ -80,6 +80,12 @@ def make(
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; give the number of classes, at least 1")
     published = {} if norm is None else {"norm": norm}
+    takes = inspect.signature(build).parameters.values()
+    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
+    for field in ("num_classes", "dtype", *published):
+        if not free and field not in {parameter.name for parameter in takes}:
+            leave = "; leave out norm" if field == "norm" else ", which every model has"
+            raise ValueError(f"model {name} has no field {field}{leave}")
     return build(num_classes=num_classes, dtype=dtype, **published)
 
 

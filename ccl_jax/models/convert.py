@@ -51,7 +51,7 @@ _LEAVES = {
 }
 
 # Linear layers that read a flattened image, and the image's channels.
-_FLATTENED_CHANNELS = {("lenet5", "fc1"): 16}
+_FLATTENED_CHANNELS = {("lenet5", "fc1"): 16, ("vgg11", "head"): 128}
 
 
 def from_torch(name: str, arrays: Mapping[str, np.ndarray], *, leading: int = 0) -> dict:

@@ -62,6 +62,7 @@ class Checkpoints:
         self._warn = warn
         self._worker = ThreadPoolExecutor(max_workers=1)
         self._pending: Future | None = None
+        # Of all checkpoints but those that `restore` has found damaged.
         self._scores = {step: self._score(step) for step in self.steps()}
 
     def __enter__(self) -> "Checkpoints":
@@ -139,6 +140,7 @@ class Checkpoints:
             if damage is None:
                 return self._read(step, like)
             self._warn(f"checkpoint {self.path / str(step)} is damaged ({damage}); trying the last")
+            self._scores.pop(step, None)
         if steps:
             raise ValueError(
                 f"all checkpoints in {self.path} are damaged; start again in another work directory"
@@ -215,7 +217,7 @@ class Checkpoints:
         self._prune()
 
     def _prune(self) -> None:
-        kept = {*self._complete()[-self._keep :], self.best()}
+        kept = {*sorted(self._scores)[-self._keep :], self.best()}
         for step in set(self._complete()) - kept:
             shutil.rmtree(self.path / str(step), ignore_errors=True)
             self._scores.pop(step, None)
@@ -347,16 +349,16 @@ def _orbax() -> ocp.Checkpointer:
 
 
 def save_tree(path: Path, tree: Any) -> None:
-    """Writes a tree of arrays as a directory of orbax, in place of what is there.
+    """Writes a tree of arrays as a directory of orbax, where none is.
 
     Raises:
       OSError: It could not be written.
     """
     try:
         with _quiet(), _orbax() as writer:
-            writer.save(path.absolute(), args=ocp.args.StandardSave(tree), force=True)
+            writer.save(path.absolute(), args=ocp.args.StandardSave(tree))
     except (OSError, ValueError, RuntimeError) as error:  # As for checkpoints.
-        raise OSError(f"{path} could not be written ({_last_words(error)})") from error
+        raise OSError(f"{path.name} could not be written ({_last_words(error)})") from error
 
 
 def is_tree(path: Path) -> bool:

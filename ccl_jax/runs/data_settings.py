@@ -77,7 +77,8 @@ class DataSettings:
     train_samples: int | None = setting(
         None,
         DATA,
-        "train on so many training images only, a random choice by the seed; default: all",
+        "train on so many training images only, of each domain, a random choice by the seed; default: "
+        "all",
         ranges.at_least(1),
     )
     renumber_labels: bool = setting(

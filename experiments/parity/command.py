@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     """Replays the file given by --trace; returns the exit code."""
     values = FlagValues()
     flags.DEFINE_string("trace", None, "recorded run, an .npz file", flag_values=values)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     passed = True
 
     def body() -> None:

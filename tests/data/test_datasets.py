@@ -1,6 +1,7 @@
 """Datasets: what `load` gives from true files, and what it says of missing or damaged ones."""
 
 import dataclasses
+import gzip
 import hashlib
 import sys
 
@@ -120,6 +121,26 @@ def test_fmnist_missing_files_are_named(small_fmnist):
     message = str(error.value)
     assert all(name in message for name in FILES) and str(folder) in message
     assert "zalandoresearch/fashion-mnist" in message and "dataset-fashion-mnist" in message
+
+
+def test_fmnist_has_checksums_of_the_authors_files_only(small_fmnist, monkeypatch):
+    folder, _ = small_fmnist
+    # Beside the .gz lies what torchvision has unpacked.
+    for name in (FILES[1], FILES[2]):
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+    own = {name: hashlib.md5((folder / f"{name}.gz").read_bytes()).hexdigest() for name in FILES}
+    monkeypatch.setattr(datasets, "_FMNIST_MD5", own)
+    (folder / FILES[0]).write_bytes(b"unpacked and not looked at")
+    assert len(datasets.load("fmnist", folder, verify_checksums=True).train_labels) == 20
+    said = r"checksums are published of the authors' four \.gz files only: give their folder"
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=said):
+        # As packed by Debian.
+        patch.setattr(datasets, "FMNIST_SYSTEM_DIR", folder)
+        patch.setattr(datasets, "_FMNIST_MD5", own | {FILES[3]: 32 * "0"})
+        datasets.load("fmnist", verify_checksums=True)
+    (folder / f"{FILES[1]}.gz").unlink()
+    with pytest.raises(ValueError, match=f"{FILES[1]}: {said}"):
+        datasets.load("fmnist", folder, verify_checksums=True)
 
 
 def test_fmnist_missing_from_the_system(monkeypatch, tmp_path):

@@ -124,6 +124,10 @@ def test_join_brings_all_to_the_first_ones_shape():
     np.testing.assert_array_equal(whole.train_images[40:], 60)
     with pytest.raises(ValueError, match="must be square"):
         heterogeneity.join([grey, first])
+    with pytest.raises(
+        ValueError, match="alpha: its images have 4 channels, those of first 3; only"
+    ):
+        heterogeneity.join([first, toy("alpha", (8, 8, 4))])
 
 
 def named(name, classes, **options):

@@ -7,6 +7,7 @@ import json
 import flax
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import ccl_jax
@@ -183,6 +184,31 @@ def test_a_full_disk_is_one_line_and_the_export_before_stays(saved, tmp_path, mo
     assert "No space left on device" in capsys.readouterr().err
     assert target.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"model.npz", "model.npz.json"}
+
+
+def test_where_orbax_fails_the_export_before_stays(saved, tmp_path, monkeypatch, capsys):
+    argv = ["export", f"--run={saved}", "--format=orbax", f"--output={tmp_path / 'model'}"]
+    assert export.main(argv) == 0
+    files = lambda: {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    before = files()
+
+    def full(self, directory, *args, **kwargs):
+        (directory / "begun").mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.Checkpointer, "save", full)
+        assert export.main(argv) == 1
+    assert "model could not be written" in capsys.readouterr().err
+    assert files() == before
+    # The description is whole or not there, too.
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "plain", lambda about: {"cut": object()})
+        with pytest.raises(TypeError):
+            export.main(argv)
+    assert (tmp_path / "model.json").read_bytes() == before[tmp_path / "model.json"]
+    assert export.main(argv) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model.json"}
 
 
 def test_what_safetensors_cannot_write_is_one_line(saved, tmp_path, capsys):

@@ -135,6 +135,7 @@ def test_the_lists_have_it(mine, tmp_path, capsys):
     [
         ("no.py", None, "no.py is no file; give a Python file"),
         ("a.txt", "", "a.txt is no .py file; give a Python file"),
+        ("wrong.py", '\n\nint("twelve")\n', "wrong.py, line 3: invalid literal for int()"),
         ("taken.py", MINE.replace('"mine"', '"dsgd"'), "'dsgd' is there already, in ccl_jax."),
         ("taken.py", MINE.replace('"drifting"', '"moon"'), "'moon' is there already, in ccl_jax."),
     ],

@@ -31,7 +31,7 @@ def test_classes_are_shown_in_their_shares():
 
 
 def test_the_command_draws_it(tmp_path, capsys):
-    path = tmp_path / "idea.png"
+    path = tmp_path / "new" / "idea.png"
     assert idea.main(["idea", f"--output={path}"]) == 0
     assert capsys.readouterr().out == f"figure: {path}\n"
     height, width, _ = matplotlib.image.imread(path).shape

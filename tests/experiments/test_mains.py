@@ -105,6 +105,23 @@ def _pretend(run, accuracy):
     return {"label": run.config.label, "bytes_sent_per_agent": 1, **numbers}
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--image_size=64",), "image_size is for"),
+        (("--verify_checksums",), "verify_checksums is for fmnist"),
+        (
+            ("--lambda_m=0",),
+            "a comparison has CCL beside the methods alone, and its losses are off",
+        ),
+    ],
+)
+def test_what_a_comparison_refuses_before_it_begins(flags, message, tmp_path, capsys):
+    assert run(digits, *flags, f"--workdir={tmp_path / 'c'}") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_comparison_says_how_to_go_on(tmp_path, capsys):
     flags = (*QUICK, "--epochs=1", "--batch_size=256", "--nofigures", "--quiet")
     assert run(digits, *flags, f"--workdir={tmp_path / 'c'}") == 0

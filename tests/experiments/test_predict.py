@@ -1,6 +1,7 @@
 """What a trained run says of images, counted again by hand, and images that it cannot be shown."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 import ccl_jax
-from ccl_jax.data import datasets, images
+from ccl_jax.data import datasets, heterogeneity, images
 from ccl_jax.runs.config import Config
 from experiments import predict, shown
 from tests.support import saved_run, small_files, tiny_main
@@ -223,6 +224,34 @@ def test_a_run_on_image_files_takes_images_as_it_does_its_own(name, tmp_path):
     np.savez(tmp_path / "x.npz", images=pixels[None])
     of_arrays = shown.given(tmp_path / "x.npz", facts).read([0])[0]
     assert np.abs(of_arrays.astype(int) - own).max() <= 1
+
+
+def test_a_run_on_several_domains_takes_images_as_it_took_the_others(tmp_path):
+    """Grey is the mean of the colours, and what is larger is made smaller bilinearly."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (30, 20, 20, 3), np.uint8)
+    labels = np.arange(30, dtype=np.int32) % 2
+    about = (2, (0.5,), (0.5,), 255.0, ("a", "b"))
+    black = np.zeros((30, 8, 8, 1), np.uint8)
+    first = datasets.Dataset("digits", black, labels, black, labels, *about)
+    other = dataclasses.replace(
+        first,
+        name="other",
+        train_images=pixels,
+        test_images=pixels,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    joined, _ = heterogeneity.join([first, other])
+    facts = saved_run.facts(shape=(8, 8, 1))._replace(name=joined.name, scale=255.0)
+    np.savez(tmp_path / "x.npz", images=pixels)
+    Image.fromarray(pixels[0]).save(tmp_path / "x.png")
+    expected = joined.train_images[-30:].astype(int)
+    for name, wanted in (("x.npz", expected), ("x.png", expected[:1])):
+        images = shown.given(tmp_path / name, facts)
+        found = images.read(np.arange(len(wanted))).astype(int)
+        # One or the other is rounded first.
+        assert np.abs(found - wanted).max() <= 1
 
 
 def test_a_run_in_colour_takes_grey_images(tmp_path, capsys):

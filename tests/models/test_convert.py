@@ -34,6 +34,10 @@ def test_flattened_image_is_reordered():
     weight = numbered(120, 400)
     kernel = from_torch("lenet5", {"fc1.weight": weight})["fc1"]["kernel"]
     assert kernel[114, 3] == weight[3, 57]
+    # Input 1 * 4 + 3 is channel 1, row 1, column 1; ours is (1 * 2 + 1) * 128 + 1.
+    weight = numbered(10, 512)
+    kernel = from_torch("vgg11", {"classifier.0.weight": weight})["head"]["kernel"]
+    assert kernel[385, 9] == weight[9, 7]
     # fc2 reads no image: a plain transpose.
     square = numbered(84, 120)
     np.testing.assert_array_equal(

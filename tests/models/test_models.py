@@ -11,6 +11,7 @@ from flax import linen as nn
 from ccl_jax import models
 from ccl_jax.models.layers import max_pool_2x2
 from ccl_jax.models.resnet import cifar_resnet, imagenet_resnet
+from experiments import flops
 
 # name: (image shape, F, parameters with 10 classes and the published norm). LeNet-5, ResNet-20 and
 # -18, MobileNet-V2 and VGG-11: counted in the authors' models. ResNet-34 and -50: torchvision's
@@ -192,6 +193,15 @@ def test_bad_input():
         models.make("resnet20", 10, norm="groupnorm")
     with pytest.raises(ValueError, match="num_classes is 0"):
         models.make("resnet20", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "plain", lambda num_classes, dtype: OneLayer())
+        patch.setitem(models.MODELS, "untyped", lambda num_classes: OneLayer())
+        models.make("plain", 2)
+        with pytest.raises(ValueError, match="model plain has no field norm; leave out norm"):
+            models.make("plain", 2, norm="batch")
+        with pytest.raises(ValueError, match="untyped has no field dtype, which every model has"):
+            models.make("untyped", 2)
+        assert flops.forward("plain", 2, (2, 2, 1)) == 2 * 4 * 2
     with pytest.raises(ValueError, match="image_shape is \\(28, 28\\)"):
         models.init(models.make("lenet5", 10), jax.random.key(0), (28, 28))
     with pytest.raises(ValueError, match="depth is 21"):

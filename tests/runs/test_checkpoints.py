@@ -145,6 +145,22 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
     same(checkpoints_of(tmp_path).restore(make_state(0))[0], make_state(2))
 
 
+@pytest.mark.parametrize(
+    "keep, steps, damaged, left", [(1, [2, 4], [4], [3]), (2, [1, 3, 4], [3, 4], [1, 2])]
+)
+def test_damaged_ones_are_not_kept_in_place_of_good_ones(tmp_path, keep, steps, damaged, left):
+    saved(tmp_path, steps, keep=9)
+    for step in damaged:
+        truncate(tmp_path / str(step))
+    with Checkpoints(tmp_path, keep=keep, warn=lambda _: None) as checkpoints:
+        _, progress = checkpoints.restore(make_state(0))
+        checkpoints.save(make_state(9), make_progress(progress.step + 1))
+        assert checkpoints.best() not in damaged
+    checkpoints = checkpoints_of(tmp_path)
+    assert checkpoints.steps() == left
+    same(checkpoints.restore(make_state(0))[0], make_state(9))
+
+
 def test_if_all_are_damaged_the_run_does_not_start_again_by_itself(tmp_path):
     saved(tmp_path, [1, 2])
     truncate(tmp_path / "1")

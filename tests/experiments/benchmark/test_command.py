@@ -146,6 +146,9 @@ def test_ratios_are_taken_round_by_round():
         ("--topology=rign", "ring"),
         ("--output=/proc/nothing/x", "give another --output"),
         ("more", "'more' is not a flag"),
+        ("--max_agents=8", "--max_agents: it goes with --scaling only; leave it out"),
+        ("--data_dir=.", "--data_dir: it goes with --whole only"),
+        ("--scaling", "--agents: --scaling has numbers of its own"),
     ],
 )
 def test_bad_input(flag, message, capsys, tmp_path):

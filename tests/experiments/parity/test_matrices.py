@@ -20,7 +20,7 @@ def test_recorded_matrices_are_ours(name, graphs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "code"), [("weight", 1), ("unknown", 2), ("draws", 2), ("rounds", 2)]
+    ("change", "code"), [("weight", 1), ("nan", 1), ("unknown", 2), ("draws", 2), ("rounds", 2)]
 )
 def test_other_matrices_are_told_apart(change, code, tmp_path):
     with np.load(FIXTURES / "jin-equitopo_matrices_a.npz") as file:
@@ -28,6 +28,8 @@ def test_other_matrices_are_told_apart(change, code, tmp_path):
     name = "W_t.OU-EquiDyn_n8_eta1.0_seed0"
     if change == "weight":
         trace[name] = trace[name] + 1e-5
+    elif change == "nan":
+        trace[name] = trace[name] * np.nan
     elif change == "unknown":
         trace["W.torus_n8"] = np.eye(8)
     elif change == "draws":

@@ -20,12 +20,14 @@ def test_recorded_iterations_are_ours(capsys):
     assert (result["passed"], result["cases"]) == (True, 6)
 
 
-@pytest.mark.parametrize(("change", "code"), [("value", 1), ("missing", 2)])
+@pytest.mark.parametrize(("change", "code"), [("value", 1), ("nan", 1), ("missing", 2)])
 def test_other_recordings_are_told_apart(change, code, tmp_path):
     with np.load(FILE) as file:
         trace = dict(file)
     if change == "value":
         trace["case2.out"] = trace["case2.out"] + 1e-4
+    elif change == "nan":
+        trace["case2.out"] = trace["case2.out"] * np.nan
     else:
         del trace["case3.out"]
     np.savez(tmp_path / "changed.npz", **trace)
