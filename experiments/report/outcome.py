@@ -208,7 +208,8 @@ class Outcome:
         compared = {method for _, method in pairs}
         text = []
         if same := self.comparisons()[0] - len(pairs):
-            text = [f"Left out: {same} comparisons of runs with themselves, of controls."]
+            many = "s" if same > 1 else ""
+            text = [f"Left out: {same} comparison{many} of runs with themselves, of controls."]
         if self._averages():
             text += [f"Averages over {cells} cells for each seed."] if cells > 1 else []
             if len(compared) > MOST_SHORT_ROWS:
