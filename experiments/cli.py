@@ -149,7 +149,8 @@ def output(text: str) -> Path:
     """Where a file can be written, by its name on the command line; makes sure of it before the work.
 
     Raises:
-      ValueError: There is no name, it is a directory's, or one of its folders is a file.
+      ValueError: There is no name, it is a directory's or of a file that cannot be written to, or one
+        of its folders is a file.
     """
     path = Path(text)
     if not path.name:
@@ -168,13 +169,26 @@ def output(text: str) -> Path:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file or directory that takes the place of another one, whole or not at all."""
+    """Where to write a file or directory that takes the place of another one, whole or not at all.
+
+    Raises:
+      OSError: It cannot take that place, as a file that of a directory.
+    """
+    path = path.resolve()
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = folder / path.name, folder / f"{path.name}.before"
     try:
-        yield folder / path.name
-        if path.is_dir():
-            path.rename(folder / "before")
-        (folder / path.name).replace(path)
+        yield new
+        if path.is_file():
+            shutil.copymode(path, new)
+        try:
+            if path.is_dir() and new.is_dir():
+                path.rename(old)
+            new.replace(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

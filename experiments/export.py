@@ -89,10 +89,13 @@ def export(
     if beside.exists() and not path.exists():
         raise ValueError(f"{beside} is there, and no export that it describes; give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    format_.write(path, arrays)
-    about = describe(run, form, whose, arrays)
-    with cli.whole(beside) as partial:
-        partial.write_text(json.dumps(plain(about), indent=2) + "\n")
+    about = json.dumps(plain(describe(run, form, whose, arrays)), indent=2) + "\n"
+    try:
+        format_.write(path, arrays)
+        with cli.whole(beside) as partial:
+            partial.write_text(about)
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error.strerror or error})") from error
     return path
 
 
@@ -139,9 +142,10 @@ def _write_safetensors(path: Path, arrays: Arrays) -> None:
     from safetensors.numpy import save_file
 
     try:
-        save_file(arrays, path)
+        with cli.whole(path) as partial:
+            save_file(arrays, partial)
     except SafetensorError as error:
-        raise OSError(f"{path} could not be written ({error})") from error
+        raise OSError(str(error)) from error
 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:

@@ -36,6 +36,8 @@ def load(file: str) -> None:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
+    except BrokenPipeError:  # Of what it prints; no error in it.
+        raise
     except (OSError, ValueError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]

@@ -72,7 +72,7 @@ def make(
         A flax module: images [batch, H, W, C] -> (features [batch, F], logits [batch, classes]).
 
     Raises:
-        ValueError: unknown name or norm, or num_classes < 1.
+        ValueError: unknown name or norm, num_classes < 1, or the model has no such field.
     """
     build = look_up("model", name, MODELS)
     if norm is not None:
@@ -80,7 +80,7 @@ def make(
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; give the number of classes, at least 1")
     published = {} if norm is None else {"norm": norm}
-    takes = inspect.signature(build).parameters.values()
+    takes = inspect.signature(build, follow_wrapped=False).parameters.values()
     free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
     for field in ("num_classes", "dtype", *published):
         if not free and field not in {parameter.name for parameter in takes}:

@@ -358,7 +358,7 @@ def save_tree(path: Path, tree: Any) -> None:
         with _quiet(), _orbax() as writer:
             writer.save(path.absolute(), args=ocp.args.StandardSave(tree))
     except (OSError, ValueError, RuntimeError) as error:  # As for checkpoints.
-        raise OSError(f"{path.name} could not be written ({_last_words(error)})") from error
+        raise OSError(_last_words(error)) from error
 
 
 def is_tree(path: Path) -> bool:

@@ -129,12 +129,15 @@ def _refuse_others(values: flags.FlagValues) -> None:
                 f"--whole takes no {others}; it goes with --data_dir and --output only"
             )
     elif values.compile_for is None:
-        ignored = {
-            "data_dir": "it goes with --whole only",
-            **({"agents": "--scaling has numbers of its own"} if values.scaling else {}),
-            **({"torch_threads": "--scaling does without PyTorch"} if values.scaling else {}),
-            **({} if values.scaling else {"max_agents": "it goes with --scaling only"}),
-        }
+        ignored = {"data_dir": "it goes with --whole only"}
+        if values.scaling:
+            ignored["agents"] = "--scaling has numbers of its own"
+            for name in ("torch_threads", *["torch"] * values.torch):
+                ignored[name] = "--scaling does without PyTorch"
+        else:
+            ignored["max_agents"] = "it goes with --scaling only"
+            if not values.torch:
+                ignored["torch_threads"] = "--notorch does without PyTorch"
         for name, why in ignored.items():
             if given([name]):
                 raise ValueError(f"--{name}: {why}; leave it out")

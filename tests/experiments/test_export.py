@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import json
+from pathlib import Path
 
 import flax
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 import ccl_jax
 from ccl_jax.runs.config import Config
-from experiments import export
+from experiments import cli, export
 from tests.support import saved_run
 
 CONFIG = Config(model="digits-cnn", agents=3, norm="batch", algorithm="dsgd")
@@ -202,13 +203,51 @@ def test_where_orbax_fails_the_export_before_stays(saved, tmp_path, monkeypatch,
     assert "model could not be written" in capsys.readouterr().err
     assert files() == before
     # The description is whole or not there, too.
+    write = Path.write_text
+
+    def half(self, text):
+        write(self, text[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with monkeypatch.context() as patch:
-        patch.setattr(export, "plain", lambda about: {"cut": object()})
-        with pytest.raises(TypeError):
-            export.main(argv)
+        patch.setattr(Path, "write_text", half)
+        assert export.main(argv) == 1
     assert (tmp_path / "model.json").read_bytes() == before[tmp_path / "model.json"]
     assert export.main(argv) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model.json"}
+
+
+@pytest.mark.parametrize("name", ["a", "before"])
+def test_what_takes_a_place_is_whole(tmp_path, name, monkeypatch):
+    folder = tmp_path / name
+    for k in range(2):
+        with cli.whole(folder) as partial:
+            partial.mkdir()
+            (partial / str(k)).touch()
+        assert [path.name for path in folder.iterdir()] == [str(k)]
+    # A file does not take the place of a directory, and what was not written none.
+    with pytest.raises(IsADirectoryError), cli.whole(folder) as partial:
+        partial.touch()
+    with pytest.raises(FileNotFoundError), cli.whole(folder):
+        pass
+    replace = Path.replace
+
+    def interrupted(self, other):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt), cli.whole(folder) as partial:
+            partial.mkdir()
+    assert replace is Path.replace and [path.name for path in folder.iterdir()] == ["1"]
+    # A link stays one, and a private file private.
+    (tmp_path / "file").touch(0o600)
+    (tmp_path / "link").symlink_to("file")
+    with cli.whole(tmp_path / "link") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    assert {path.name for path in tmp_path.iterdir()} == {name, "file", "link"}
 
 
 def test_what_safetensors_cannot_write_is_one_line(saved, tmp_path, capsys):

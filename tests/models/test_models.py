@@ -197,6 +197,9 @@ def test_bad_input():
         patch.setitem(models.MODELS, "plain", lambda num_classes, dtype: OneLayer())
         patch.setitem(models.MODELS, "untyped", lambda num_classes: OneLayer())
         models.make("plain", 2)
+        around = functools.wraps(models.MODELS["untyped"])(lambda **fields: OneLayer())
+        patch.setitem(models.MODELS, "around", around)
+        models.make("around", 2, norm="batch")
         with pytest.raises(ValueError, match="model plain has no field norm; leave out norm"):
             models.make("plain", 2, norm="batch")
         with pytest.raises(ValueError, match="untyped has no field dtype, which every model has"):

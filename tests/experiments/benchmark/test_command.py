@@ -148,11 +148,13 @@ def test_ratios_are_taken_round_by_round():
         ("more", "'more' is not a flag"),
         ("--max_agents=8", "--max_agents: it goes with --scaling only; leave it out"),
         ("--data_dir=.", "--data_dir: it goes with --whole only"),
+        (("--notorch", "--torch_threads=2"), "--torch_threads: --notorch does without"),
         ("--scaling", "--agents: --scaling has numbers of its own"),
     ],
 )
 def test_bad_input(flag, message, capsys, tmp_path):
-    given = ["--agents=3", "--devices=1", f"--output={tmp_path}/x", flag]
+    flags = [flag] if isinstance(flag, str) else flag
+    given = ["--agents=3", "--devices=1", f"--output={tmp_path}/x", *flags]
     assert command.main(["benchmark", *given]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
