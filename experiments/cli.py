@@ -202,7 +202,7 @@ def guard(body: Callable[[], None]) -> int:
         except BrokenPipeError:  # As `... | head` ends any program.
             return 128 + signal.SIGPIPE
         except (flags.Error, ValueError) as error:
-            return _complain(error, 2)
+            return _complain(extensions.blame(error) or error, 2)
         except Diverged as error:
             return _complain(error, 1, everywhere=True)
         except OSError as error:
@@ -212,7 +212,7 @@ def guard(body: Callable[[], None]) -> int:
         except KeyboardInterrupt:
             return _complain("interrupted", 130)
         except Exception as error:
-            if (line := lacking(error)) is None:
+            if (line := lacking(error) or extensions.blame(error)) is None:
                 raise
             return _complain(line, 2)
     return 0

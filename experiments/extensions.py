@@ -6,6 +6,7 @@ python -m experiments.digits --extension=mine.py --algorithm=mine
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 # What has been run in this process, as it was given; workers of a study run the same.
@@ -19,8 +20,8 @@ def load(file: str) -> None:
       file: Its path.
 
     Raises:
-      ValueError: There is no such file, or it is no Python file; or what it does raises one, or an
-        OSError, and the message has the line. Other errors in it are shown as Python shows them.
+      ValueError: There is no such file, it is no Python file, or there is an error in it; the message
+        has its line.
     """
     path = Path(file).absolute()
     if path.suffix != ".py" or not path.is_file():
@@ -38,8 +39,26 @@ def load(file: str) -> None:
         spec.loader.exec_module(module)
     except BrokenPipeError:  # Of what it prints; no error in it.
         raise
-    except (OSError, ValueError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        raise ValueError(f"{file}, line {lines[-1]}: {error}" if lines else str(error)) from error
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise ValueError(blame(error, [file]) or f"{file}: {error}") from error
     LOADED.append(file)
+
+
+def blame(error: BaseException, files: Sequence[str] | None = None) -> str | None:
+    """One line on an error that was raised in a user's own file, or in what that called; else None.
+
+    Args:
+      error: As it was caught.
+      files: The files; default: all that are loaded.
+    """
+    own = {str(Path(file).absolute()): file for file in (LOADED if files is None else files)}
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in own]
+    if not frames:
+        return None
+    at = frames[-1]
+    where = "" if at.name == "<module>" else f", in {at.name}"
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    said = " ".join(str(error).split())
+    return f"{own[at.filename]}, line {at.lineno}{where}: {kind}{said}"

@@ -20,7 +20,7 @@ Every leaf of the state is a scalar or leads with the agents axis. All talking g
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -100,12 +100,43 @@ def advance(
       cross_gradient: `cross_gradient(models) -> grads [agents, degree, ...]`: gradients of the
         neighbours' models on the own data; called for methods that combine them.
     """
-    eval_params, state, models = algorithm.communicate(params, state, talk, lr)
+    before = params, state
+    sent = algorithm.communicate(params, state, talk, lr)
+    eval_params, state, models = _parts("communicate", sent, "(eval_params, state, models)")
     grads, aux = gradient(eval_params, models)
     if algorithm.combine is not None:
-        grads, state = algorithm.combine(grads, cross_gradient(models), state, talk)
-    params, state = algorithm.update(grads, eval_params, state, talk, lr)
+        combined = algorithm.combine(grads, cross_gradient(models), state, talk)
+        grads, state = _parts("combine", combined, "(grads, state)")
+    updated = algorithm.update(grads, eval_params, state, talk, lr)
+    params, state = _parts("update", updated, "(params, state)")
+    for what, now, then in zip(("params", "state"), (params, state), before, strict=True):
+        _check_form(what, now, then)
     return Advance(params, state, grads, aux)
+
+
+def _parts(function: str, found: Any, form: str) -> Any:
+    """What a method's function has returned, if it is of so many parts."""
+    count = len(form.split(","))
+    if not isinstance(found, (tuple, list)) or len(found) != count:
+        is_ = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
+        raise ValueError(f"{function} of the method returns {is_}; it must return {form}")
+    return found
+
+
+def _check_form(what: str, now: PyTree, before: PyTree) -> None:
+    """Makes sure that a step leaves what the next one can begin with."""
+    forms = jax.tree_util.tree_structure(now), jax.tree_util.tree_structure(before)
+    if forms[0] != forms[1]:
+        raise ValueError(f"update of the method returns the {what} {forms[0]}; it was {forms[1]}")
+    show = lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(now), jax.tree.leaves(before), strict=True
+    ):
+        if show(x) != show(y):
+            raise ValueError(
+                f"update of the method returns {what}{jax.tree_util.keystr(path)} as {show(x)}; it was "
+                f"{show(y)} and must stay so"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +281,22 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
     Raises:
       ValueError: Unknown name or hyper-parameter, or a value of the wrong kind.
     """
+    check_hyperparameters(name, hyperparameters)
+    method = get(name)
+    built = method.build(**method.fixed, **hyperparameters)
+    if not isinstance(built, Algorithm):
+        raise ValueError(
+            f"what builds {name} returns {type(built).__name__}; it must return an Algorithm"
+        )
+    return built
+
+
+def check_hyperparameters(name: str, hyperparameters: Mapping[str, Any]) -> None:
+    """What can be said of hyper-parameters without building the method, which may start JAX.
+
+    Raises:
+      ValueError: Unknown method or hyper-parameter, or a value of the wrong kind.
+    """
     method = get(name)
     takes_any = any(
         p.kind is p.VAR_KEYWORD for p in inspect.signature(method.build).parameters.values()
@@ -262,7 +309,6 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
         )
     for key, value in hyperparameters.items():
         _check_value(name, key, value, method.hyperparameters.get(key))
-    return method.build(**method.fixed, **hyperparameters)
 
 
 def _check_value(method: str, name: str, value: Any, default: Any) -> None:

@@ -129,9 +129,10 @@ def _opened(path: pathlib.Path, form: str) -> Iterator[np.lib.npyio.NpzFile]:
             raw.seek(0)
             if not start.startswith((b"PK", b"\x93NUMPY")):
                 raise ValueError("it has no arrays of NumPy")
-            with np.load(raw, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise ValueError("it is a single array")
+            file = np.load(raw, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            with file:
                 yield file
     # RuntimeError: encrypted; NotImplementedError: a way of packing that zipfile does not know.
     except (

@@ -345,8 +345,25 @@ def _build(name: str, agents: int, seed: int, **options: Any) -> np.ndarray:
         if option not in options and parameters[option].default is inspect.Parameter.empty:
             raise ValueError(f"topology {name!r} needs {option}; {how}")
     given = {key: value for key, value in given.items() if key in parameters}
-    counts = entry.build(agents, **given, **options)
-    return counts[None] if counts.ndim == 2 else counts
+    made = entry.build(agents, **given, **options)
+    counts = np.asarray(made)
+    counts = counts[None] if counts.ndim == 2 else counts
+    matrix = counts.ndim == 3 and counts.shape[1:] == (agents, agents)
+    if not matrix or counts.dtype.kind not in "biuf":
+        array = isinstance(made, (np.ndarray, list))
+        is_ = f"{counts.dtype}{list(np.shape(made))}" if array else type(made).__name__
+        raise ValueError(
+            f"what builds topology {key} returns {is_}; it must return a matrix [{agents}, {agents}], "
+            "or one a round: how many edges lead from j to i"
+        )
+    if entry.weighs:
+        return counts
+    if (counts != counts.astype(int)).any() or counts.min() < 0:
+        raise ValueError(
+            f"what builds topology {key} returns a number of edges that is {counts.min():g} or no whole "
+            "number; edges are counted"
+        )
+    return counts.astype(int)
 
 
 def _topology(name: str, counts: np.ndarray, weights: str, stochastic: Stochastic) -> Topology:

@@ -90,12 +90,17 @@ class FeatureLoss:
         """The loss of one agent, and what it remembers next, detached; None without memory.
 
         Raises:
-          ValueError: What it remembers next is of another form.
+          ValueError: It is no scalar, or what it remembers next is of another form.
         """
         found = self.loss(own, heard, distance, **options)
         if self.memory is None:
-            return found, None
-        value, memory = found
+            return self._scalar(found), None
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ValueError(
+                f"feature loss {self.name} has a memory; it must return (scalar, memory), and returns "
+                f"{type(found).__name__}"
+            )
+        value, memory = self._scalar(found[0]), found[1]
         form = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
         if form(memory) != form(heard["memory"]):
             raise ValueError(
@@ -103,6 +108,16 @@ class FeatureLoss:
                 f"that it began with, {form(heard['memory'])}"
             )
         return value, jax.lax.stop_gradient(memory)
+
+    def _scalar(self, value: Any) -> jax.Array:
+        """A loss's value, if it is one number of floating point."""
+        array = isinstance(value, jax.Array)
+        if not array or value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+            is_ = f"{value.dtype}{list(value.shape)}" if array else f"{value!r:.40}"
+            raise ValueError(
+                f"feature loss {self.name} returns {is_}; it must return a scalar of floating point"
+            )
+        return value
 
     def check_options(self, given: Mapping[str, Any]) -> None:
         """Makes sure that options are the loss's own, and numbers in their range.
@@ -137,8 +152,10 @@ def register(
     """Decorator that enters a loss into the registry; arguments as the fields of `FeatureLoss`.
 
     Raises:
-      ValueError: Another module has a loss of that name.
+      ValueError: Another module has a loss of that name, or needs are no tuple.
     """
+    if isinstance(needs, str):
+        raise ValueError(f"needs of feature loss {name} are a text, {needs!r}; write ({needs!r},)")
 
     def enter(loss: Callable[..., Any]) -> Callable[..., Any]:
         there = {key: entry.loss for key, entry in REGISTRY.items()}

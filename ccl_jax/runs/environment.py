@@ -120,7 +120,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         {name: value for name, value in made.items() if name in before and name != "command"}
         for made in (before, now)
     )
-    before, now = (made | (made.pop("jax_settings", None) or {}) for made in (before, now))
+    for part in ("jax_settings", "own_code"):
+        before, now = (made | (made.pop(part, None) or {}) for made in (before, now))
     # No flags at all are the default ones.
     show = lambda made, name: "default" if made.get(name, "") == "" else made[name]
     return [

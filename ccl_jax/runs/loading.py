@@ -182,7 +182,9 @@ def _config(files: RunDirectory) -> Config:
     try:
         return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in there.items()})
     except ValueError as error:
-        raise ValueError(f"{files.path}/config.json cannot be used: {error}") from None
+        own = [word for word in made.get("command", ()) if word.startswith("--extension=")]
+        hint = f" It was made with {' '.join(own)}; give that again." if own else ""
+        raise ValueError(f"{files.path}/config.json cannot be used: {error}{hint}") from None
 
 
 def _check_registered(files: RunDirectory, config: Config) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import datetime
+import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from ccl_jax import algorithms, graphs, models, training
+from ccl_jax import algorithms, graphs, losses, models, training
 from ccl_jax.algorithms import capabilities
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.devices import hosts, memory, parallel
 from ccl_jax.graphs.topology import Topology
+from ccl_jax.names import look_up
 from ccl_jax.network import Network, compression
 from ccl_jax.runs import environment, inputs, programs, reporter, tensorboard, trainer
 from ccl_jax.runs.config import MAY_DIFFER, Config
@@ -128,19 +131,7 @@ def prepare(
         )
     hyperparameters = config.hyperparameters(steps)
     method.check(topology, **hyperparameters)
-    network = Network(
-        topology,
-        devices=plan.blocks,
-        local_steps=config.local_steps,
-        coins=config.seed if method.capabilities and method.capabilities.by_chance else None,
-        gossip_steps=config.gossip_steps,
-        compressor=compression.make(config.compression),
-        compression_start=config.compression_start,
-        faults=config.faults(),
-        message_noise=config.message_noise,
-        noise_seed=config.seed,
-        average_from=None if config.merge_at is None else steps * (config.merge_at - 1),
-    )
+    network = _make_network(config, topology, plan.blocks, steps)
     capabilities.check(method, network, **hyperparameters)
     capabilities.check_platform(method, plan.platform)
     if config.final_merge:
@@ -174,6 +165,39 @@ def prepare(
         objective,
         schedule,
         augment.make(config.augment, dataset.image_shape[:2]),
+    )
+
+
+def check(config: Config) -> None:
+    """Checks what can be known of settings without their data or JAX's devices; `prepare` checks all.
+
+    Raises:
+      ValueError: Something does not fit.
+    """
+    method, hyperparameters = algorithms.get(config.algorithm), config.hyperparameters()
+    algorithms.check_hyperparameters(config.algorithm, hyperparameters)
+    look_up("model", config.model, models.MODELS)
+    look_up("partition", config.partition, dict.fromkeys(partition.NAMES))
+    topology = make_topology(config)
+    method.check(topology, **hyperparameters)
+    capabilities.check(method, _make_network(config, topology), **hyperparameters)
+
+
+def _make_network(config: Config, topology: Topology, devices: int = 1, steps: int = 1) -> Network:
+    """What agents talk through; `steps` are those of an epoch."""
+    method = algorithms.get(config.algorithm)
+    return Network(
+        topology,
+        devices=devices,
+        local_steps=config.local_steps,
+        coins=config.seed if method.capabilities and method.capabilities.by_chance else None,
+        gossip_steps=config.gossip_steps,
+        compressor=compression.make(config.compression),
+        compression_start=config.compression_start,
+        faults=config.faults(),
+        message_noise=config.message_noise,
+        noise_seed=config.seed,
+        average_from=None if config.merge_at is None else steps * (config.merge_at - 1),
     )
 
 
@@ -266,7 +290,8 @@ def open_directory(run: Run, stack: contextlib.ExitStack) -> None:
             run.directory.claim()
         stack.enter_context(run.directory.lock(hosts.note))
         if not run.config.resume:
-            run.directory.create(dataclasses.asdict(run.config) | {"made_with": made_with()})
+            made = made_with() | {"own_code": own_code(run.config)}
+            run.directory.create(dataclasses.asdict(run.config) | {"made_with": made})
     with hosts.together():
         run.directory.check_shared()
 
@@ -285,7 +310,7 @@ def go_on(run: Run) -> dict[str, Any] | None:
     elif has_ended(run):
         hosts.note(f"{run.directory.path} has ended already; this is its result")
         return run.directory.summary()
-    _warn_of_other_makers(run.directory)
+    _warn_of_other_makers(run.directory, run.config)
     return None
 
 
@@ -329,9 +354,28 @@ def _more_epochs(directory: RunDirectory, config: Config) -> int:
     return epochs if config.epochs > epochs else 0
 
 
-def _warn_of_other_makers(directory: RunDirectory) -> None:
-    """A run that goes on with other versions or devices is not the same to the bit."""
-    before, now = directory.made_with(), made_with()
+def own_code(config: Config) -> dict[str, str]:
+    """The files beside ccl_jax that define what a run uses: name -> the beginning of its SHA-256."""
+    graph = graphs.GRAPHS.get(config.topology.partition(":")[0])
+    used = [
+        algorithms.get(config.algorithm).build,
+        models.MODELS[config.model],
+        *(losses.get(name).loss for name, _ in config.feature_losses()),
+        *([graph.build] if graph else []),
+    ]
+    ours = Path(__file__).parents[1]
+    modules = (sys.modules.get(getattr(each, "__module__", None) or "") for each in used)
+    files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        for file in sorted(files)
+        if ours not in file.parents and file.is_file()
+    }
+
+
+def _warn_of_other_makers(directory: RunDirectory, config: Config) -> None:
+    """A run that goes on with other versions, code or devices is not the same to the bit."""
+    before, now = directory.made_with(), made_with() | {"own_code": own_code(config)}
     different = environment.differences(before, now)
     if different:
         hosts.note(f"warning: {directory.path} was started with others: {', '.join(different)}")

@@ -130,11 +130,12 @@ def caution(outcome: Outcome) -> str:
     """What so many comparisons are worth."""
     number, distinct = outcome.comparisons()
     repeated = number - distinct
+    are = "are" if number != 1 else "is"
     same = f" ({repeated} of them of runs that another one has compared)" if repeated else ""
     return (
-        "A difference whose 95% interval contains 0 is called “no difference seen”. There are "
-        f"{number} comparisons in the table{same}; of comparisons without any true difference about "
-        "one in twenty shows one by chance."
+        f"A difference whose 95% interval contains 0 is called “no difference seen”. There {are} "
+        f"{number} comparison{'s' * (number != 1)} in the table{same}; of comparisons without any true "
+        "difference about one in twenty shows one by chance."
     )
 
 

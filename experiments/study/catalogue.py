@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from ccl_jax.names import check_distinct, look_up
+from ccl_jax.runs import runner
 from ccl_jax.runs.config import Config
 from experiments.study.plan import (
     CURVES,
@@ -232,7 +233,10 @@ def _study(
     if study.tune is not None and study.metrics[0] not in METRICS:
         raise ValueError(f"tune needs {' or '.join(METRICS)} as the first of metrics")
     for job in (*study.tuning_jobs(), *study.jobs(_any_choices(study))):
-        del job  # Building its Config has checked it.
+        try:
+            runner.check(job.config)
+        except ValueError as error:
+            raise ValueError(f"{job}: {error}") from error
     return study
 
 

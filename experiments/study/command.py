@@ -26,6 +26,7 @@ from pathlib import Path
 
 from absl import flags
 
+from ccl_jax.runs import runner
 from experiments import cli
 from experiments.flag_values import FlagValues
 from experiments.study import catalogue, pool, records, tuning
@@ -102,6 +103,7 @@ def _run_missing(
     missing = list({job.identity: job for job in jobs if job.identity not in known}.values())
     if done := sum(job.identity in known for job in jobs):
         _tell(f"{phase}{done} of {len(jobs)} runs are there already")
+        _tell_of_other_code(jobs, known)
     began = time.monotonic()
     made = pool.run_all(missing, results, workers, pack_seeds=pack_seeds)
     for count, (job, record, seconds) in enumerate(made, 1):
@@ -113,6 +115,20 @@ def _run_missing(
             f"{duration(left)} left"
         )
     return bool(missing)
+
+
+def _tell_of_other_code(jobs: Iterable[Job], known: Mapping[str, Record]) -> None:
+    """Says where runs are of another version of the user's own file: settings alone name a run."""
+    others = set()
+    for job in jobs:
+        before = known.get(job.identity, {}).get("made_with", {}).get("own_code", {})
+        now = runner.own_code(job.config) if before else {}
+        others |= {file for file in before if now.get(file, before[file]) != before[file]}
+    if others:
+        _tell(
+            f"note: some of them were made with another {', '.join(sorted(others))}; remove their lines "
+            "from runs.jsonl, and their directories, to make them again"
+        )
 
 
 def _lean(study: Study, record: Record) -> Record:

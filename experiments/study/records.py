@@ -43,6 +43,7 @@ _MADE_WITH = (
     *PACKAGES,
     "device",
     "git_commit",
+    "own_code",
     "instruction_set",
     "jax_settings",
     "xla_flags",

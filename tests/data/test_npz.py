@@ -88,6 +88,14 @@ def test_what_is_no_image_or_no_label(tmp_path, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_single_array_is_none(tmp_path):
+    np.save(tmp_path / "own.npy", np.zeros((4, 5, 4), np.uint8))
+    with pytest.raises(
+        ValueError, match=r"own\.npy: cannot be used \(it is a single array\): it must"
+    ):
+        datasets.load("npz", tmp_path / "own.npy")
+
+
 def test_labels_in_a_column_and_colours(tmp_path):
     colours = np.arange(6 * 5 * 4 * 3, dtype=np.uint8).reshape(6, 5, 4, 3)
     column = np.array([[2], [1], [0], [2], [1], [0]], np.uint8)

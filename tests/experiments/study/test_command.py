@@ -130,6 +130,23 @@ def test_identities_of_all_records_are_those_of_their_settings():
         ("epochs = 2", "epochs = 0", "epochs is 0; it must be at least 1"),
         ("epochs = 2", "seed = 2", "unknown setting 'seed'"),
         ("seeds = [0, 1]", "seeds = []", "seeds are []"),
+        # What only a run would find, after those before it.
+        (
+            '"plain" = { algorithm = "dsgdm-n" }',
+            '"plain" = { algorithm = "dsgd-n" }',
+            "plain, seed 0: unknown algorithm 'dsgd-n': did you mean 'dsgdm-n'",
+        ),
+        ('model = "mlp"', 'model = "mpl"', "unknown model 'mpl': did you mean 'mlp'"),
+        ("alpha = 1.0", 'topology = "rign"', "unknown topology 'rign': did you mean 'ring'"),
+        ("alpha = 1.0", 'topology = "dyck"', "dyck"),
+        ("alpha = 1.0", 'partition = "idd"', "unknown partition 'idd': did you mean 'iid'"),
+        ("alpha = 1.0", 'compression = "topk:2"', "topk"),
+        ("alpha = 1.0", 'hparam = ["momntum=0.9"]', "dsgdm-n has no hyper-parameter momntum"),
+        (
+            '"plain" = { algorithm = "dsgdm-n" }',
+            '"plain" = { algorithm = "d2", local_steps = 3 }',
+            "plain, seed 0: local_steps is 3, and d2 needs an exchange in every step",
+        ),
         ("seeds = [0, 1]", 'seeds = [0]\nreference = "plan"', "did you mean 'plain'"),
         (
             "[data.digits.settings]",
@@ -319,6 +336,33 @@ def test_epochs_of_ones_own_are_not_those_of_all_runs(write, capsys):
     path = write(SMALL + '[axes.length]\n"short" = { epochs = 1 }\n"long" = { epochs = 2 }\n')
     assert command.main(["study", f"--study={path}", "--epochs=3", "--list"]) == 2
     assert "--epochs=3 is for all runs, and short of mine has epochs" in capsys.readouterr().err
+
+
+def test_runs_of_another_version_of_ones_own_file_are_said(write, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ccl_jax import algorithms\n"
+        "@algorithms.register('own-dsgd', summary='x', reference='x', "
+        "capabilities=algorithms.base.GOSSIP)\n"
+        "def own():\n    return algorithms.make('dsgd')\n"
+    )
+    monkeypatch.setattr(extensions, "LOADED", [])
+    registry = dict(algorithms.REGISTRY)
+    path = write(SMALL.replace('algorithm = "dsgdm-n" }', 'algorithm = "own-dsgd" }', 1))
+    argv = ["study", f"--study={path}", f"--results={tmp_path}/r", "--seeds=0", "--only=plain"]
+    argv += [f"--extension={file}"]
+    try:
+        assert command.main(argv) == 0
+        assert command.main(argv) == 0
+        assert "made with another" not in capsys.readouterr().err
+        (found,) = records.read(tmp_path / "r" / "mine-digits" / "runs.jsonl")
+        assert found["made_with"]["own_code"].keys() == {"mine.py", "tiny_main.py"}
+        file.write_text(file.read_text() + "# changed\n")
+        assert command.main(argv) == 0
+        assert "note: some of them were made with another mine.py" in capsys.readouterr().err
+    finally:
+        algorithms.REGISTRY.clear()
+        algorithms.REGISTRY.update(registry)
 
 
 def test_the_command_of_ones_own_study_names_its_files(write, tmp_path, monkeypatch):

@@ -1,0 +1,173 @@
+"""Mistakes in a user's own method, loss, graph or file: one line that says which, and where."""
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from ccl_jax import algorithms, graphs, losses
+from experiments import extensions
+from tests.support import tiny_main
+
+METHOD = """
+import jax, jax.numpy as jnp
+from ccl_jax import algorithms
+
+@algorithms.register("own-m", summary="x", reference="x", capabilities=algorithms.base.GOSSIP)
+def own(*, momentum=0.9):
+    base = algorithms.make("dsgdm-n")
+    return algorithms.Algorithm(base.init, COMMUNICATE, UPDATE)
+"""
+LOSS = """
+import jax.numpy as jnp
+from ccl_jax.losses import base
+
+@base.register("own-l", NEEDS summary="x", reference="x")
+def own(own, heard, distance):
+    return RETURN
+"""
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """Runs a file of one's own; what it says on stderr, with the exit code."""
+    tables = (algorithms.REGISTRY, losses.REGISTRY, graphs.GRAPHS)
+    before = [dict(table) for table in tables]
+    monkeypatch.setattr(extensions, "LOADED", [])
+
+    def run(text, *flags):
+        file = tmp_path / "mine.py"
+        file.write_text(text)
+        given = [f"--extension={file}", f"--workdir={tmp_path / 'run'}", "--epochs=1", *flags]
+        code = tiny_main.main(["digits", *given, "--quiet", "--nofigures"])
+        said = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        assert len(said) == 1
+        return said[0], code
+
+    yield run
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+@pytest.mark.parametrize(
+    ("communicate", "update", "said"),
+    [
+        ("lambda p, s, t, lr: (p, s)", "base.update", "communicate of the method returns 2 values"),
+        ("base.communicate", "lambda *a: None", "update of the method returns NoneType; it must"),
+        (
+            "base.communicate",
+            "lambda g, p, s, t, lr: (p, {'a': s})",
+            "update of the method returns the state",
+        ),
+        (
+            "base.communicate",
+            "lambda g, p, s, t, lr: (jax.tree.map(lambda x: x[..., None], p), s)",
+            "and must stay so",
+        ),
+        (
+            "base.communicate",
+            "lambda g, p, s, t, lr: (jax.tree.map(lambda x: x.astype(jnp.bfloat16), p), s)",
+            "update of the method returns params['Dense_0']['bias'] as bfloat16[",
+        ),
+        # An error in the function itself has its line.
+        ("lambda p, s, t, lr: p.nothing", "base.update", "mine.py, line 8, in <lambda>: Attrib"),
+    ],
+)
+def test_a_method(communicate, update, said, run):
+    text = METHOD.replace("COMMUNICATE", communicate).replace("UPDATE", update)
+    line, code = run(text, "--algorithm=own-m", "--devices=1")
+    assert said in line and code == 2
+
+
+def test_what_builds_a_method(run):
+    text = METHOD.replace("return algorithms.Algorithm(base.init, COMMUNICATE, UPDATE)", "return 3")
+    line, code = run(text, "--algorithm=own-m")
+    assert "what builds own-m returns int; it must return an Algorithm" in line and code == 2
+
+
+@pytest.mark.parametrize(
+    ("needs", "value", "said"),
+    [
+        (
+            "",
+            "own.features.sum(axis=1)",
+            "feature loss own-l returns float32[64]; it must return a",
+        ),
+        ("", "None", "feature loss own-l returns None; it must return a scalar"),
+        ("", "own.labels.sum()", "feature loss own-l returns int32[]; it must return a scalar"),
+        (
+            "memory=lambda own: (jnp.zeros(2),),",
+            "own.features.sum()",
+            "must return (scalar, memory)",
+        ),
+        (
+            "needs='class_sums',",
+            "0.0",
+            "needs of feature loss own-l are a text, 'class_sums'; write (",
+        ),
+        ("", "heard['class_sums']", "mine.py, line 7, in own: KeyError: 'class_sums'"),
+    ],
+)
+def test_a_loss(needs, value, said, run):
+    text = LOSS.replace("NEEDS", needs).replace("RETURN", value)
+    flags = ("--algorithm=dsgd", "--feature_loss=own-l:1", "--batch_size=64")
+    line, code = run(text, *flags)
+    assert said in line and code == 2
+
+
+def test_a_loss_that_is_not_finite_is_what_is_blamed(run):
+    text = LOSS.replace("NEEDS", "").replace("RETURN", "own.features.mean() * jnp.nan")
+    line, code = run(text, "--algorithm=dsgd", "--feature_loss=own-l:1")
+    assert "likely own-l itself: the cross-entropy is finite, and that loss is not" in line
+    assert code == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("np.ones((2, 2))", "what builds topology own-g returns float64[2, 2]; it must return a"),
+        (
+            "nx.cycle_graph(agents)",
+            "what builds topology own-g returns Graph; it must return a matrix",
+        ),
+        (
+            "0.5 * nx.to_numpy_array(nx.cycle_graph(agents))",
+            "a number of edges that is 0 or no whole",
+        ),
+        ("nx.random_regular_graph(3, 5)", "mine.py, line 6, in own: NetworkXError: "),
+    ],
+)
+def test_a_graph(value, said, run):
+    text = """
+import networkx as nx, numpy as np
+from ccl_jax.graphs import GRAPHS, Graph
+
+def own(agents):
+    return VALUE
+
+GRAPHS["own-g"] = Graph("own-g", "x", own)
+"""
+    line, code = run(text.replace("VALUE", value), "--algorithm=dsgd", "--topology=own-g")
+    assert said in line and code == 2
+
+
+def test_a_graph_of_floats_that_count_edges_is_fine(monkeypatch):
+    """As networkx gives them."""
+    own = graphs.Graph("own-g", "x", lambda agents: nx.to_numpy_array(nx.cycle_graph(agents)))
+    monkeypatch.setitem(graphs.GRAPHS, "own-g", own)
+    made, ring = graphs.make("own-g", 5), graphs.make("ring", 5)
+    np.testing.assert_array_equal(made.weights, ring.weights)
+    np.testing.assert_array_equal(made.neighbors, ring.neighbors)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\nx = (", "mine.py, line 2: "),
+        ("import nothing_of_this_name", "mine.py, line 1: ModuleNotFoundError: No module named"),
+        ("\n\nint('twelve')", "mine.py, line 3: invalid literal for int()"),
+    ],
+)
+def test_a_file(text, said, run):
+    line, code = run(text)
+    assert said in line and code == 2
