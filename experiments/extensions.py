@@ -39,10 +39,11 @@ def load(file: str) -> None:
         spec.loader.exec_module(module)
     except BrokenPipeError:  # Of what it prints; no error in it.
         raise
-    except SyntaxError as error:
-        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except Exception as error:
-        raise ValueError(blame(error, [file]) or f"{file}: {error}") from error
+        found = blame(error, [file])
+        if isinstance(error, SyntaxError) and found is None:  # Of this file, or of one it imports.
+            found = f"{error.filename or file}, line {error.lineno}: {error.msg}"
+        raise ValueError(found or f"{file}: {error}") from error
     LOADED.append(file)
 
 
@@ -59,6 +60,6 @@ def blame(error: BaseException, files: Sequence[str] | None = None) -> str | Non
         return None
     at = frames[-1]
     where = "" if at.name == "<module>" else f", in {at.name}"
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    said = " ".join(str(error).split())
-    return f"{own[at.filename]}, line {at.lineno}{where}: {kind}{said}"
+    said = [] if type(error) is ValueError else [type(error).__name__]
+    said += [text] if (text := " ".join(str(error).split())) else []
+    return ": ".join([f"{own[at.filename]}, line {at.lineno}{where}", *said])

@@ -346,22 +346,26 @@ def _build(name: str, agents: int, seed: int, **options: Any) -> np.ndarray:
             raise ValueError(f"topology {name!r} needs {option}; {how}")
     given = {key: value for key, value in given.items() if key in parameters}
     made = entry.build(agents, **given, **options)
-    counts = np.asarray(made)
+    try:
+        counts = np.asarray(made)
+    except ValueError:  # Rows of several lengths.
+        counts = np.array(None)
     counts = counts[None] if counts.ndim == 2 else counts
-    matrix = counts.ndim == 3 and counts.shape[1:] == (agents, agents)
+    matrix = counts.ndim == 3 and counts.shape[1:] == (agents, agents) and len(counts) > 0
     if not matrix or counts.dtype.kind not in "biuf":
-        array = isinstance(made, (np.ndarray, list))
-        is_ = f"{counts.dtype}{list(np.shape(made))}" if array else type(made).__name__
+        array = isinstance(made, np.ndarray)
+        is_ = f"{made.dtype}{list(made.shape)}" if array else type(made).__name__
         raise ValueError(
             f"what builds topology {key} returns {is_}; it must return a matrix [{agents}, {agents}], "
             "or one a round: how many edges lead from j to i"
         )
     if entry.weighs:
         return counts
-    if (counts != counts.astype(int)).any() or counts.min() < 0:
+    if (
+        wrong := counts[~((counts >= 0) & (counts == np.floor(counts)) & np.isfinite(counts))]
+    ).size:
         raise ValueError(
-            f"what builds topology {key} returns a number of edges that is {counts.min():g} or no whole "
-            "number; edges are counted"
+            f"what builds topology {key} returns {wrong[0]:g} as a number of edges; they are counted"
         )
     return counts.astype(int)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ccl_jax import ranges
@@ -111,6 +112,8 @@ class FeatureLoss:
 
     def _scalar(self, value: Any) -> jax.Array:
         """A loss's value, if it is one number of floating point."""
+        if isinstance(value, (float, np.floating)):  # Nothing was heard, as some losses say.
+            value = jnp.float32(value)
         array = isinstance(value, jax.Array)
         if not array or value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
             is_ = f"{value.dtype}{list(value.shape)}" if array else f"{value!r:.40}"

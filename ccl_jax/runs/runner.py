@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -355,14 +357,20 @@ def _more_epochs(directory: RunDirectory, config: Config) -> int:
 
 
 def own_code(config: Config) -> dict[str, str]:
-    """The files beside ccl_jax that define what a run uses: name -> the beginning of its SHA-256."""
-    graph = graphs.GRAPHS.get(config.topology.partition(":")[0])
+    """The files beside ccl_jax that define a run's method, model, losses and graph.
+
+    Returns:
+      Name -> the beginning of its SHA-256.
+    """
+    # A graph may be made of others: alternating:ring+mine.
+    graph_names = re.split(r"[:+]", config.topology)
     used = [
         algorithms.get(config.algorithm).build,
         models.MODELS[config.model],
         *(losses.get(name).loss for name, _ in config.feature_losses()),
-        *([graph.build] if graph else []),
+        *(graphs.GRAPHS[name].build for name in graph_names if name in graphs.GRAPHS),
     ]
+    used = [each.func if isinstance(each, functools.partial) else each for each in used]
     ours = Path(__file__).parents[1]
     modules = (sys.modules.get(getattr(each, "__module__", None) or "") for each in used)
     files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}

@@ -116,12 +116,9 @@ def _explain(
         if (runaway := done.totals.runaway) in loss_weights
         else _TOO_FAST
     )
-    if np.isfinite(metrics.cross_entropy[agent]) and not outweighs:
+    if cause is _TOO_FAST and np.isfinite(metrics.cross_entropy[agent]):
         wrong = [name for name in metrics.losses if not np.isfinite(metrics.losses[name][agent])]
-        if wrong and (before is None or np.isfinite(before.losses[wrong[0]]).all()):
-            cause = (
-                f"{wrong[0]} itself: the cross-entropy is finite, and that loss is not ({cause})"
-            )
+        cause = f"{wrong[0]} itself, as the cross-entropy is finite; or {cause}" if wrong else cause
     what = "the loss" if bad.any() else "a parameter"
     return f"{what} is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); likely {cause}"
 

@@ -39,6 +39,7 @@ from typing import Any
 from ccl_jax.names import check_distinct, look_up
 from ccl_jax.runs import runner
 from ccl_jax.runs.config import Config
+from experiments import extensions
 from experiments.study.plan import (
     CURVES,
     METRICS,
@@ -65,6 +66,7 @@ __all__ = [
     "Settings",
     "Study",
     "Tune",
+    "check",
     "default_of",
     "identity",
     "load",
@@ -232,21 +234,35 @@ def _study(
         _check_different(where, {k: v for k, v in labels.items() if k not in controls})
     if study.tune is not None and study.metrics[0] not in METRICS:
         raise ValueError(f"tune needs {' or '.join(METRICS)} as the first of metrics")
-    for job in (*study.tuning_jobs(), *study.jobs(_any_choices(study))):
-        try:
-            runner.check(job.config)
-        except ValueError as error:
-            raise ValueError(f"{job}: {error}") from error
+    _any_jobs(study)  # Building their Configs has checked them.
     return study
 
 
+def check(study: Study) -> None:
+    """Checks what can be known of a study's runs before the first one.
+
+    Raises:
+      ValueError: A run cannot be made; the message names it.
+    """
+    for job in _any_jobs(study):
+        try:
+            runner.check(job.config)
+        except ValueError as error:
+            said = extensions.blame(error) or error
+            raise ValueError(f"study {study.name}: {job}: {said}") from error
+
+
+def _any_jobs(study: Study) -> list[Job]:
+    """What jobs there will be, whatever tuning chooses."""
+    return [*study.tuning_jobs(), *study.jobs(_any_choices(study))]
+
+
 def _any_choices(study: Study) -> Choices | None:
-    """Some choice for every method and cell, to check what jobs there will be."""
+    """Some choice for every method and cell."""
     if study.tune is None:
         return None
-    cells = map(study.tuning_cell, study.cells)
-    rate = {"lr": study.tune.lr[0]}
-    return {pair: rate for pair in itertools.product(study.methods, cells)}
+    pairs = itertools.product(study.methods, map(study.tuning_cell, study.cells))
+    return {pair: {"lr": study.tune.lr[0]} for pair in pairs}
 
 
 def _targets(given: Any) -> tuple[float, ...]:

@@ -260,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results, workers = Path(values["results"].value), values["workers"].value
         # Bars of several runs at a time, or in a log, would be a mess.
         study = requested(values, **given, progress=workers == 1 and sys.stderr.isatty())
+        catalogue.check(study)
         if values["list"].value:
             print(listing(study, results))
             return

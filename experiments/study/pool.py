@@ -109,7 +109,7 @@ def _run(pack: Pack, results: Path, make: Make) -> list[tuple[Job, Record, float
     except (OSError, ValueError) as error:
         # Of no narrower kind: some of those are not made of a text alone.
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"{pack[0]}: {error}") from error
+        raise kind(f"{pack[0]}: {extensions.blame(error) or error}") from error
     seconds = (time.monotonic() - began) / len(pack)
     return [(job, record, seconds) for job, record in zip(pack, found, strict=True)]
 
@@ -180,7 +180,7 @@ def _work(todo: Any, answers: Any, results: Path, make: Make, files: Sequence[st
                 return
             except Exception as error:
                 # Not every exception can be sent to another process.
-                line = cli.lacking(error)
+                line = cli.lacking(error) or extensions.blame(error)
                 said = OSError(f"{pack[0]}: {type(error).__name__}: {error}")
                 answers.put(ValueError(f"{pack[0]}: {line}") if line else said)
                 return

@@ -118,8 +118,22 @@ def test_a_loss(needs, value, said, run):
 def test_a_loss_that_is_not_finite_is_what_is_blamed(run):
     text = LOSS.replace("NEEDS", "").replace("RETURN", "own.features.mean() * jnp.nan")
     line, code = run(text, "--algorithm=dsgd", "--feature_loss=own-l:1")
-    assert "likely own-l itself: the cross-entropy is finite, and that loss is not" in line
+    assert "likely own-l itself, as the cross-entropy is finite; or the learning rate" in line
     assert code == 1
+
+
+def test_a_file_that_has_changed_is_said_where_a_run_goes_on(run, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    flags = ["--algorithm=dsgd", "--feature_loss=own-l:1", f"--extension={file}", "--nofigures"]
+    for k, more in enumerate(([], ["--epochs=3", "--resume"])):
+        file.write_text(LOSS.replace("NEEDS", "").replace("RETURN", f"own.features.mean() * {k}"))
+        capsys.readouterr()
+        given = [f"--workdir={tmp_path / 'own'}", "--epochs=2", *flags, *more]
+        assert tiny_main.main(["digits", *given]) == 0
+        said = capsys.readouterr().err
+        assert ("was started with others: mine.py " in said) == bool(more)
+        del losses.REGISTRY["own-l"]
+        extensions.LOADED.clear()
 
 
 @pytest.mark.parametrize(
@@ -132,8 +146,10 @@ def test_a_loss_that_is_not_finite_is_what_is_blamed(run):
         ),
         (
             "0.5 * nx.to_numpy_array(nx.cycle_graph(agents))",
-            "a number of edges that is 0 or no whole",
+            "returns 0.5 as a number of edges",
         ),
+        ("np.full((agents, agents), np.nan)", "what builds topology own-g returns nan as a number"),
+        ("[[1], [2, 3]]", "what builds topology own-g returns list; it must return a matrix"),
         ("nx.random_regular_graph(3, 5)", "mine.py, line 6, in own: NetworkXError: "),
     ],
 )
@@ -164,6 +180,8 @@ def test_a_graph_of_floats_that_count_edges_is_fine(monkeypatch):
     ("text", "said"),
     [
         ("\nx = (", "mine.py, line 2: "),
+        ("eval('1 +')", "mine.py, line 1: SyntaxError: invalid syntax"),
+        ("raise KeyError", "mine.py, line 1: KeyError"),
         ("import nothing_of_this_name", "mine.py, line 1: ModuleNotFoundError: No module named"),
         ("\n\nint('twelve')", "mine.py, line 3: invalid literal for int()"),
     ],

@@ -72,5 +72,9 @@ def test_differences():
         "jax_enable_x64 True -> default",
         "xla_flags default -> --xla_x",
     ]
+    own = [MADE | {"own_code": {"mine.py": digest}} for digest in ("a1", "b2")]
+    assert environment.differences(*own) == ["mine.py a1 -> b2"]
+    assert environment.differences(own[0], own[0]) == []
     # An older run tells less.
+    assert environment.differences(MADE, own[0]) == []
     assert environment.differences({"jax": "0"}, MADE) == ["jax 0 -> 1"]
