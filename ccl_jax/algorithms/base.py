@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ccl_jax import ranges, trees
+from ccl_jax import trees
+from ccl_jax.algorithms import contracts
 from ccl_jax.graphs.topology import Stochastic, Topology
 from ccl_jax.names import check_free, look_up
 from ccl_jax.network import Message, Round
@@ -102,41 +103,18 @@ def advance(
     """
     before = params, state
     sent = algorithm.communicate(params, state, talk, lr)
-    eval_params, state, models = _parts("communicate", sent, "(eval_params, state, models)")
+    eval_params, state, models = contracts.parts(
+        "communicate", sent, "(eval_params, state, models)"
+    )
     grads, aux = gradient(eval_params, models)
     if algorithm.combine is not None:
         combined = algorithm.combine(grads, cross_gradient(models), state, talk)
-        grads, state = _parts("combine", combined, "(grads, state)")
+        grads, state = contracts.parts("combine", combined, "(grads, state)")
     updated = algorithm.update(grads, eval_params, state, talk, lr)
-    params, state = _parts("update", updated, "(params, state)")
+    params, state = contracts.parts("update", updated, "(params, state)")
     for what, now, then in zip(("params", "state"), (params, state), before, strict=True):
-        _check_form(what, now, then)
+        contracts.check_form(what, now, then)
     return Advance(params, state, grads, aux)
-
-
-def _parts(function: str, found: Any, form: str) -> Any:
-    """What a method's function has returned, if it is of so many parts."""
-    count = len(form.split(","))
-    if not isinstance(found, (tuple, list)) or len(found) != count:
-        is_ = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
-        raise ValueError(f"{function} of the method returns {is_}; it must return {form}")
-    return found
-
-
-def _check_form(what: str, now: PyTree, before: PyTree) -> None:
-    """Makes sure that a step leaves what the next one can begin with."""
-    forms = jax.tree_util.tree_structure(now), jax.tree_util.tree_structure(before)
-    if forms[0] != forms[1]:
-        raise ValueError(f"update of the method returns the {what} {forms[0]}; it was {forms[1]}")
-    show = lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(now), jax.tree.leaves(before), strict=True
-    ):
-        if show(x) != show(y):
-            raise ValueError(
-                f"update of the method returns {what}{jax.tree_util.keystr(path)} as {show(x)}; it was "
-                f"{show(y)} and must stay so"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,27 +286,7 @@ def check_hyperparameters(name: str, hyperparameters: Mapping[str, Any]) -> None
             f"{', '.join(method.hyperparameters) or 'none'}"
         )
     for key, value in hyperparameters.items():
-        _check_value(name, key, value, method.hyperparameters.get(key))
-
-
-def _check_value(method: str, name: str, value: Any, default: Any) -> None:
-    """A hyper-parameter is of the kind of its default, and a number is in its range."""
-    if name == "gossip_rate" and callable(value):
-        return  # a schedule, which has checked its numbers
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, bool):
-        good, allowed = isinstance(value, bool), "true or false"
-    elif name in ranges.SHARED:
-        shared = ranges.SHARED[name]
-        good, allowed = number and shared.holds(value), shared.allowed
-        if name == "gossip_rate":
-            allowed = f"{ranges.UP_TO_1.allowed}, or a schedule by step"
-    elif isinstance(default, (int, float)):
-        good, allowed = number and 0 <= value < float("inf"), "a number >= 0"
-    else:
-        good, allowed = default is None or isinstance(value, type(default)), "a name"
-    if not good:
-        raise ValueError(f"{name} of {method} is {value!r}; it must be {allowed}")
+        contracts.check_value(name, key, value, method.hyperparameters.get(key))
 
 
 def get(name: str) -> Method:
