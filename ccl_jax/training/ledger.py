@@ -118,8 +118,12 @@ def _explain(
     )
     if cause is _TOO_FAST and np.isfinite(metrics.cross_entropy[agent]):
         wrong = [name for name in metrics.losses if not np.isfinite(metrics.losses[name][agent])]
-        cause = f"{wrong[0]} itself, as the cross-entropy is finite; or {cause}" if wrong else cause
-    what = "the loss" if bad.any() else "a parameter"
+        if wrong:
+            cause = f"{wrong[0]} itself, as the cross-entropy is finite; or {cause}"
+        elif np.isnan(metrics.gradient_norm[agent]):  # What grows too large is infinite first.
+            cause = f"a derivative, as of a norm, a root or a quotient at 0; or {cause}"
+    finite = all(np.isfinite(terms[name][agent]) for name in terms if name != "gradient norm")
+    what = ("the gradient" if finite else "the loss") if bad.any() else "a parameter"
     return f"{what} is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); likely {cause}"
 
 

@@ -68,7 +68,7 @@ def write(outcome: Outcome, results: Path, total: int) -> Path:
     study_ = outcome.study
     asked = [
         f"Asked: {study_.question}" if study_.question else "",
-        f"The paper: {study_.claim}" if study_.claim else "",
+        f"{'The claim' if study_.file else 'The paper'}: {study_.claim}" if study_.claim else "",
     ]
     parts = [
         *_opening(outcome, total, verdict),

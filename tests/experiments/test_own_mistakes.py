@@ -122,6 +122,14 @@ def test_a_loss_that_is_not_finite_is_what_is_blamed(run):
     assert code == 1
 
 
+def test_a_derivative_that_is_not_finite_is_what_is_blamed(run):
+    text = LOSS.replace("NEEDS", "").replace("RETURN", "jnp.linalg.norm(0 * own.features)")
+    line, code = run(text, "--algorithm=dsgd", "--feature_loss=own-l:1")
+    assert "the gradient is no longer finite at step 1, agent 0" in line
+    assert "own-l loss 0, gradient norm nan); likely a derivative, as of a norm" in line
+    assert code == 1
+
+
 def test_a_file_that_has_changed_is_said_where_a_run_goes_on(run, tmp_path, capsys):
     file = tmp_path / "mine.py"
     flags = ["--algorithm=dsgd", "--feature_loss=own-l:1", f"--extension={file}", "--nofigures"]

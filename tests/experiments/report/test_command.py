@@ -176,6 +176,7 @@ def test_the_page_stands_on_its_own(found, study, tmp_path):
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
     assert "#010203" not in text  # all ink has become the page's
+    assert "The claim: It helps." in text and "The paper: " not in text  # One's own study.
     # Two cells of curves for three axes, dots of three comparisons, a line, two heat maps, a scatter,
     # three panels of differences, two of agents, and two different splits.
     assert page.tags.count("svg") == 6 + 3 + 1 + 2 + 1 + 3 + 2 + 2
