@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+# With more curves than colours, of the next so many.
+_DASHES = ("-", "--", ":", "-.")
 
 
 def text(name: object, most: int = 48) -> str:
@@ -56,14 +58,20 @@ def accuracy_curves(
 
     Args:
       runs: Label -> rows of metrics with `step`, `local_accuracy_mean`, `_min`, `_max` and
-        `consensus_accuracy`; rows without an evaluation are passed over.
+        `consensus_accuracy`; rows without an evaluation are passed over. Of a run that has no other
+        rows, the legend says so.
       path: File to write; its ending chooses the format.
       title: Above the figure.
     """
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    beside = len(runs) > 4  # A legend of more lines would hide the curves.
+    figure = Figure(figsize=(12, max(3.8, 0.18 * len(runs))) if beside else (9, 3.8))
+    figure.set_layout_engine("constrained")
     local, consensus = figure.subplots(1, 2, sharey=True)
-    for (label, rows), color in zip(runs.items(), _cycle(len(runs)), strict=True):
+    for k, (label, rows) in enumerate(runs.items()):
         rows = [row for row in rows if row.get("local_accuracy_mean") is not None]
+        color = COLORS[k % len(COLORS)]
+        look = {"color": color, "linestyle": _DASHES[k // len(COLORS) % len(_DASHES)]}
+        look["label"] = text(label) + ("" if rows else " (no evaluation)")
         steps = [row["step"] for row in rows]
         percent = lambda name, rows=rows: 100 * np.array([row[name] for row in rows])
         local.fill_between(
@@ -71,11 +79,11 @@ def accuracy_curves(
             percent("local_accuracy_min"),
             percent("local_accuracy_max"),
             color=color,
-            alpha=0.15,
+            alpha=0.6 / max(4, len(runs)),  # So that many bands do not hide the curves.
             linewidth=0,
         )
-        local.plot(steps, percent("local_accuracy_mean"), color=color, label=text(label))
-        consensus.plot(steps, percent("consensus_accuracy"), color=color, label=text(label))
+        local.plot(steps, percent("local_accuracy_mean"), **look)
+        consensus.plot(steps, percent("consensus_accuracy"), **look)
     local.set_title("agents' own models (mean; band: min to max)", fontsize=10)
     consensus.set_title("consensus model", fontsize=10)
     local.set_ylabel("test accuracy (%)")
@@ -83,7 +91,11 @@ def accuracy_curves(
         axes.set_xlabel("rounds")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    consensus.legend(frameon=False, fontsize=9, loc="lower right")
+    if beside:
+        handles = consensus.get_lines()
+        figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside right upper")
+    else:
+        consensus.legend(frameon=False, fontsize=9, loc="lower right")
     figure.suptitle(text(title, 120), fontsize=11)
     figure.savefig(path, dpi=150)
 
@@ -125,7 +137,3 @@ def class_bubbles(
     lines = [*([text(title, 120)] if title else []), f"largest bubble: {counts.max()} samples"]
     axes.set_title("\n".join(lines), fontsize=10)
     figure.savefig(path, dpi=150)
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLORS[i % len(COLORS)] for i in range(count)]

@@ -58,9 +58,20 @@ def test_accuracy_curves_show_percent_against_rounds(tmp_path, drawn):
     assert matplotlib.image.imread(path).std() > 0
 
 
-def test_more_runs_than_colours_and_none_evaluated(tmp_path):
-    plots.accuracy_curves({str(k): [row(1, *[0.5] * 4)] for k in range(9)}, tmp_path / "many.pdf")
+def test_more_runs_than_colours_and_none_evaluated(tmp_path, drawn):
+    some = {str(k): [row(1, *[0.5] * 4)] for k in range(31)}
+    plots.accuracy_curves(some | {"none": [{"step": 1}]}, tmp_path / "many.pdf")
     plots.accuracy_curves({"none": [{"step": 1}]}, tmp_path / "none.svg")
+    many, none = drawn
+    looks = {(line.get_color(), line.get_linestyle()) for line in many.axes[0].lines}
+    assert len(looks) == 32
+    # Beside the curves, and all of it within the picture.
+    (legend,) = many.legends
+    box = legend.get_window_extent()
+    assert box.x0 > many.axes[1].get_window_extent().x1 and box.y0 >= 0
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == [*some, "none (no evaluation)"]
+    assert none.axes[1].lines[0].get_label() == "none (no evaluation)"
     assert (tmp_path / "many.pdf").read_bytes().startswith(b"%PDF")
     assert b"<svg" in (tmp_path / "none.svg").read_bytes()
 
