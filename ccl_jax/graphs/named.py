@@ -4,8 +4,8 @@
     make("torus:4x8", 32, weights="metropolis")
     make("one-peer-exponential", 16, stochastic="column")
 
-`GRAPHS` lists the names, `WEIGHTS` the weights; `describe` measures a topology. The graphs
-themselves are built in `static`, `over_time` and `weighted`.
+`GRAPHS` lists the names; `describe` measures a topology. The graphs themselves are built in
+`static`, `over_time` and `weighted`.
 """
 
 import inspect
@@ -18,6 +18,7 @@ import numpy as np
 
 from ccl_jax.graphs import over_time, static, topology, weighted
 from ccl_jax.graphs.topology import Stochastic, Topology
+from ccl_jax.graphs.weights import WEIGHTS
 from ccl_jax.names import look_up
 
 
@@ -160,60 +161,6 @@ _ENTRIES = (
 GRAPHS: dict[str, Graph] = {entry.usage.split("[")[0].split(":")[0]: entry for entry in _ENTRIES}
 
 
-def uniform(counts: np.ndarray, stochastic: Stochastic = "row") -> np.ndarray:
-    """1 / (neighbours + 1) for oneself and each neighbour.
-
-    Args:
-      counts: `[rounds, agents, agents]` edge counts, entry (r, i, j) from j to i.
-      stochastic: Whose neighbours count: "row" the receiver's, "column" the sender's (push-sum).
-
-    Returns:
-      `[rounds, agents, agents]` float64 mixing matrices; doubly stochastic on regular graphs.
-    """
-    voices = counts + np.eye(counts.shape[-1])
-    return voices / voices.sum(axis=-1 if stochastic == "row" else -2, keepdims=True)
-
-
-def metropolis(counts: np.ndarray, stochastic: Stochastic = "row") -> np.ndarray:
-    """1 / (max(d_i, d_j) + 1) for each neighbour, the rest for oneself.
-
-    Args:
-      counts: `[rounds, agents, agents]` edge counts of undirected graphs.
-      stochastic: Makes no difference: rows and columns both sum to 1.
-
-    Returns:
-      `[rounds, agents, agents]` float64 mixing matrices, symmetric and doubly stochastic.
-
-    Raises:
-      ValueError: The graph is directed.
-    """
-    if not np.array_equal(counts, np.swapaxes(counts, -1, -2)):
-        raise ValueError(
-            "metropolis weights need an undirected graph and this one is directed; use uniform "
-            "weights"
-        )
-    degree = counts.sum(axis=-1)
-    weights = counts / (np.maximum(degree[:, :, None], degree[:, None, :]) + 1)
-    return weights + np.eye(counts.shape[-1]) * (1 - weights.sum(axis=-1, keepdims=True))
-
-
-def lazy(weigh: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Halves every step: (I + W) / 2, whose eigenvalues are never below 0 if W is symmetric."""
-
-    def weigh_lazily(counts: np.ndarray, stochastic: Stochastic = "row") -> np.ndarray:
-        return (np.eye(counts.shape[-1]) + weigh(counts, stochastic)) / 2
-
-    return weigh_lazily
-
-
-WEIGHTS: dict[str, Callable[..., np.ndarray]] = {
-    "uniform": uniform,
-    "metropolis": metropolis,
-    "lazy": lazy(uniform),
-    "lazy-metropolis": lazy(metropolis),
-}
-
-
 def catalogue() -> dict[str, str]:
     """Every named graph: from how it is written to what it is in one line."""
     return {entry.usage: entry.summary for entry in GRAPHS.values()}
@@ -233,7 +180,7 @@ def make(
     Args:
       name: A key of `GRAPHS`, with its options if it has any: "ring", "torus:4x8".
       agents: Number of agents, at least 1.
-      weights: A key of `WEIGHTS`; graphs with weights of their own take none but the default.
+      weights: A key of `weights.WEIGHTS`; graphs with weights of their own take none but the default.
       stochastic: "row" for averaging; "column" for push-sum, where uniform weights are
         1 / (out-degree + 1) of the sender.
       seed: For graphs that are random.
@@ -272,7 +219,7 @@ def from_networkx(
         self-loops and edge attributes are ignored. Nodes that are texts of digits are sorted as
         numbers.
       name: What to call it.
-      weights: A key of `WEIGHTS`.
+      weights: A key of `weights.WEIGHTS`.
       stochastic: "row", or "column" for push-sum.
 
     Raises:
