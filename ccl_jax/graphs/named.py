@@ -292,29 +292,33 @@ def _build(name: str, agents: int, seed: int, **options: Any) -> np.ndarray:
         if option not in options and parameters[option].default is inspect.Parameter.empty:
             raise ValueError(f"topology {name!r} needs {option}; {how}")
     given = {key: value for key, value in given.items() if key in parameters}
-    made = entry.build(agents, **given, **options)
+    return _checked(entry.build(agents, **given, **options), key, agents)
+
+
+def _checked(made: Any, key: str, agents: int) -> np.ndarray:
+    """What the builder of a graph returned, if it is what it must be: `[rounds, agents, agents]`."""
     try:
-        counts = np.asarray(made)
+        built = np.asarray(made)
     except ValueError:  # Rows of several lengths.
-        counts = np.array(None)
-    counts = counts[None] if counts.ndim == 2 else counts
-    matrix = counts.ndim == 3 and counts.shape[1:] == (agents, agents) and len(counts) > 0
-    if not matrix or counts.dtype.kind not in "biuf":
+        built = np.array(None)
+    built = built[None] if built.ndim == 2 else built
+    square = built.ndim == 3 and built.shape[1:] == (agents, agents) and len(built) > 0
+    if not square or built.dtype.kind not in "biuf":
         array = isinstance(made, np.ndarray)
         is_ = f"{made.dtype}{list(made.shape)}" if array else type(made).__name__
         raise ValueError(
             f"what builds topology {key} returns {is_}; it must return a matrix [{agents}, {agents}], "
             "or one a round: how many edges lead from j to i"
         )
-    if entry.weighs:
-        return counts
-    if (
-        wrong := counts[~((counts >= 0) & (counts == np.floor(counts)) & np.isfinite(counts))]
-    ).size:
+    if GRAPHS[key].weighs:
+        return built
+    counted = (built >= 0) & (built == np.floor(built)) & np.isfinite(built)
+    if not counted.all():
         raise ValueError(
-            f"what builds topology {key} returns {wrong[0]:g} as a number of edges; they are counted"
+            f"what builds topology {key} returns {built[~counted][0]:g} as a number of edges; they are "
+            "counted"
         )
-    return counts.astype(int)
+    return built.astype(int)
 
 
 def _topology(name: str, counts: np.ndarray, weights: str, stochastic: Stochastic) -> Topology:
