@@ -3,7 +3,7 @@
 What `optax.tree` has is taken from there.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,55 @@ def sum_type(tree: PyTree) -> jnp.dtype:
     """The type of averages of a tree, and of weights and rates beside it: float32, or float64 for it."""
     double = any(x.dtype == jnp.float64 for x in jax.tree.leaves(tree))
     return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
+def form(x: Any) -> str:
+    """Type and shape of a leaf in words, as float32[2, 3]; of what is no array, what it is."""
+    kind = _dtype(x)
+    return type(x).__name__ if kind is None else f"{kind}{list(jnp.shape(x))}"
+
+
+def is_number(x: Any) -> bool:
+    """Whether a leaf is a number or an array of numbers or truths, and no text or key."""
+    kind = _dtype(x)
+    return kind is not None and any(jnp.issubdtype(kind, of) for of in (jnp.number, jnp.bool_))
+
+
+def _dtype(x: Any) -> Any:
+    """Of an array or number; of a text, which may name a type, None."""
+    known = hasattr(x, "dtype") or isinstance(x, (bool, int, float, complex))
+    return jnp.result_type(x) if known else None
+
+
+class Difference(NamedTuple):
+    """Where two trees differ.
+
+    Attributes:
+      at: Path of a leaf; "" for the tree itself.
+      now: What is there, in words; None for no leaf.
+      before: What was there.
+    """
+
+    at: str
+    now: str | None
+    before: str | None
+
+
+def difference(now: PyTree, before: PyTree) -> Difference | None:
+    """The first leaf that has another type or shape than before; None where none has.
+
+    Where only containers differ, as a list and a tuple, it is the tree itself.
+    """
+    new, old = (
+        {jax.tree_util.keystr(at): form(x) for at, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (now, before)
+    )
+    for at in [*new, *old]:
+        if new.get(at) != old.get(at):
+            return Difference(at, new.get(at), old.get(at))
+    if jax.tree.structure(now) != jax.tree.structure(before):
+        return Difference("", None, None)
+    return None
 
 
 def copy(tree: PyTree) -> PyTree:

@@ -19,7 +19,6 @@ Every leaf of the state is a scalar or leads with the agents axis. All talking g
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ccl_jax import trees
+from ccl_jax import signatures, trees
 from ccl_jax.algorithms import contracts
 from ccl_jax.graphs.topology import Stochastic, Topology
 from ccl_jax.names import check_free, look_up
@@ -106,14 +105,14 @@ def advance(
     eval_params, state, models = contracts.parts(
         "communicate", sent, "(eval_params, state, models)"
     )
+    contracts.check_models(models)
     grads, aux = gradient(eval_params, models)
     if algorithm.combine is not None:
         combined = algorithm.combine(grads, cross_gradient(models), state, talk)
         grads, state = contracts.parts("combine", combined, "(grads, state)")
     updated = algorithm.update(grads, eval_params, state, talk, lr)
     params, state = contracts.parts("update", updated, "(params, state)")
-    for what, now, then in zip(("params", "state"), (params, state), before, strict=True):
-        contracts.check_form(what, now, then)
+    contracts.check_step((params, state), before)
     return Advance(params, state, grads, aux)
 
 
@@ -167,7 +166,7 @@ class Method:
 
     Attributes:
       name: What users call it.
-      build: Builder; its keyword arguments are the hyper-parameters.
+      build: Builder; its arguments are the hyper-parameters.
       fixed: Hyper-parameters that the name stands for and that cannot be changed.
       summary: One line.
       reference: Where it was published.
@@ -190,9 +189,7 @@ class Method:
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The hyper-parameters a user may set, with their defaults."""
-        parameters = inspect.signature(self.build).parameters.values()
-        named = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-        return {p.name: p.default for p in named if p.name not in self.fixed}
+        return signatures.options(self.name, self.build, given=self.fixed)
 
     def check(self, topology: Topology, **hyperparameters: Any) -> None:
         """Makes sure that the method works on a graph.
@@ -235,12 +232,13 @@ def register(
       **fixed: Hyper-parameters that this name fixes.
 
     Raises:
-      ValueError: Another module has a method of that name.
+      ValueError: Another module has a method of that name, or a hyper-parameter has no default.
     """
 
     def enter(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
         builders = {key: method.build for key, method in REGISTRY.items()}
         check_free("algorithm", name, build.__module__, builders)
+        signatures.options(name, build, given=fixed)
         REGISTRY[name] = Method(
             name, build, fixed, summary, reference, graph, check, stochastic, capabilities
         )
@@ -257,7 +255,8 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
       **hyperparameters: Overrides of `REGISTRY[name].hyperparameters`.
 
     Raises:
-      ValueError: Unknown name or hyper-parameter, or a value of the wrong kind.
+      ValueError: Unknown name or hyper-parameter, a value of the wrong kind, or a function that cannot
+        be called as `Algorithm` says.
     """
     check_hyperparameters(name, hyperparameters)
     method = get(name)
@@ -266,6 +265,7 @@ def make(name: str, **hyperparameters: Any) -> Algorithm:
         raise ValueError(
             f"what builds {name} returns {type(built).__name__}; it must return an Algorithm"
         )
+    contracts.check_functions(name, built)
     return built
 
 
@@ -276,11 +276,8 @@ def check_hyperparameters(name: str, hyperparameters: Mapping[str, Any]) -> None
       ValueError: Unknown method or hyper-parameter, or a value of the wrong kind.
     """
     method = get(name)
-    takes_any = any(
-        p.kind is p.VAR_KEYWORD for p in inspect.signature(method.build).parameters.values()
-    )
     unknown = sorted(set(hyperparameters) - set(method.hyperparameters))
-    if unknown and not takes_any:
+    if unknown and not signatures.takes_any(method.build):
         raise ValueError(
             f"{name} has no hyper-parameter {', '.join(unknown)}; it takes "
             f"{', '.join(method.hyperparameters) or 'none'}"

@@ -1,4 +1,4 @@
-"""What a method must keep to: what its functions return, and what its hyper-parameters may be.
+"""What a method must keep to: how its functions are called, what they return, its hyper-parameters.
 
 What functions return is checked while a step is traced, at no cost to what runs.
 """
@@ -8,7 +8,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ccl_jax import ranges
+from ccl_jax import ranges, signatures, trees
+from ccl_jax.network import Message
+
+PyTree = Any
+
+# By what an `Algorithm` calls a function, what it is given.
+ARGUMENTS = {
+    "init": ("params", "talk"),
+    "communicate": ("params", "state", "talk", "lr"),
+    "update": ("grads", "eval_params", "state", "talk", "lr"),
+    "combine": ("grads", "cross", "state", "talk"),
+    "models": ("params", "state"),
+}
+
+
+def check_functions(method: str, algorithm: Any) -> None:
+    """Makes sure that the functions of an `Algorithm` can be called as a step calls them.
+
+    Raises:
+      ValueError: One cannot.
+    """
+    for field, arguments in ARGUMENTS.items():
+        if (function := getattr(algorithm, field)) is not None or field != "combine":
+            signatures.check(f"{field} of {method}", function, *arguments)
 
 
 def parts(function: str, found: Any, form: str) -> Any:
@@ -29,28 +52,61 @@ def parts(function: str, found: Any, form: str) -> Any:
     return found
 
 
-def check_form(what: str, now: Any, before: Any) -> None:
+def check_models(models: Any) -> None:
+    """Makes sure that neighbours can know models by what `communicate` says that was sent.
+
+    Raises:
+      ValueError: It is no message.
+    """
+    if not (models is None or isinstance(models, Message)):
+        raise ValueError(
+            f"communicate of the method returns {type(models).__name__} as models; it must be what "
+            "talk.send has returned for them, or None"
+        )
+
+
+def check_start(state: PyTree, agents: int) -> None:
+    """Makes sure that a step can begin with what `init` has returned.
+
+    Raises:
+      ValueError: A leaf is not of numbers, or neither a scalar nor something of each agent.
+    """
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        if not trees.is_number(x) or jnp.shape(x)[:1] not in ((), (agents,)):
+            raise ValueError(
+                f"init of the method returns state{jax.tree_util.keystr(path)} as {trees.form(x)}; it "
+                f"must be of numbers, one alone or [{agents}, ...], something of each agent"
+            )
+
+
+def check_step(now: tuple[PyTree, PyTree], before: tuple[PyTree, PyTree]) -> None:
     """Makes sure that a step leaves what the next one can begin with.
 
     Args:
-      what: "params" or "state", for the message.
-      now: What `update` has returned.
-      before: What the step began with.
+      now: The (params, state) that `update` has returned.
+      before: Those that the step began with.
 
     Raises:
       ValueError: A leaf has another shape or dtype, or there are other leaves.
     """
-    forms = jax.tree.structure(now), jax.tree.structure(before)
-    if forms[0] != forms[1]:
-        raise ValueError(f"update of the method returns the {what} {forms[0]}; it was {forms[1]}")
-    show = lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-    leaves = jax.tree_util.tree_leaves_with_path(now)
-    for (path, x), y in zip(leaves, jax.tree.leaves(before), strict=True):
-        if show(x) != show(y):
-            raise ValueError(
-                f"update of the method returns {what}{jax.tree_util.keystr(path)} as {show(x)}; it was "
-                f"{show(y)} and must stay so"
-            )
+    if not trees.difference(now[::-1], before):
+        raise ValueError(
+            "update of the method returns (state, params); it must return (params, state)"
+        )
+    for what, new, old in zip(("params", "state"), now, before, strict=True):
+        if found := trees.difference(new, old):
+            raise ValueError(f"update of the method returns {_differs(what, found)}")
+
+
+def _differs(what: str, found: trees.Difference) -> str:
+    at, now, before = found
+    if now and before:
+        return f"{what}{at} as {now}; it was {before} and must stay so"
+    if now:
+        return f"the {what} with {now} at {at}, where nothing was; it must stay of one form"
+    if before:
+        return f"the {what} without {at}, which was {before}; it must stay of one form"
+    return f"the {what} in other containers than before, such as a list for a tuple"
 
 
 def check_value(method: str, name: str, value: Any, default: Any) -> None:
@@ -68,6 +124,9 @@ def check_value(method: str, name: str, value: Any, default: Any) -> None:
     elif isinstance(default, (int, float)):
         good, allowed = number and 0 <= value < float("inf"), "a number >= 0"
     else:
-        good, allowed = default is None or isinstance(value, type(default)), "a name"
+        good = default is None or isinstance(value, type(default))
+        allowed = (
+            "a name" if isinstance(default, str) else f"of the kind of its default, {default!r}"
+        )
     if not good:
         raise ValueError(f"{name} of {method} is {value!r}; it must be {allowed}")

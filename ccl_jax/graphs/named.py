@@ -29,8 +29,9 @@ class Graph(NamedTuple):
       usage: How to write it, with its options: optional ones in brackets, values in capitals.
       summary: What it is, in one line.
       build: From the number of agents and options (by keyword) to edge counts, `[agents, agents]`
-        or `[rounds, agents, agents]`. Receives `seed`, and `build` (which builds edge counts of
-        another graph by its name), if it has parameters of these names.
+        or `[rounds, agents, agents]`; an agent's edge to itself does not count. Receives `seed`, and
+        `build` (which builds edge counts of another graph by its name), if it has parameters of these
+        names.
       parse: From the text after "name:" to options; None where the name takes none.
       example: A complete name; None where there is none that works everywhere.
       agents: The only number of agents that fits; None if several do.
@@ -281,7 +282,11 @@ def _build(name: str, agents: int, seed: int, **options: Any) -> np.ndarray:
             raise ValueError(f"topology {name!r} is not understood; {how}") from error
     parameters = inspect.signature(entry.build).parameters
     given = {"seed": seed, "build": _edge_counts}
-    takes = [key for key in parameters if key not in ("agents", "directed", *given)]
+    if not parameters:
+        raise ValueError(
+            f"what builds topology {key} takes nothing; it must take the number of agents"
+        )
+    takes = [key for key in list(parameters)[1:] if key not in ("directed", *given)]
     for option in options:
         if option not in takes:
             raise ValueError(
@@ -318,7 +323,7 @@ def _checked(made: Any, key: str, agents: int) -> np.ndarray:
             f"what builds topology {key} returns {built[~counted][0]:g} as a number of edges; they are "
             "counted"
         )
-    return built.astype(int)
+    return built.astype(int) * (1 - np.eye(agents, dtype=int))
 
 
 def _topology(name: str, counts: np.ndarray, weights: str, stochastic: Stochastic) -> Topology:

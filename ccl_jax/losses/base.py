@@ -3,13 +3,12 @@
 A feature loss is a term beside the cross-entropy that looks at features. It is written for one agent,
 `loss(own, heard, distance) -> scalar`, and says what it needs to hear by name; the names are the keys of
 `ccl_jax.losses.needs.NEEDS`. The step hears what the chosen losses need, once, and nothing else. What is
-heard is constant: gradients flow through the agent's own features and logits only. Keyword-only
+heard is constant: gradients flow through the agent's own features and logits only. Further
 arguments of the function are the loss's options, such as a temperature, which users may set. A loss may
 remember something from step to step: it then says what it begins with, and returns what comes next.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ccl_jax import ranges
+from ccl_jax import ranges, signatures, trees
 from ccl_jax.names import check_free, look_up
 
 PyTree = Any
@@ -78,12 +77,25 @@ class FeatureLoss:
     @property
     def options(self) -> dict[str, Any]:
         """What a user may set, with its default."""
-        parameters = inspect.signature(self.loss).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return signatures.options(f"feature loss {self.name}", self.loss, after=3)
 
     def needs_with(self, local_steps: int) -> tuple[str, ...]:
         """What it needs where agents talk in every so many-th step."""
         return self.needs if local_steps == 1 or self.apart is None else self.apart
+
+    def start(self, own: Own) -> PyTree:
+        """What one agent remembers before its first step; `own` as for `memory`.
+
+        Raises:
+          ValueError: It is not of numbers.
+        """
+        begun = self.memory(own)
+        for x in jax.tree.leaves(begun):
+            if not trees.is_number(x):
+                raise ValueError(
+                    f"memory of feature loss {self.name} begins with {trees.form(x)}; it must be arrays"
+                )
+        return jax.tree.map(jnp.asarray, begun)
 
     def value_and_memory(
         self, own: Own, heard: Mapping[str, Any], distance: Distance, **options: Any
@@ -102,11 +114,11 @@ class FeatureLoss:
                 f"{type(found).__name__}"
             )
         value, memory = self._scalar(found[0]), found[1]
-        form = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
-        if form(memory) != form(heard["memory"]):
+        if found := trees.difference(memory, heard["memory"]):
+            now, before = found.now or "in other parts", found.before or "nothing"
             raise ValueError(
-                f"feature loss {self.name} returns the memory {form(memory)}; it must stay of the form "
-                f"that it began with, {form(heard['memory'])}"
+                f"feature loss {self.name} returns the memory{found.at} {now}; it must stay of the form "
+                f"that it began with, {before}"
             )
         return value, jax.lax.stop_gradient(memory)
 
@@ -155,7 +167,8 @@ def register(
     """Decorator that enters a loss into the registry; arguments as the fields of `FeatureLoss`.
 
     Raises:
-      ValueError: Another module has a loss of that name, or needs are no tuple.
+      ValueError: Another module has a loss of that name, needs are a text, or a function cannot be
+        called as `FeatureLoss` says.
     """
     if isinstance(needs, str):
         raise ValueError(f"needs of feature loss {name} are a text, {needs!r}; write ({needs!r},)")
@@ -163,6 +176,10 @@ def register(
     def enter(loss: Callable[..., Any]) -> Callable[..., Any]:
         there = {key: entry.loss for key, entry in REGISTRY.items()}
         check_free("feature loss", name, loss.__module__, there)
+        signatures.options(f"feature loss {name}", loss, after=3)
+        signatures.check(f"feature loss {name}", loss, "own", "heard", "distance")
+        if memory is not None:
+            signatures.check(f"memory of feature loss {name}", memory, "own")
         REGISTRY[name] = FeatureLoss(name, loss, needs, summary, reference, apart, memory)
         return loss
 

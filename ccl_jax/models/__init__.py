@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ccl_jax import trees
 from ccl_jax.models import lowering
 from ccl_jax.models.convert import from_torch, to_torch
 from ccl_jax.models.lenet import LeNet5
@@ -165,14 +166,35 @@ def forward_bytes(model: nn.Module, image_shape: tuple[int, int, int], batch_siz
         batch_size: images.
 
     Raises:
-        ValueError: the model cannot read such images; see `shapes`.
+        ValueError: the model cannot read such images, see `shapes`, or returns something else than
+            (features, logits).
     """
     images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
     variables = shapes(model, image_shape)
     with _without_devices():
-        program = jax.make_jaxpr(functools.partial(apply_eval, model))(*variables, images)
+        trace = jax.make_jaxpr(functools.partial(apply_eval, model), return_shape=True)
+        program, outputs = trace(*variables, images)
+    _check_outputs(model, outputs, batch_size)
     made = (variable.aval for equation in program.eqns for variable in equation.outvars)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in made)
+
+
+def _check_outputs(model: nn.Module, outputs: Any, batch_size: int) -> None:
+    """Makes sure that a model has returned (features, logits), as far as shapes tell."""
+    name, classes = type(model).__name__, getattr(model, "num_classes", None)
+    if not isinstance(outputs, (tuple, list)) or len(outputs) != 2:
+        is_ = (
+            f"{len(outputs)} values" if isinstance(outputs, (tuple, list)) else trees.form(outputs)
+        )
+        raise ValueError(f"{name} returns {is_}; a model must return (features, logits)")
+    for what, x, last in zip(("features", "logits"), outputs, ("F", classes), strict=True):
+        size = jnp.shape(x)
+        fits = len(size) == 2 and size[0] == batch_size and last in ("F", None, size[-1])
+        if not fits or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise ValueError(
+                f"{name} returns {what} {trees.form(x)}; a model must return (features, logits), "
+                f"features [{batch_size}, F] and logits [{batch_size}, {classes or 'classes'}]"
+            )
 
 
 def _without_devices() -> contextlib.AbstractContextManager[None]:

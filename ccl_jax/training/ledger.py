@@ -100,31 +100,48 @@ def _explain(
     bad = ~(np.isfinite(metrics.cross_entropy) & np.isfinite(metrics.gradient_norm))
     if not bad.any() and metrics.taken.all():
         return None
+    cause = _loss_too_large(metrics, before, done, loss_weights)
+    if not bad.any():
+        return (
+            f"a parameter is no longer finite at step {done.step + 1}; likely {cause or _TOO_FAST}"
+        )
     agent = int(np.argmax(bad))
+    wrong = [name for name in loss_weights if not np.isfinite(metrics.losses[name][agent])]
+    cross_entropy_fine = np.isfinite(metrics.cross_entropy[agent])
+    if cause is None and cross_entropy_fine:
+        if wrong:
+            cause = f"{_spoken(wrong[0])} itself, as the cross-entropy is finite; or {_TOO_FAST}"
+        elif np.isnan(metrics.gradient_norm[agent]):  # What grows too large is infinite first.
+            cause = f"a derivative, as of a norm, a root or a quotient at 0; or {_TOO_FAST}"
     terms = {
         "cross-entropy": metrics.cross_entropy,
         **{f"{_spoken(name)} loss": values for name, values in metrics.losses.items()},
         "gradient norm": metrics.gradient_norm,
     }
     sizes = ", ".join(f"{name} {float(value[agent]):.4g}" for name, value in terms.items())
-    outweighs = next(
-        (text for m in (metrics, before) if m and (text := _outweighs(m, loss_weights))), None
+    what = "gradient" if cross_entropy_fine and not wrong else "loss"
+    return (
+        f"the {what} is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); likely "
+        f"{cause or _TOO_FAST}"
     )
-    cause = outweighs or (
-        f"the {_spoken(runaway)} loss ran away from the cross-entropy: lower {_weight(runaway)}, take "
-        "another distance (huber, cosine) or use a network with normalisation"
-        if (runaway := done.totals.runaway) in loss_weights
-        else _TOO_FAST
-    )
-    if cause is _TOO_FAST and np.isfinite(metrics.cross_entropy[agent]):
-        wrong = [name for name in metrics.losses if not np.isfinite(metrics.losses[name][agent])]
-        if wrong:
-            cause = f"{wrong[0]} itself, as the cross-entropy is finite; or {cause}"
-        elif np.isnan(metrics.gradient_norm[agent]):  # What grows too large is infinite first.
-            cause = f"a derivative, as of a norm, a root or a quotient at 0; or {cause}"
-    finite = all(np.isfinite(terms[name][agent]) for name in terms if name != "gradient norm")
-    what = ("the gradient" if finite else "the loss") if bad.any() else "a parameter"
-    return f"{what} is no longer finite at step {done.step + 1}, agent {agent} ({sizes}); likely {cause}"
+
+
+def _loss_too_large(
+    metrics: StepMetrics,
+    before: StepMetrics | None,
+    done: Progress,
+    loss_weights: Mapping[str, float],
+) -> str | None:
+    """Which feature loss has outgrown the cross-entropy, and what to do; None if none has."""
+    for step in filter(None, (metrics, before)):
+        if text := _outweighs(step, loss_weights):
+            return text
+    if (runaway := done.totals.runaway) in loss_weights:
+        return (
+            f"the {_spoken(runaway)} loss ran away from the cross-entropy: lower {_weight(runaway)}, "
+            "take another distance (huber, cosine) or use a network with normalisation"
+        )
+    return None
 
 
 def _outweighs(metrics: StepMetrics, weights: Mapping[str, float]) -> str | None:

@@ -126,9 +126,12 @@ class Objective:
 
         Args:
           own: Shapes and dtypes of its forward pass.
+
+        Raises:
+          ValueError: It is not of numbers.
         """
         entries = map(losses.get, self.weights)
-        return {entry.name: entry.memory(own) for entry in entries if entry.memory is not None}
+        return {entry.name: entry.start(own) for entry in entries if entry.memory is not None}
 
     def _needs(self, names: Iterable[str]) -> frozenset[str]:
         return frozenset(need for name in names for need in self.needs_of(name))

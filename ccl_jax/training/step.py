@@ -14,7 +14,7 @@ import optax
 from flax import linen as nn
 
 from ccl_jax import algorithms, losses, models, trees
-from ccl_jax.algorithms import Algorithm, base
+from ccl_jax.algorithms import Algorithm, base, contracts
 from ccl_jax.losses import Batch, needs
 from ccl_jax.network import Memory, Network, Round, Traffic
 from ccl_jax.training import sam
@@ -106,6 +106,7 @@ def init_state(
         drawn, model_state = models.init(model, init_key, image_shape)
         params, model_state = trees.stack((drawn if given is None else given, model_state), agents)
         algorithm_state = algorithm.init(params, whole.round(0))
+        contracts.check_start(algorithm_state, agents)
         one = jax.tree.map(lambda x: x[0], (params, model_state))
         forward = lambda variables, images: models.apply_eval(model, *variables, images)
         features, logits = jax.eval_shape(forward, one, jnp.zeros((1, *image_shape)))

@@ -4,7 +4,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from ccl_jax import algorithms, graphs, losses
+from ccl_jax import algorithms, graphs, losses, models
 from experiments import extensions
 from tests.support import tiny_main
 
@@ -69,6 +69,27 @@ def run(tmp_path, capsys, monkeypatch):
             "lambda g, p, s, t, lr: (jax.tree.map(lambda x: x.astype(jnp.bfloat16), p), s)",
             "update of the method returns params['Dense_0']['bias'] as bfloat16[",
         ),
+        (
+            "base.communicate",
+            "lambda *a: base.update(*a)[::-1]",
+            "update of the method returns (state, params); it must return (params, state)",
+        ),
+        (
+            "base.communicate",
+            "lambda g, p, s, t, lr: ({**p, 'a': lr}, s)",
+            "returns the params with float32[] at ['a'], where nothing was",
+        ),
+        (
+            "lambda p, s, t: (p, s, None)",
+            "base.update",
+            "communicate of own-m is called with (params, state, talk, lr) and does not fit: too many",
+        ),
+        ("base.communicate", "3", "update of own-m is 3; it must be a function"),
+        (
+            "lambda p, s, t, lr: (p, s, p)",
+            "base.update",
+            "communicate of the method returns dict as models; it must be what talk.send",
+        ),
         # An error in the function itself has its line.
         ("lambda p, s, t, lr: p.nothing", "base.update", "mine.py, line 8, in <lambda>: Attrib"),
     ],
@@ -77,6 +98,29 @@ def test_a_method(communicate, update, said, run):
     text = METHOD.replace("COMMUNICATE", communicate).replace("UPDATE", update)
     line, code = run(text, "--algorithm=own-m", "--devices=1")
     assert said in line and code == 2
+
+
+@pytest.mark.parametrize(
+    ("init", "said"),
+    [
+        ("lambda params: 0", "init of own-m is called with (params, talk) and does not fit"),
+        ("lambda params, talk: {'a': 'text'}", "returns state['a'] as str; it must be of numbers"),
+        ("lambda params, talk: jax.random.key(0)", "returns state as key<fry>[]; it must be of n"),
+        (
+            "lambda params, talk: jnp.zeros(7)",
+            "as float32[7]; it must be of numbers, one alone or [",
+        ),
+    ],
+)
+def test_how_a_method_begins(init, said, run):
+    text = METHOD.replace("base.init", init).replace("COMMUNICATE, UPDATE", "*base[1:3]")
+    line, code = run(text, "--algorithm=own-m", "--devices=1")
+    assert said in line and code == 2
+
+
+def test_a_hyper_parameter_without_a_default(run):
+    line, code = run(METHOD.replace("momentum=0.9", "momentum"), "--algorithm=own-m")
+    assert "line 5: momentum of own-m has no default; write momentum=VALUE" in line and code == 2
 
 
 def test_what_builds_a_method(run):
@@ -106,6 +150,9 @@ def test_what_builds_a_method(run):
             "needs of feature loss own-l are a text, 'class_sums'; write (",
         ),
         ("", "heard['class_sums']", "mine.py, line 7, in own: KeyError: 'class_sums'"),
+        ("memory=lambda own: 'a',", "0.0, 0", "memory of feature loss own-l begins with str"),
+        ("memory=lambda own: 0.0,", "0.0, own", "returns the memory.features float32["),
+        ("memory=lambda: 0.0,", "0.0, 0.0", "memory of feature loss own-l is called with (own)"),
     ],
 )
 def test_a_loss(needs, value, said, run):
@@ -113,6 +160,15 @@ def test_a_loss(needs, value, said, run):
     flags = ("--algorithm=dsgd", "--feature_loss=own-l:1", "--batch_size=64")
     line, code = run(text, *flags)
     assert said in line and code == 2
+
+
+def test_what_a_loss_is_given(run):
+    text = LOSS.replace("NEEDS", "").replace("RETURN", "0.0").replace(", distance)", ")")
+    line, code = run(text, "--algorithm=dsgd", "--feature_loss=own-l:1")
+    assert "own-l is called with (own, heard, distance) and does not fit: too many" in line
+    assert code == 2
+    line, code = run(text.replace("heard)", "heard, distance, heat)"), "--algorithm=dsgd")
+    assert "heat of feature loss own-l has no default; write heat=VALUE" in line and code == 2
 
 
 def test_a_loss_that_is_not_finite_is_what_is_blamed(run):
@@ -175,6 +231,51 @@ GRAPHS["own-g"] = Graph("own-g", "x", own)
     assert said in line and code == 2
 
 
+def test_what_a_graph_is_given(run):
+    text = """
+from ccl_jax.graphs import GRAPHS, Graph, make
+
+GRAPHS["own-g"] = Graph("own-g", "x", lambda: None)
+"""
+    line, code = run(text, "--algorithm=dsgd", "--topology=own-g")
+    assert "what builds topology own-g takes nothing; it must take the number of agents" in line
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("logits", "Own returns float32[8, 10]; a model must return (features, logits)"),
+        ("(logits, images)", "Own returns logits float32[8, 64]; a model must return"),
+        ("(images, nn.Dense(3)(images))", "Own returns logits float32[8, 3]; a model must return"),
+        ("(images, logits.argmax(-1))", "Own returns logits int32[8]; a model must return (f"),
+        ("(images[..., None], logits)", "Own returns features float32[8, 64, 1]"),
+    ],
+)
+def test_a_model(returned, said, run):
+    text = f"""
+from flax import linen as nn
+from ccl_jax import models
+
+class Own(nn.Module):
+    num_classes: int
+    dtype: object
+
+    @nn.compact
+    def __call__(self, images):
+        images = images.reshape(len(images), -1)
+        logits = nn.Dense(self.num_classes)(images)
+        return {returned}
+
+models.MODELS["own-net"] = Own
+"""
+    try:
+        line, code = run(text, "--algorithm=dsgd", "--model=own-net", "--batch_size=8")
+    finally:
+        models.MODELS.pop("own-net", None)
+    assert said in line and code == 2
+
+
 def test_a_graph_of_floats_that_count_edges_is_fine(monkeypatch):
     """As networkx gives them."""
     own = graphs.Graph("own-g", "x", lambda agents: nx.to_numpy_array(nx.cycle_graph(agents)))
@@ -182,6 +283,12 @@ def test_a_graph_of_floats_that_count_edges_is_fine(monkeypatch):
     made, ring = graphs.make("own-g", 5), graphs.make("ring", 5)
     np.testing.assert_array_equal(made.weights, ring.weights)
     np.testing.assert_array_equal(made.neighbors, ring.neighbors)
+
+
+def test_an_edge_to_oneself_does_not_count(monkeypatch):
+    loops = lambda n: nx.to_numpy_array(nx.cycle_graph(n)) + np.eye(n)
+    monkeypatch.setitem(graphs.GRAPHS, "own-g", graphs.Graph("own-g", "x", loops))
+    np.testing.assert_array_equal(graphs.make("own-g", 5).weights, graphs.make("ring", 5).weights)
 
 
 @pytest.mark.parametrize(

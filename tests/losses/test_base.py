@@ -139,7 +139,8 @@ def test_a_loss_of_ones_own_is_in_the_gradient_and_in_the_metrics(registry):
 
 
 def test_a_need_that_nobody_knows_is_refused(registry):
-    losses.register("bad", needs=("neighbour_features",), summary="-", reference="-")(len)
+    enter = losses.register("bad", needs=("neighbour_features",), summary="-", reference="-")
+    enter(lambda own, heard, distance: 0.0)
     with pytest.raises(ValueError, match="'neighbour_features': did you mean 'neighbor_features'"):
         Objective(CLASSES, feature_losses=(("bad", 0.1),))
 
