@@ -1,9 +1,10 @@
-"""Looking up names in tables of builders, and lists in which none may be there twice."""
+"""Names: looked up in tables of builders, unique in lists, and short ones for files."""
 
 import difflib
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -74,3 +75,12 @@ def check_free(kind: str, name: str, module: str, table: Mapping[str, object]) -
     there = getattr(table.get(name), "__module__", module)
     if there != module:
         raise ValueError(f"{kind} {name!r} is there already, in {there}; take another name")
+
+
+def shortest_ends(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of different paths that differ from each other, of equally many parts."""
+    for parts in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
+        ends = [str(Path(*path.parts[-parts:])) for path in paths]
+        if len(set(ends)) == len(ends):
+            return ends
+    return list(map(str, paths))

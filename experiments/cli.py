@@ -157,6 +157,10 @@ def output(text: str) -> Path:
         raise ValueError(f"output is {text!r}; it must be the name of a file")
     if path.is_dir():
         raise ValueError(f"output is {path}, a directory; give the name of a file in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"output is {path}, which is no file but a device or pipe; give another name"
+        )
     below = next(parent for parent in path.absolute().parents if parent.exists())
     if path.exists() and not os.access(path, os.W_OK):
         raise ValueError(f"output is {path}, which cannot be written to; give another name")
@@ -179,7 +183,7 @@ def whole(path: Path) -> Iterator[Path]:
     new, old = folder / path.name, folder / f"{path.name}.before"
     try:
         yield new
-        if path.is_file():
+        if path.is_file() == new.is_file() and path.exists():
             shutil.copymode(path, new)
         try:
             if path.is_dir() and new.is_dir():

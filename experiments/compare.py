@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from ccl_jax.names import shortest_ends
 from ccl_jax.runs import plots
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.directory import RunDirectory, plain
@@ -71,7 +72,7 @@ def read(paths: Sequence[str | os.PathLike]) -> list[Compared]:
         found[path.resolve()] = path
     return [
         _read(RunDirectory(path), name)
-        for path, name in zip(found.values(), _names(list(found)), strict=True)
+        for path, name in zip(found.values(), shortest_ends(list(found)), strict=True)
     ]
 
 
@@ -192,15 +193,6 @@ def _checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if value is not None and not isinstance(value, (int, float)):
                 raise ValueError(f"metrics.jsonl says that {name} is {value}, which is no number")
     return rows
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of paths that differ from each other."""
-    for parts in range(1, 1 + max(len(path.parts) for path in paths)):
-        names = [str(Path(*path.parts[-parts:])) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def _check_ours(output: Path, figure: Path) -> None:

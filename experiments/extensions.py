@@ -3,6 +3,7 @@
 python -m experiments.digits --extension=mine.py --algorithm=mine
 """
 
+import hashlib
 import importlib.util
 import sys
 import traceback
@@ -30,7 +31,8 @@ def load(file: str) -> None:
             f"--extension={file} is {what}; give a Python file that registers methods, losses, "
             "graphs, models or datasets (docs/extending.md)"
         )
-    name = f"extension_{path.stem}"
+    # Two files of one name are two modules.
+    name = f"extension_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:
@@ -39,6 +41,11 @@ def load(file: str) -> None:
         spec.loader.exec_module(module)
     except BrokenPipeError:  # Of what it prints; no error in it.
         raise
+    except SystemExit as error:
+        raise ValueError(
+            f"{file} ends the program; an extension registers what it has, and its own main belongs "
+            'below: if __name__ == "__main__"'
+        ) from error
     except Exception as error:
         found = blame(error, [file])
         if isinstance(error, SyntaxError) and found is None:  # Of this file, or of one it imports.
@@ -50,16 +57,21 @@ def load(file: str) -> None:
 def blame(error: BaseException, files: Sequence[str] | None = None) -> str | None:
     """One line on an error that was raised in a user's own file, or in what that called; else None.
 
+    It names the last line in the file itself, or in one beside it that it imports.
+
     Args:
       error: As it was caught.
       files: The files; default: all that are loaded.
     """
     own = {str(Path(file).absolute()): file for file in (LOADED if files is None else files)}
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in own]
-    if not frames:
+    frames = traceback.extract_tb(error.__traceback__)
+    calls = next((k for k, frame in enumerate(frames) if frame.filename in own), None)
+    if calls is None:
         return None
-    at = frames[-1]
+    beside = {Path(file).parent for file in own}
+    at = [frame for frame in frames[calls:] if Path(frame.filename).parent in beside][-1]
     where = "" if at.name == "<module>" else f", in {at.name}"
     said = [] if type(error) is ValueError else [type(error).__name__]
     said += [text] if (text := " ".join(str(error).split())) else []
-    return ": ".join([f"{own[at.filename]}, line {at.lineno}{where}", *said])
+    file = own.get(at.filename, at.filename)
+    return ": ".join([f"{file}, line {at.lineno}{where}", *said])

@@ -19,7 +19,7 @@ from ccl_jax.data import (
 from ccl_jax.data.base import Dataset, StreamedDataset, hold_out, renumber, take
 from ccl_jax.data.feeds import Feed, InMemory, OnHost
 from ccl_jax.data.streaming import Streaming
-from ccl_jax.names import check_distinct
+from ccl_jax.names import check_distinct, look_up
 from ccl_jax.runs.config import Config
 
 
@@ -54,9 +54,8 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
     Raises:
       ValueError: Something in the settings or the files does not fit.
     """
-    shifts = tuple(feature_shift.parse(text) for text in config.feature_shift)
-    check_distinct("feature_shift", [f"{shift.kind}:{shift.strength:g}" for shift in shifts])
-    rates = heterogeneity.noise_rates(config.label_noise, config.agents)
+    check(config)
+    shifts, rates = _shifts(config), heterogeneity.noise_rates(config.label_noise, config.agents)
     sources = _sources(config)
     dataset = dataset or _read(config, sources[0], first=True)
     sets = [dataset, *(_read(config, source, first=False) for source in sources[1:])]
@@ -99,6 +98,20 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
         for shift, degree in zip(shifts, degrees, strict=True)
     }
     return Data(dataset, held, shifts, degrees, report, tuple(notes))
+
+
+def check(config: Config) -> None:
+    """Checks what the settings of data say by themselves, before any is read.
+
+    Raises:
+      ValueError: Something does not fit.
+    """
+    shifts = [f"{shift.kind}:{shift.strength:g}" for shift in _shifts(config)]
+    check_distinct("feature_shift", shifts)
+    heterogeneity.noise_rates(config.label_noise, config.agents)
+    look_up("partition", config.partition, dict.fromkeys(partition.NAMES))
+    for text in config.domain:
+        look_up("dataset", text.partition(":")[0], dict.fromkeys(datasets.NAMES))
 
 
 def first_set(config: Config) -> Dataset | StreamedDataset:
@@ -197,6 +210,10 @@ def describe(
         "wrong_labels_by_agent": [float(wrong[own].mean()) for own in held.indices],
         "samples_by_agent_and_class": counts,
     }
+
+
+def _shifts(config: Config) -> tuple[feature_shift.Shift, ...]:
+    return tuple(feature_shift.parse(text) for text in config.feature_shift)
 
 
 def _split(

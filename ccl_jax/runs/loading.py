@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from flax import linen as nn
 
 from ccl_jax import algorithms, models, trees
 from ccl_jax.network import Network
-from ccl_jax.runs import forward, inputs, runner
+from ccl_jax.runs import forward, inputs, reporter, runner
 from ccl_jax.runs.checkpoints import Checkpoints
 from ccl_jax.runs.config import Config
 from ccl_jax.runs.directory import RunDirectory
@@ -182,9 +183,15 @@ def _config(files: RunDirectory) -> Config:
     try:
         return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in there.items()})
     except ValueError as error:
-        own = [word for word in made.get("command", ()) if word.startswith("--extension=")]
-        hint = f" It was made with {' '.join(own)}; give that again." if own else ""
-        raise ValueError(f"{files.path}/config.json cannot be used: {error}{hint}") from None
+        raise ValueError(
+            f"{files.path}/config.json cannot be used: {error}{_made_with_files(made)}"
+        ) from None
+
+
+def _made_with_files(made: Mapping[str, Any]) -> str:
+    """The files of a user's own that a run was made with, as the end of a message."""
+    own = reporter.given_extensions(made.get("command", ()))
+    return f" It was made with {' '.join(own)}; give that again." if own else ""
 
 
 def _check_registered(files: RunDirectory, config: Config) -> None:
@@ -196,7 +203,8 @@ def _check_registered(files: RunDirectory, config: Config) -> None:
         if name not in table:
             raise ValueError(
                 f"{files.path} has the {kind} {name}, which is not registered here; import the file "
-                "that registers it first, on a command line by --extension=FILE"
+                "that registers it first, on a command line by --extension=FILE."
+                + _made_with_files(files.made_with())
             )
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
-# With more curves than colours, of the next so many.
+# Curves beyond the eighth take the colours again, dashed.
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -46,6 +46,8 @@ def attempt(what: object) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # Of a line printed beside the drawing.
+        raise
     except Exception as error:  # What a drawing raises, no list of matplotlib's tells.
         said = _one_line(error) or type(error).__name__
         print(f"warning: the figure {what} could not be drawn: {said}", file=sys.stderr)
@@ -58,8 +60,8 @@ def accuracy_curves(
 
     Args:
       runs: Label -> rows of metrics with `step`, `local_accuracy_mean`, `_min`, `_max` and
-        `consensus_accuracy`; rows without an evaluation are passed over. Of a run that has no other
-        rows, the legend says so.
+        `consensus_accuracy`; rows without an evaluation are passed over. The legend names runs that
+        have no evaluation at all.
       path: File to write; its ending chooses the format.
       title: Above the figure.
     """

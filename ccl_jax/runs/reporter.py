@@ -174,11 +174,17 @@ def extensions(argv: Sequence[str] | None = None) -> list[str]:
     """The flags that run the user's own files, for other commands; their own main is one, too."""
     words = program(argv)
     own = [f"--extension={words[1]}"] if words[1].endswith(".py") else []  # Not of `-m` or `-c`.
+    return own + given_extensions(words)
+
+
+def given_extensions(words: Sequence[str]) -> list[str]:
+    """Those flags among the words of a command, all written as --extension=FILE."""
     flag = re.compile("--?extension(=|$)")
-    for word, value in zip(words, [*words[1:], ""], strict=True):
-        if match := flag.match(word):
-            own.append(f"--extension={word[match.end() :] if match[1] else value}")
-    return own
+    return [
+        f"--extension={word[match.end() :] if match[1] else value}"
+        for word, value in zip(words, [*words[1:], ""], strict=True)
+        if (match := flag.match(word))
+    ]
 
 
 @contextlib.contextmanager

@@ -3,10 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import functools
-import hashlib
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +11,13 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from ccl_jax import algorithms, graphs, losses, models, training
+from ccl_jax import algorithms, graphs, models, training
 from ccl_jax.algorithms import capabilities
 from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.devices import hosts, memory, parallel
 from ccl_jax.graphs.topology import Topology
-from ccl_jax.names import look_up
 from ccl_jax.network import Network, compression
-from ccl_jax.runs import environment, inputs, programs, reporter, tensorboard, trainer
+from ccl_jax.runs import environment, inputs, own_code, programs, reporter, tensorboard, trainer
 from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.directory import RunDirectory, made_with
 from ccl_jax.runs.signals import stop_signals
@@ -138,20 +133,7 @@ def prepare(
     capabilities.check_platform(method, plan.platform)
     if config.final_merge:
         make_merge(topology, plan)  # Raises where models cannot be merged.
-    objective = training.Objective(
-        num_classes=dataset.num_classes,
-        lambda_m=config.lambda_m,
-        lambda_d=config.lambda_d,
-        feature_losses=config.feature_losses(),
-        loss_options=config.loss_options(),
-        local_steps=config.local_steps,
-        sam_rho=config.sam_rho,
-        sam_adaptive=config.sam_adaptive,
-        distance=config.distance,
-        clip_norm=config.clip_norm,
-        measure=config.measure_heterogeneity,
-        lambda_warmup_steps=steps * config.lambda_warmup_epochs,
-    )
+    objective = _make_objective(config, dataset.num_classes, steps)
     _check_mixed(objective, method, config)
     schedule = schedules.make(
         config.schedule, config.lr, steps * config.epochs, steps * config.warmup_epochs
@@ -173,16 +155,39 @@ def prepare(
 def check(config: Config) -> None:
     """Checks what can be known of settings without their data or JAX's devices; `prepare` checks all.
 
+    What only the building of the method tells is not known: that may start JAX.
+
     Raises:
       ValueError: Something does not fit.
     """
     method, hyperparameters = algorithms.get(config.algorithm), config.hyperparameters()
     algorithms.check_hyperparameters(config.algorithm, hyperparameters)
-    look_up("model", config.model, models.MODELS)
-    look_up("partition", config.partition, dict.fromkeys(partition.NAMES))
     topology = make_topology(config)
     method.check(topology, **hyperparameters)
     capabilities.check(method, _make_network(config, topology), **hyperparameters)
+    inputs.check(config)
+    make_model(config, num_classes=2)
+    augment.make(config.augment)
+    _check_mixed(_make_objective(config, num_classes=2, steps=1), method, config)
+    schedules.make(config.schedule, config.lr, config.epochs, config.warmup_epochs)
+
+
+def _make_objective(config: Config, num_classes: int, steps: int) -> training.Objective:
+    """What agents minimise; `steps` are those of an epoch."""
+    return training.Objective(
+        num_classes=num_classes,
+        lambda_m=config.lambda_m,
+        lambda_d=config.lambda_d,
+        feature_losses=config.feature_losses(),
+        loss_options=config.loss_options(),
+        local_steps=config.local_steps,
+        sam_rho=config.sam_rho,
+        sam_adaptive=config.sam_adaptive,
+        distance=config.distance,
+        clip_norm=config.clip_norm,
+        measure=config.measure_heterogeneity,
+        lambda_warmup_steps=steps * config.lambda_warmup_epochs,
+    )
 
 
 def _make_network(config: Config, topology: Topology, devices: int = 1, steps: int = 1) -> Network:
@@ -292,7 +297,7 @@ def open_directory(run: Run, stack: contextlib.ExitStack) -> None:
             run.directory.claim()
         stack.enter_context(run.directory.lock(hosts.note))
         if not run.config.resume:
-            made = made_with() | {"own_code": own_code(run.config)}
+            made = made_with() | {"own_code": own_code.checksums(run.config)}
             run.directory.create(dataclasses.asdict(run.config) | {"made_with": made})
     with hosts.together():
         run.directory.check_shared()
@@ -356,34 +361,9 @@ def _more_epochs(directory: RunDirectory, config: Config) -> int:
     return epochs if config.epochs > epochs else 0
 
 
-def own_code(config: Config) -> dict[str, str]:
-    """The files beside ccl_jax that define a run's method, model, losses and graph.
-
-    Returns:
-      Name -> the beginning of its SHA-256.
-    """
-    # A graph may be made of others: alternating:ring+mine.
-    graph_names = re.split(r"[:+]", config.topology)
-    used = [
-        algorithms.get(config.algorithm).build,
-        models.MODELS[config.model],
-        *(losses.get(name).loss for name, _ in config.feature_losses()),
-        *(graphs.GRAPHS[name].build for name in graph_names if name in graphs.GRAPHS),
-    ]
-    used = [each.func if isinstance(each, functools.partial) else each for each in used]
-    ours = Path(__file__).parents[1]
-    modules = (sys.modules.get(getattr(each, "__module__", None) or "") for each in used)
-    files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
-    return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-        for file in sorted(files)
-        if ours not in file.parents and file.is_file()
-    }
-
-
 def _warn_of_other_makers(directory: RunDirectory, config: Config) -> None:
     """A run that goes on with other versions, code or devices is not the same to the bit."""
-    before, now = directory.made_with(), made_with() | {"own_code": own_code(config)}
+    before, now = directory.made_with(), made_with() | {"own_code": own_code.checksums(config)}
     different = environment.differences(before, now)
     if different:
         hosts.note(f"warning: {directory.path} was started with others: {', '.join(different)}")

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ccl_jax.runs import runner
+from ccl_jax.runs import own_code
 from experiments import cli
 from experiments.flag_values import FlagValues
 from experiments.study import catalogue, pool, records, tuning
@@ -119,15 +119,17 @@ def _run_missing(
 
 def _tell_of_other_code(jobs: Iterable[Job], known: Mapping[str, Record]) -> None:
     """Says where runs are of another version of the user's own file: settings alone name a run."""
-    others = set()
+    others: dict[str, set[str]] = {}
     for job in jobs:
         before = known.get(job.identity, {}).get("made_with", {}).get("own_code", {})
-        now = runner.own_code(job.config) if before else {}
-        others |= {file for file in before if now.get(file, before[file]) != before[file]}
-    if others:
+        now = own_code.checksums(job.config) if before else {}
+        for file, checksum in before.items():
+            if now.get(file, checksum) != checksum:
+                others.setdefault(file, set()).add(checksum)
+    for file, checksums in sorted(others.items()):
         _tell(
-            f"note: some of them were made with another {', '.join(sorted(others))}; remove their lines "
-            "from runs.jsonl, and their directories, to make them again"
+            f"note: some of them were made with another {file}; to make them again, remove the lines of "
+            f"runs.jsonl that have {' or '.join(sorted(checksums))}, and their directories"
         )
 
 

@@ -165,8 +165,12 @@ def _work(todo: Any, answers: Any, results: Path, make: Make, files: Sequence[st
     """What a worker does: runs jobs until there are no more, or nobody waits for them."""
     parent = multiprocessing.parent_process()
     with may_leave(), stop_signals() as stop:
-        for file in files:
-            extensions.load(file)
+        try:
+            for file in files:
+                extensions.load(file)
+        except ValueError as error:  # It was changed since this process has read it.
+            answers.put(error)
+            return
         while not stop() and parent.is_alive():
             pack = todo.get()
             if pack is None:

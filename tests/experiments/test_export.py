@@ -225,6 +225,9 @@ def test_what_takes_a_place_is_whole(tmp_path, name, monkeypatch):
             partial.mkdir()
             (partial / str(k)).touch()
         assert [path.name for path in folder.iterdir()] == [str(k)]
+        if k == 0:
+            folder.chmod(0o700)
+    assert folder.stat().st_mode & 0o777 == 0o700
     # A file does not take the place of a directory, and what was not written none.
     with pytest.raises(IsADirectoryError), cli.whole(folder) as partial:
         partial.touch()

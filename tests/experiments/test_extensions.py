@@ -103,6 +103,11 @@ def test_it_trains_resumes_to_the_bit_and_predicts(mine, tmp_path, capsys):
     assert predict.main(["predict", of_run]) == 2
     error = capsys.readouterr().err
     assert "algorithm mine, which is not registered here" in error and "--extension=FILE" in error
+    settings = json.loads((tmp_path / "whole" / "config.json").read_text())
+    settings["made_with"]["command"] = ["digits", "-extension", "mine.py", "--epochs=2"]
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(settings))
+    assert predict.main(["predict", of_run]) == 2
+    assert "It was made with --extension=mine.py; give that again." in capsys.readouterr().err
 
 
 def test_many_devices_are_one(mine, tmp_path):

@@ -1,5 +1,7 @@
 """Mistakes in a user's own method, loss, graph or file: one line that says which, and where."""
 
+import sys
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -299,8 +301,21 @@ def test_an_edge_to_oneself_does_not_count(monkeypatch):
         ("raise KeyError", "mine.py, line 1: KeyError"),
         ("import nothing_of_this_name", "mine.py, line 1: ModuleNotFoundError: No module named"),
         ("\n\nint('twelve')", "mine.py, line 3: invalid literal for int()"),
+        ("raise SystemExit(0)", "mine.py ends the program; an extension registers what it has"),
     ],
 )
 def test_a_file(text, said, run):
     line, code = run(text)
     assert said in line and code == 2
+
+
+def test_a_file_beside_ones_own(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_own.py").write_text("def half(x):\n    return x / 0\n")
+    try:
+        line, code = run("from beside_own import half\n\nhalf(1)")
+    finally:
+        sys.modules.pop("beside_own", None)
+    assert (
+        "beside_own.py, line 2, in half: ZeroDivisionError: division by zero" in line and code == 2
+    )

@@ -123,6 +123,12 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path, capsys):
     assert line.startswith("warning: the figure it.png could not be drawn: [Errno 2]")
 
 
+def test_a_broken_pipe_is_no_fault_of_the_figure(capsys):
+    with pytest.raises(BrokenPipeError), plots.attempt("it.png"):
+        raise BrokenPipeError
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("agents, classes", [(1, 1), (100, 10), (3, 1000)])
 def test_bubbles_of_any_size_make_a_figure_that_can_be_looked_at(agents, classes, tmp_path):
     path = tmp_path / "partition.png"

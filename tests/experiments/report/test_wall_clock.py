@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments import digits
+from ccl_jax import algorithms
+from experiments import digits, methods
 from experiments.report import wall_clock
 
 
@@ -13,6 +14,21 @@ def test_modelled_time_by_hand():
     assert link.seconds(cost, 5, 4e6) == pytest.approx(5 * (0.2 + 0.06) + 4)
     assert link._replace(seconds_per_step=1.0).seconds(cost, 5, 0) == pytest.approx(5 * 1.06)
     assert link._replace(seconds_per_step=0.0).seconds(cost, 5, 0) == pytest.approx(5 * 0.06)
+
+
+def test_a_method_for_other_graphs_than_small_ones_is_measured_on_its_own(monkeypatch):
+    def even(topology, hyperparameters):
+        if topology.agents % 2:
+            raise ValueError("give an even number of agents")
+
+    monkeypatch.setattr(algorithms.base, "REGISTRY", dict(algorithms.REGISTRY))
+    enter = algorithms.register("even-dsgd", summary="-", reference="-", check=(even,))
+    enter(lambda: algorithms.make("dsgd"))
+    config = digits.DEFAULTS.replace(agents=6)
+    cost = lambda name: wall_clock.cost(config.replace(algorithm=name), 10, (8, 8, 1))
+    assert cost("even-dsgd") == cost("dsgd")
+    assert "not measured" in methods.table([algorithms.get("even-dsgd")])
+    assert "exchanges: not measured" in methods.details(algorithms.get("even-dsgd"))
 
 
 def test_cost_of_a_round():

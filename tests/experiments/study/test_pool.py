@@ -70,6 +70,10 @@ def test_workers_run_the_users_own_files(make_jobs, tmp_path, monkeypatch):
     list(pool.run_all(make_jobs(), tmp_path, 2, fake_run))
     ran = {path.name for path in tmp_path.glob("ran-*")}
     assert len(ran) == 2 and f"ran-{os.getpid()}" not in ran
+    # One that has been spoiled since it was read here.
+    file.write_text("x = 1 / 0")
+    with pytest.raises(ValueError, match=r"mine\.py, line 1: ZeroDivisionError"):
+        list(pool.run_all(make_jobs(), tmp_path, 2, fake_run))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
