@@ -89,13 +89,11 @@ def check_step(now: tuple[PyTree, PyTree], before: tuple[PyTree, PyTree]) -> Non
     Raises:
       ValueError: A leaf has another shape or dtype, or there are other leaves.
     """
-    if not trees.difference(now[::-1], before):
-        raise ValueError(
-            "update of the method returns (state, params); it must return (params, state)"
-        )
     for what, new, old in zip(("params", "state"), now, before, strict=True):
         if found := trees.difference(new, old):
-            raise ValueError(f"update of the method returns {_differs(what, found)}")
+            swapped = trees.difference(now[::-1], before) is None
+            is_ = "(state, params), and not (params, state)" if swapped else _differs(what, found)
+            raise ValueError(f"update of the method returns {is_}")
 
 
 def _differs(what: str, found: trees.Difference) -> str:

@@ -190,7 +190,7 @@ def _config(files: RunDirectory) -> Config:
 
 def _made_with_files(made: Mapping[str, Any]) -> str:
     """The files of a user's own that a run was made with, as the end of a message."""
-    own = reporter.given_extensions(made.get("command", ()))
+    own = reporter.given_extensions(made.get("command", []))
     return f" It was made with {' '.join(own)}; give that again." if own else ""
 
 

@@ -5,6 +5,7 @@ bar; where nobody looks, as in a file, a line an epoch in its place.
 """
 
 import contextlib
+import itertools
 import re
 import shlex
 import sys
@@ -182,7 +183,7 @@ def given_extensions(words: Sequence[str]) -> list[str]:
     flag = re.compile("--?extension(=|$)")
     return [
         f"--extension={word[match.end() :] if match[1] else value}"
-        for word, value in zip(words, [*words[1:], ""], strict=True)
+        for word, value in itertools.zip_longest(words, words[1:], fillvalue="")
         if (match := flag.match(word))
     ]
 

@@ -74,7 +74,7 @@ def run(tmp_path, capsys, monkeypatch):
         (
             "base.communicate",
             "lambda *a: base.update(*a)[::-1]",
-            "update of the method returns (state, params); it must return (params, state)",
+            "update of the method returns (state, params), and not (params, state)",
         ),
         (
             "base.communicate",
