@@ -57,10 +57,10 @@ def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) ->
     """Counts a round of some settings."""
     topology = runner.make_topology(config)
     neighbors = int(topology.mask.sum(axis=-1).max())
-    try:
-        measured = _measured(config.algorithm)
-    except ValueError:  # For graphs of its own; on a small one the same is measured faster.
-        measured = methods.measure(algorithms.get(config.algorithm), topology)
+    # On a small graph the same is measured faster, and once for all runs.
+    measured = _measured(config.algorithm) or methods.measure(
+        algorithms.get(config.algorithm), topology
+    )
     crossed = measured.gradients != "1"
     objective = Objective(
         num_classes,
@@ -82,5 +82,7 @@ def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) ->
 
 
 @functools.cache
-def _measured(algorithm: str) -> methods.Cost:
-    return methods.measure(algorithms.get(algorithm))
+def _measured(algorithm: str) -> methods.Cost | None:
+    method = algorithms.get(algorithm)
+    topology = methods.fitting_graph(method)
+    return None if topology is None else methods.measure(method, topology)

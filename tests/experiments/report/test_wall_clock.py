@@ -74,3 +74,13 @@ def test_cost_of_a_round():
     assert exchanges(algorithm="ngc", gossip_steps=3) == 4
     crossed = wall_clock.cost(config.replace(algorithm="ngc"), *shape)
     assert crossed.flops / plain.flops == pytest.approx(3) and crossed.exchanges == 2
+
+
+def test_a_mistake_in_a_method_is_not_taken_for_a_graph_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr(algorithms.base, "REGISTRY", dict(algorithms.REGISTRY))
+    wrong = algorithms.make("dsgd")._replace(
+        communicate=lambda params, state, talk, lr: (params, state)
+    )
+    algorithms.register("wrong-dsgd", summary="-", reference="-")(lambda: wrong)
+    with pytest.raises(ValueError, match="communicate of the method returns 2 values"):
+        methods.table([algorithms.get("wrong-dsgd")])
