@@ -41,6 +41,18 @@ def generator(stream: Stream, seed: int, *path: int) -> np.random.Generator:
     return np.random.default_rng(sequence)
 
 
+def seed_of(seed: int, part: int) -> int:
+    """A seed for each of several independent draws of one purpose; of part 0 it is the run's own.
+
+    Args:
+      seed: The seed of the run, 0 to 2**32 - 1.
+      part: Number of the draw, from 0 on.
+    """
+    if part == 0:
+        return seed
+    return int(np.random.SeedSequence(entropy=seed, spawn_key=(0, part)).generate_state(1)[0])
+
+
 def check_seed(seed: int) -> None:
     """Raises ValueError unless 0 <= seed < 2**32, the range that all generators here accept."""
     if not 0 <= seed < 2**32:

@@ -148,7 +148,7 @@ def by_domain(
     labels: np.ndarray,
     domains: np.ndarray,
     agents: int,
-    split: Callable[[np.ndarray, int], Partition],
+    split: Callable[[np.ndarray, int, int], Partition],
 ) -> Partition:
     """Gives each agent samples of one domain: agent i those of domain i mod number of domains.
 
@@ -156,7 +156,8 @@ def by_domain(
       labels: `[n]` classes of the training samples.
       domains: `[n]` the domain of each, from 0 on.
       agents: Number of agents, at least one for each domain.
-      split: Splits one domain among its agents: `split(labels, agents) -> Partition`.
+      split: Splits one domain among its agents: `split(labels, agents, domain) -> Partition`. Neighbours
+        in rank hold other domains, so domains that were all split by one draw would make them alike.
 
     Raises:
       ValueError: There are fewer agents than domains, or a domain cannot be split.
@@ -168,7 +169,7 @@ def by_domain(
     for domain in range(number):
         members = np.flatnonzero(domains == domain)
         own = range(domain, agents, number)
-        part = split(labels[members], len(own))
+        part = split(labels[members], len(own), domain)
         for agent, held in zip(own, part.indices, strict=True):
             indices[agent] = members[held].astype(np.int32)
     return Partition(f"{part.name} by domain", tuple(indices))

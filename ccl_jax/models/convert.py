@@ -7,7 +7,7 @@ channel here.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flax import traverse_util
@@ -22,8 +22,19 @@ _RESNET = {
     "layer{}.{}.downsample.1": "layer{}_{}/shortcut_norm",
     "fc": "head",
 }
-# Where the convolutions stand in the published VGG-11's flat list; a normalisation follows each.
-_VGG_CONVS = (0, 3, 6, 8, 11, 13, 16, 18)
+
+
+def _vgg(convolutions: Sequence[int]) -> dict[str, str]:
+    """VGG-11, whose layers are one flat list: these are convolutions, a normalisation follows each."""
+    names = {"classifier.0": "head"}
+    for number, at in enumerate(convolutions, start=1):
+        names |= {f"features.{at}": f"conv{number}", f"features.{at + 1}": f"norm{number}"}
+    return names
+
+
+# With EvoNorm, which is an activation, too, there are no ReLUs between.
+_VGG_EVONORM = _vgg((0, 3, 6, 8, 11, 13, 16, 18))
+_VGG_RELU = _vgg((0, 4, 8, 11, 15, 18, 22, 25))
 
 _MODULES = {
     "lenet5": {"conv{}": "conv{}", "fc3": "head", "fc{}": "fc{}"},
@@ -36,9 +47,7 @@ _MODULES = {
         "layers.{}.shortcut.1": "block{}/shortcut_norm",
         "linear": "head",
     },
-    "vgg11": {f"features.{at}": f"conv{i}" for i, at in enumerate(_VGG_CONVS, start=1)}
-    | {f"features.{at + 1}": f"norm{i}" for i, at in enumerate(_VGG_CONVS, start=1)}
-    | {"classifier.0": "head"},
+    "vgg11": _VGG_EVONORM,
 } | {f"resnet{depth}": _RESNET for depth in (8, 20, 18, 34, 50)}
 
 # Our leaf -> PyTorch's.
@@ -54,12 +63,15 @@ _LEAVES = {
 _FLATTENED_CHANNELS = {("lenet5", "fc1"): 16, ("vgg11", "head"): 128}
 
 
-def from_torch(name: str, arrays: Mapping[str, np.ndarray], *, leading: int = 0) -> dict:
+def from_torch(
+    name: str, arrays: Mapping[str, np.ndarray], *, norm: str = "evonorm", leading: int = 0
+) -> dict:
     """Our parameter tree from PyTorch's named parameters.
 
     Args:
         name: the model's name in the registry, e.g. "resnet20".
         arrays: parameters by PyTorch's names, e.g. "layer1.0.conv1.weight", in PyTorch's layout.
+        norm: the model's normalisation, by which VGG-11's layers are numbered.
         leading: number of axes in front of every array, which stay there: 1 for [agents, ...].
 
     Returns:
@@ -72,7 +84,7 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], *, leading: int = 0)
         >>> from_torch("resnet20", {"fc.bias": np.zeros(10)})["head"]["bias"].shape
         (10,)
     """
-    modules = _module_names(name)
+    modules = _module_names(name, norm)
     flat = {}
     for torch_name, array in arrays.items():
         torch_module, _, kind = torch_name.rpartition(".")
@@ -118,7 +130,7 @@ def to_torch(
     Raises:
         ValueError: the model has no table of names, or a parameter is not in it.
     """
-    modules = {ours: torch for torch, ours in _module_names(name).items()}
+    modules = {ours: torch for torch, ours in _module_names(name, norm).items()}
     arrays = {}
     flat = [*traverse_util.flatten_dict(params, sep="/").items()]
     flat += traverse_util.flatten_dict(batch_stats or {}, sep="/").items()
@@ -137,13 +149,13 @@ def to_torch(
     return arrays
 
 
-def _module_names(name: str) -> dict[str, str]:
+def _module_names(name: str, norm: str) -> dict[str, str]:
     if name not in _MODULES:
         raise ValueError(
             f"no table of PyTorch's parameter names for model {name!r}; there is one for "
             + ", ".join(sorted(_MODULES))
         )
-    return _MODULES[name]
+    return _VGG_RELU if name == "vgg11" and norm != "evonorm" else _MODULES[name]
 
 
 def _rename(module: str, names: Mapping[str, str]) -> str | None:

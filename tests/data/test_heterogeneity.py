@@ -178,12 +178,12 @@ def test_classes_of_other_names_are_not_joined(classes, message):
 
 def test_agents_hold_one_domain_each():
     domains = np.array([0] * 200 + [1] * 120 + [2] * 80)
-    split = heterogeneity.by_domain(LABELS, domains, 7, lambda y, n: partition.iid(y, n, 0))
+    split = heterogeneity.by_domain(LABELS, domains, 7, lambda y, n, _: partition.iid(y, n, 0))
     assert [set(domains[held]) for held in split.indices] == [{0}, {1}, {2}, {0}, {1}, {2}, {0}]
     assert sorted(np.concatenate(split.indices)) == list(range(400))
     assert split.name == "iid by domain"
     with pytest.raises(ValueError, match="3 domains need at least 3 agents, there are 2"):
-        heterogeneity.by_domain(LABELS, domains, 2, lambda y, n: partition.iid(y, n, 0))
+        heterogeneity.by_domain(LABELS, domains, 2, lambda y, n, _: partition.iid(y, n, 0))
 
 
 @settings(deadline=None, max_examples=60)
@@ -197,7 +197,7 @@ def test_agents_hold_one_domain_each():
 def test_every_split_by_domain_holds_a_sample_at_most_once(name, sizes, agents, alpha, seed):
     domains = np.repeat(np.arange(len(sizes)), sizes)
     labels = np.random.default_rng(seed).integers(0, 4, len(domains)).astype(np.int32)
-    parts = lambda y, n: partition.make(
+    parts = lambda y, n, _=0: partition.make(
         name, y, n, alpha=alpha, seed=seed, min_samples=1, users=np.arange(len(y)) % 15
     )
     try:

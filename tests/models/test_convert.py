@@ -1,9 +1,11 @@
 """Conversion of parameters: the permutations by hand, leading axes, wrong names."""
 
+import jax
 import numpy as np
 import pytest
 
-from ccl_jax.models import from_torch, to_torch
+from ccl_jax import models
+from ccl_jax.models import from_torch, to_torch, vgg
 
 
 def numbered(*shape: int) -> np.ndarray:
@@ -43,6 +45,32 @@ def test_flattened_image_is_reordered():
     np.testing.assert_array_equal(
         from_torch("lenet5", {"fc2.weight": square})["fc2"]["kernel"], square.T
     )
+
+
+@pytest.mark.parametrize("norm", ["evonorm", "batch"])
+def test_vgg_is_one_flat_list(norm):
+    """As the published code makes it: convolution, normalisation, ReLU but with EvoNorm; poolings."""
+    sequence = []
+    for layer in vgg.LAYERS:
+        between = [] if norm == "evonorm" else ["relu"]
+        sequence += ["pool"] if layer == "M" else ["conv", "norm", *between]
+    convs = [at for at, kind in enumerate(sequence) if kind == "conv"]
+    model = models.make("vgg11", 10, norm=norm)
+    params, state = jax.eval_shape(lambda: models.init(model, jax.random.key(0), (32, 32, 3)))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
+    stats = jax.tree.map(lambda leaf: np.zeros(leaf.shape), state.get("batch_stats", {}))
+    arrays = to_torch("vgg11", zeros, norm=norm, batch_stats=stats)
+    wide = {key: value.shape for key, value in arrays.items() if value.ndim == 4 and value.size > 128}
+    channels = [layer for layer in vgg.LAYERS if layer != "M"]
+    assert wide == {
+        f"features.{at}.weight": (out, into, 3, 3)
+        for at, into, out in zip(convs, [3, *channels], channels, strict=False)
+    }
+    kinds = {int(key.split(".")[1]) for key in arrays if key.startswith("features")}
+    assert kinds == {at for at, kind in enumerate(sequence) if kind in ("conv", "norm")}
+    weights = {key: value for key, value in arrays.items() if "running" not in key}
+    back = from_torch("vgg11", weights, norm=norm)
+    assert jax.tree.map(np.shape, back) == jax.tree.map(np.shape, zeros)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,17 @@ def test_resnet_starts_normal_in_fan_out(quick_init):
         assert np.mean(standard**4) == pytest.approx(3, abs=0.4)
 
 
+def test_vgg_starts_normal_in_fan_out(quick_init):
+    """As the published one: deviations sqrt(2 / (9 channels out)), biases 0; the last layer PyTorch's."""
+    params, _ = quick_init(models.make("vgg11", 10), (32, 32, 3))
+    for layer, channels in [("conv2", 32), ("conv4", 64), ("conv8", 128)]:
+        kernel = np.asarray(params[layer]["kernel"])
+        assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * channels)), rel=0.05)
+        assert np.mean((kernel / np.std(kernel)) ** 4) == pytest.approx(3, abs=0.4)
+        assert not np.any(params[layer]["bias"])
+    assert 0.5 * 128**-0.5 < np.abs(params["head"]["bias"]).max() <= 128**-0.5
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 6, 3), (1, 5, 7, 2)])
 def test_max_pool_equals_window_reduction(shape):
     x = normal(*shape)

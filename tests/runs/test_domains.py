@@ -123,6 +123,47 @@ def test_classes_of_domains_are_joined_by_name(tmp_path):
         np.testing.assert_array_equal(images[:, 0, 0, 0], 20 * labels)
 
 
+def test_domains_are_split_by_draws_of_their_own(tmp_path):
+    """Agents 0 and 1, 2 and 3 hold two domains: one draw for both would give them the same classes."""
+    config = number_sets(tmp_path, range(12)).replace(partition="classes", classes_per_agent=2)
+    found = inputs.load(config.replace(agents=8))
+    held = [set(found.dataset.train_labels[own]) for own in found.partition.indices]
+    assert all(len(classes) == 2 for classes in held)
+    assert held[0::2] != held[1::2]
+    # The first domain's is the draw that it has alone.
+    alone = inputs.load(config.replace(agents=4, domain=()))
+    first = [set(alone.dataset.train_labels[own]) for own in alone.partition.indices]
+    assert held[0::2] == first
+
+
+def test_image_files_have_the_size_of_the_set_beside_which_they_are(tmp_path):
+    shades = np.arange(48 * 48, dtype=np.uint8).reshape(48, 48)
+    for name in ("0", "1"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(shades).convert("RGB").save(tmp_path / "folder" / name / f"{i}.png")
+    arrays = {
+        f"{part}_{what}": value
+        for part in ("train", "test")
+        for what, value in (
+            ("images", np.zeros((4, 48, 48, 3), np.uint8)),
+            ("labels", np.arange(4) % 2),
+        )
+    }
+    np.savez(tmp_path / "set.npz", **arrays)
+    config = digits.DEFAULTS.replace(
+        dataset="npz",
+        data_dir=str(tmp_path / "set.npz"),
+        domain=(f"folder:{tmp_path / 'folder'}",),
+        agents=2,
+        batch_size=2,
+        partition="iid",
+    )
+    found = inputs.load(config)
+    own = found.partition.indices[1][0]
+    np.testing.assert_array_equal(found.dataset.train_images[own, ..., 0], shades)
+
+
 def test_labels_that_leave_classes_out(tmp_path):
     config = number_sets(tmp_path, range(1, 6))
     alone = config.replace(domain=())
