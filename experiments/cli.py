@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import textwrap
+import traceback
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -217,6 +218,9 @@ def guard(body: Callable[[], None]) -> int:
             return _complain("interrupted", 130)
         except Exception as error:
             if (line := lacking(error) or extensions.blame(error)) is None:
+                if hosts.count() > 1:
+                    traceback.print_exc()
+                    hosts.leave(1)  # Others would wait for this process.
                 raise
             return _complain(line, 2)
     return 0

@@ -32,6 +32,7 @@ def main(config: Config, given: frozenset[str] = frozenset()) -> None:
 
 def compare(config: Config, given: frozenset[str]) -> None:
     """DSGDm-N, QG-DSGDm-N and CCL, one after another, on the same split and order of data."""
+    runner.request_devices(config)  # Before processes agree on anything, which starts JAX.
     workdir = Path(config.workdir or runner.new_workdir(config))
     if not config.resume:
         with hosts.together():
@@ -101,7 +102,7 @@ def _report(
     curves = _where_all_are({own[0].config.label: own[0].directory.read_metrics() for own in runs})
     with plots.attempt(together.figures / "accuracy.png"):
         plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
-        print(f"accuracy against rounds: {together.figures / 'accuracy.png'}")
+        print(f"accuracy against steps: {together.figures / 'accuracy.png'}")
     split = runs[0][0].directory.figures / "partition.png"
     print(f"who holds which classes: {split}")
     print(f"run directory: {together.path}")

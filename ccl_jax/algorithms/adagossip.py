@@ -79,6 +79,10 @@ def adagossip(
         renewed = trees.moving_average(b2, state.second, squares)
         second = trees.where(moved, renewed, state.second)
         gamma = base.rate_at(gossip_rate, talk)
+        if talk.exact is not None:
+            gamma = jnp.where(
+                talk.exact, jnp.inf, gamma
+            )  # Every coordinate then moves all the way.
         # 1 - b2^t, without rounding b2^t to the digits that 1 has.
         count = jnp.maximum(t, 1).astype(trees.sum_type(params))
         correction = -jnp.expm1(count * (math.log(b2) if b2 else -math.inf))

@@ -131,6 +131,8 @@ class Capabilities:
       keeps_sums: Whether sums over all agents must stay what they are, which old messages break.
       adds_up: Whether it adds up what it hears from step to step and no gradient pulls that back, so
         that noise on messages has no bound: trackers, corrections, the weights of push-sum.
+      unmixed: Whether its gradient is always taken at the model before it is mixed.
+      noiseless: Why its messages must not get noise, if not for `adds_up`.
       float64: Whether it needs float64, which TPUs do not have; what their compiler puts in its place
         has not been seen to be enough.
     """
@@ -142,6 +144,8 @@ class Capabilities:
     lossless: str | Callable[[dict[str, Any]], str] = ""
     keeps_sums: bool = False
     adds_up: bool = False
+    unmixed: bool = False
+    noiseless: str = ""
     float64: bool = False
 
 
@@ -154,6 +158,8 @@ EVERY_STEP = Capabilities(
 )
 # Trackers, whose sum over all agents is that of what they track.
 TRACKING = Capabilities(keeps_sums=True, adds_up=True)
+# The same, with the gradient at the model that is sent.
+TRACKING_UNMIXED = dataclasses.replace(TRACKING, unmixed=True)
 
 # `check(topology, hyperparameters)` of a graph raises ValueError where the method does not work, and
 # says what to do instead; see `ccl_jax.algorithms.graph_checks`.
@@ -311,8 +317,9 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
 
 
 def rate_at(gossip_rate: GossipRate, talk: Round) -> jax.Array | float:
-    """gamma in the step of a round."""
-    return gossip_rate(talk.step) if callable(gossip_rate) else gossip_rate
+    """gamma in the step of a round; 1 where averages are exact, so that agents come to be alike."""
+    gamma = gossip_rate(talk.step) if callable(gossip_rate) else gossip_rate
+    return gamma if talk.exact is None else jnp.where(talk.exact, 1.0, gamma)
 
 
 def gossip(talk: Round, message: Message, gossip_rate: GossipRate) -> tuple[PyTree, PyTree]:

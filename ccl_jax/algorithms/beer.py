@@ -46,7 +46,7 @@ class CompressedTrackingState(NamedTuple):
     "beer",
     summary="gradient tracking with compressed models and trackers",
     reference="Zhao et al., NeurIPS 2022, arXiv:2201.13320",
-    capabilities=base.TRACKING,
+    capabilities=base.TRACKING_UNMIXED,
     momentum=0.0,
     start="gradient",
     **graph_checks.DOUBLY_STOCHASTIC,
@@ -55,7 +55,7 @@ class CompressedTrackingState(NamedTuple):
     "motef",
     summary="BEER with the moving average of gradients in the tracker",
     reference="Islamov et al., arXiv:2405.20114",
-    capabilities=base.TRACKING,
+    capabilities=base.TRACKING_UNMIXED,
     **graph_checks.DOUBLY_STOCHASTIC,
 )
 def compressed_tracking(

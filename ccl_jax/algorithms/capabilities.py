@@ -59,6 +59,10 @@ def check(method: base.Method, network: Network, **hyperparameters: object) -> N
             f"message_noise is for what neighbours say to each other, and {name} takes exact averages "
             "over all agents; leave it out"
         )
+    if wanted["message_noise"] and bears.noiseless:
+        raise ValueError(
+            f"{name} {bears.noiseless}; leave out message_noise, or take another method"
+        )
     if wanted["message_noise"] and bears.adds_up:
         raise ValueError(
             f"{name} adds up what it hears from step to step, and noise would add up with it without "
@@ -95,6 +99,18 @@ def check_platform(method: base.Method, platform: str) -> None:
         )
 
 
+def check_mixed_statistics(method: base.Method) -> None:
+    """Makes sure that a method mixes, where statistics of batch norm are to be mixed.
+
+    Raises:
+      ValueError: It does not, and talks otherwise or not at all.
+    """
+    if method.capabilities and method.capabilities.how != "gossip":
+        raise ValueError(
+            f"gossip_batch_stats mixes with neighbours, and {method.name} does not gossip; leave it out"
+        )
+
+
 def _check_faults(
     method: base.Method,
     bears: base.Capabilities,
@@ -105,7 +121,12 @@ def _check_faults(
     why = bears.lossless(settings) if callable(bears.lossless) else bears.lossless
     both_ways = (graph_checks.undirected, graph_checks.tree, graph_checks.doubly_stochastic)
     weights = network.topology.weights
-    if why:
+    if network.faults.straggle and (bears.keeps_sums or why):
+        broken = (
+            "keeps sums over all agents" if bears.keeps_sums else "needs the messages of its step"
+        )
+        _refuse(method, f"{broken}, which old messages break; leave out straggle")
+    if why and (network.faults.drop or network.faults.offline):
         _refuse(method, why)
     if network.faults.one_way and any(check in method.checks for check in both_ways):
         _refuse(method, "needs links that fail in both directions; leave out drop_one_way")
@@ -113,8 +134,6 @@ def _check_faults(
         weights, weights.transpose(0, 2, 1)
     ):
         _refuse(method, "keeps its sums only with symmetric weights; take another graph")
-    if network.faults.straggle and bears.keeps_sums:
-        _refuse(method, "keeps sums over all agents, which old messages break; leave out straggle")
 
 
 def _refuse(method: base.Method, why: str) -> None:

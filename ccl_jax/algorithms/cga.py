@@ -36,7 +36,11 @@ _REFERENCE = "Esfandiari et al., ICML 2021, arXiv:2103.02051"
     "comp-cga",
     summary="CGA with sign compression and error feedback",
     reference=_REFERENCE,
-    capabilities=base.Capabilities(lossless=base.EVERY_STEP.lossless, float64=True),
+    capabilities=base.Capabilities(
+        lossless=base.EVERY_STEP.lossless,
+        noiseless=cross_gradients.NOISELESS,
+        float64=True,
+    ),
     graph="static, undirected",
     check=(graph_checks.static, graph_checks.undirected),
     compress=True,

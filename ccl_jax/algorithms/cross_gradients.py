@@ -20,6 +20,7 @@ from ccl_jax.network import compression
 
 # Why the network leaves these methods' messages alone.
 UNCOMPRESSED = "sends gradients, too, which the network does not compress; take its comp- form"
+NOISELESS = "compresses its own replies, after which noise would come"
 
 
 class CrossGradientState(NamedTuple):

@@ -43,7 +43,7 @@ class TrackingState(NamedTuple):
     "dsgt",
     summary="gradient tracking, with local momentum on the tracker",
     reference="Pu & Nedic, arXiv:1805.11454; code of arXiv:2102.04761",
-    capabilities=base.TRACKING,
+    capabilities=base.TRACKING_UNMIXED,
     **graph_checks.DOUBLY_STOCHASTIC,
 )
 def gradient_tracking(

@@ -46,7 +46,7 @@ def _lossless(hyperparameters: dict[str, Any]) -> str:
     "momentum-tracking",
     summary="tracks the momentum of all agents",
     reference="Takezawa et al., TMLR 2023, arXiv:2209.15505",
-    capabilities=dataclasses.replace(base.TRACKING, lossless=_lossless),
+    capabilities=dataclasses.replace(base.TRACKING_UNMIXED, lossless=_lossless),
     **graph_checks.DOUBLY_STOCHASTIC,
 )
 def momentum_tracking(

@@ -32,7 +32,10 @@ _REFERENCE = "Aketi et al., TMLR 2023, arXiv:2209.14390"
     "comp-ngc",
     summary="NGC with sign compression and error feedback",
     reference=_REFERENCE,
-    capabilities=base.Capabilities(lossless=base.EVERY_STEP.lossless),
+    capabilities=base.Capabilities(
+        lossless=base.EVERY_STEP.lossless,
+        noiseless=cross_gradients.NOISELESS,
+    ),
     graph="static, undirected",
     check=(graph_checks.static, graph_checks.undirected),
     compress=True,

@@ -77,6 +77,9 @@ def push_sum(
 
 
 def _divide(tree: base.PyTree, weight: jax.Array) -> base.PyTree:
+    # Copies that start at zero have no weight either; what is known of such a model is zero.
+    weight = jnp.where(weight > 0, weight, jnp.ones_like(weight))
+
     def divide(x: jax.Array) -> jax.Array:
         return x / trees.per_agent(weight.astype(x.dtype), x)
 

@@ -96,7 +96,9 @@ def relaysgd(
         everything = _add_neighbors((params, own), before)
         all_but_one = jax.tree.map(lambda total, s: total[:, None] - s, everything, before)
         heard = trees.where(
-            talk.active, talk.reply("sums and counts", all_but_one, compress=False), before
+            talk.active,
+            talk.reply("sums and counts", all_but_one, compress=False, unasked=True),
+            before,
         )
 
         s, n = everything if overlap else _add_neighbors((params, own), heard)

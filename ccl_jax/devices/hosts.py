@@ -8,11 +8,12 @@ The first process writes files, and the others read them: the run directory must
 
 import contextlib
 import functools
+import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -158,6 +159,32 @@ def union(numbers: Collection[int]) -> set[int]:
     own = np.full(max(1, size), -1, np.int64)
     own[: len(numbers)] = sorted(numbers)
     return set(gather(own).ravel().tolist()) - {-1}
+
+
+def agree(values: Mapping[str, Any]) -> None:
+    """Makes sure that all processes have the same values, which JSON knows; all must call it.
+
+    Raises:
+      ValueError: They do not; in every process, with what differs.
+    """
+    if count() == 1:
+        return
+    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    (size,) = largest(len(text))
+    padded = np.zeros(size, np.uint8)
+    padded[: len(text)] = text
+    first, *others = (json.loads(row.tobytes().rstrip(b"\0")) for row in gather(padded))
+    for process, other in enumerate(others, 1):
+        different = [
+            f"{name} is {first.get(name)!r} and {other.get(name)!r}"
+            for name in first | other
+            if first.get(name) != other.get(name)
+        ]
+        if different:
+            raise ValueError(
+                f"processes 0 and {process} would not train the same: {'; '.join(different)}; start "
+                "all with the same flags, files and checkpoints"
+            )
 
 
 def whole(tree: PyTree) -> PyTree:

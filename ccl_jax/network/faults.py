@@ -149,6 +149,7 @@ class Delivery(NamedTuple):
       sent: `[block, out_degree]` bool: edges on which it sends.
       replies_arrive: `[block, out_degree]` bool: listeners whose reply comes back.
       replies_reach: `[block, degree]` bool: neighbours that the agent's reply reaches.
+      sends_unasked: `[block, degree]` bool: neighbours to which it sends without having heard them.
     """
 
     incoming: Edges
@@ -156,6 +157,7 @@ class Delivery(NamedTuple):
     sent: jax.Array
     replies_arrive: jax.Array
     replies_reach: jax.Array
+    sends_unasked: jax.Array
 
     def messages(self) -> tuple[jax.Array, jax.Array]:
         """`[block]` messages that an agent sends to all who listen, and how many of them are lost."""
@@ -176,7 +178,8 @@ class Perfect(NamedTuple):
 
     def delivery(self, incoming: Edges, outgoing: Edges) -> Delivery:
         """All edges of a graph."""
-        return Delivery(incoming, outgoing, outgoing.mask, outgoing.mask, incoming.mask)
+        listeners, neighbors = outgoing.mask, incoming.mask
+        return Delivery(incoming, outgoing, listeners, listeners, neighbors, neighbors)
 
     def reweigh(
         self, weights: jax.Array, columns: jax.Array, ids: jax.Array, stochastic: str
@@ -217,6 +220,7 @@ class Conditions(NamedTuple):
             # Only who has heard can reply, and replies can be lost as well.
             replies_arrive=reaches & at(self.hears, outgoing),
             replies_reach=arrives & at(self.heard, incoming),
+            sends_unasked=incoming.mask & self.online[:, None],
         )
 
     def reweigh(

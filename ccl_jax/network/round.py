@@ -55,6 +55,7 @@ class Round:
       conditions: What works in this step.
       incoming: `Edges` with `[agents, degree]` tables: who is heard.
       outgoing: `Edges` with `[agents, out_degree]` tables: who listens.
+      exact: Scalar bool, whether `mix` is the mean over all agents; None where it never is.
     """
 
     def __init__(self, network: "Network", step: jax.Array, memory: Memory) -> None:
@@ -77,8 +78,7 @@ class Round:
         self._old, self._new = memory.messages, {}
         # Averages over several gossip steps, by name: mixed twice, they are sent once.
         self._mixed: dict[str, PyTree] = {}
-        # Scalar bool, whether averages are exact in this step; None in a network where they never are.
-        self._exactly = None if network.average_from is None else step >= network.average_from
+        self.exact = None if network.average_from is None else step >= network.average_from
         # Bytes and counts, by name, of messages that exact averages did without and nobody heard yet.
         self._unheard: dict[str, tuple[int, jax.Array]] = {}
         self._ledger = Ledger(len(self.ids), network.faults.any)
@@ -137,10 +137,10 @@ class Round:
         known = self._through(channel, name, tree, alike)
         size = channel.message_bytes(tree)
         sent, lost = self._delivery.messages()
-        if self._exactly is not None and not self._measuring:
+        if self.exact is not None and not self._measuring:
             # An all-reduce sends neighbours nothing; a loss that hears this message pays for it then.
             self._unheard[name] = size, sent
-            sent = jnp.where(self._exactly, 0, sent)
+            sent = jnp.where(self.exact, 0, sent)
         self._pay(size, sent, lost)
         return Message(tree, known, channel, name, (name,))
 
@@ -156,10 +156,10 @@ class Round:
             messages that went through different channels.
         """
         gossiped = self._gossip(message)
-        if self._exactly is None:
+        if self.exact is None:
             return gossiped
         size = all_reduce_bytes(message_bytes(message.own, lead=1), self.agents)
-        when = self._exactly & self.active
+        when = self.exact & self.active
         self._pay(size, jnp.where(when, 1, jnp.zeros_like(self.ids)))
         return trees.where(when, self._mean(message.own), gossiped)
 
@@ -211,6 +211,7 @@ class Round:
         *,
         compress: bool = True,
         message_bytes: int | None = None,
+        unasked: bool = False,
     ) -> PyTree:
         """Returns values to the neighbours they were made for.
 
@@ -220,6 +221,7 @@ class Round:
             that it hears at place d of its table.
           compress: Whether the network's compression, if any, may be used on these values.
           message_bytes: Size of one message, where the caller and not the network has compressed it.
+          unasked: Whether they are sent, and paid for, also where nothing was heard in this step.
 
         Returns:
           Leaves `[agents, out_degree, ...]`: entry (j, o) was made for j by its o-th listener;
@@ -235,7 +237,8 @@ class Round:
         tree = self._through(channel, name, tree)
         arrive = self.outgoing._replace(mask=self._delivery.replies_arrive)
         size = channel.message_bytes(tree, 2) if message_bytes is None else message_bytes
-        sent = self.incoming.mask.sum(axis=1, dtype=jnp.int32)
+        asking = self._delivery.sends_unasked if unasked else self.incoming.mask
+        sent = asking.sum(axis=1, dtype=jnp.int32)
         reached = self._delivery.replies_reach.sum(axis=1, dtype=jnp.int32)
         self._pay(size, sent, sent - reached)
         return self._take(tree, arrive, at_slots=True)
@@ -313,8 +316,8 @@ class Round:
         if not self._measuring:
             self._new[message.name] = memory
         self._mixed[message.name] = mixed
-        if self._exactly is not None:
-            messages = jnp.where(self._exactly, 0, messages)
+        if self.exact is not None:
+            messages = jnp.where(self.exact, 0, messages)
         self._pay(message.channel.message_bytes(mixed), messages, lost)
         return mixed
 
@@ -381,7 +384,7 @@ class Round:
         for name in message.sources:
             if name in self._unheard and not self._measuring:
                 size, sent = self._unheard.pop(name)
-                self._pay(size, jnp.where(self._exactly, sent, 0))
+                self._pay(size, jnp.where(self.exact, sent, 0))
 
 
 def _merged(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:

@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ccl_jax.devices import hosts
+from ccl_jax.runs.directory import write_through
 from ccl_jax.training import TrainState
 from ccl_jax.training.progress import Progress
 
@@ -201,8 +202,8 @@ class Checkpoints:
             partial.mkdir(parents=True)
             with _quiet(), _orbax() as writer:
                 writer.save(partial / "state", args=ocp.args.StandardSave(arrays))
-            (partial / "progress.json").write_text(json.dumps(progress.to_json()))
-            (partial / "checksums.json").write_text(json.dumps(_checksums(partial)))
+            write_through(partial / "progress.json", json.dumps(progress.to_json()))
+            write_through(partial / "checksums.json", json.dumps(_checksums(partial)))
             if final.exists():  # a damaged one that was passed over
                 shutil.rmtree(final)
             partial.rename(final)

@@ -161,7 +161,7 @@ class Config(DataSettings):
     gossip_batch_stats: bool = setting(
         False,
         TRAINING,
-        "mix the statistics of batch norm as parameters; default: each keeps its own",
+        "mix the statistics of batch norm, by the graph's weights; default: each keeps its own",
     )
     final_merge: bool = setting(
         False, TRAINING, "replace all models by their exact average at the end, by an all-reduce"

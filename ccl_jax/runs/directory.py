@@ -261,8 +261,16 @@ class RunDirectory:
     def _write(self, name: str, text: str) -> None:
         if hosts.is_first():
             partial = self.path / f".{name}.partial"
-            partial.write_text(text)
+            write_through(partial, text)
             partial.replace(self.path / name)
+
+
+def write_through(path: Path, text: str) -> None:
+    """Writes a file that is on the disk when this returns, whatever then happens to the power."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _OUR_SETTINGS = frozenset(
         "jax_num_cpu_devices",
         "jax_enable_preemption_service",
         "jax_compilation_cache_dir",
+        "jax_enable_compilation_cache",
         "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_min_entry_size_bytes",
     ]
@@ -120,7 +121,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         {name: value for name, value in made.items() if name in before and name != "command"}
         for made in (before, now)
     )
-    for part in ("jax_settings", "own_code"):
+    for part in ("jax_settings", "own_code", "data"):
         before, now = (made | (made.pop(part, None) or {}) for made in (before, now))
     # No flags at all are the default ones.
     show = lambda made, name: "default" if made.get(name, "") == "" else made[name]

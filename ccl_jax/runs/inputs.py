@@ -117,7 +117,7 @@ def check(config: Config) -> None:
 
 def first_set(config: Config) -> Dataset | StreamedDataset:
     """The dataset that `load` can be given, for several runs; reads it."""
-    return _read(config, _sources(config)[0], first=True)
+    return _read(config, _sources(config)[0])
 
 
 def make_feed(data: Data, config: Config, here: np.ndarray | None = None) -> Feed:
@@ -266,9 +266,7 @@ def _domains(text: str) -> list[_Source]:
     return [_Source(name, str(place)) for place in inside] or [_Source(name, path or None)]
 
 
-def _read(
-    config: Config, source: _Source, beside: int | None = None
-) -> Dataset | StreamedDataset:
+def _read(config: Config, source: _Source, beside: int | None = None) -> Dataset | StreamedDataset:
     """Loads one of the sets: the first, or one `beside` it, whose image files then have its size."""
     size = config.image_size
     if beside is not None:

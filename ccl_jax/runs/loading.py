@@ -76,7 +76,10 @@ class LoadedRun:
         """What `predict` makes probabilities of: `[n, F]` and `[n, classes]` float32."""
         images = jnp.asarray(images)
         self._check_shape(images.shape)
-        return forward.features_and_logits(self.model, self.dataset, self.variables(agent), images)
+        with runner.precision(self.config):
+            return forward.features_and_logits(
+                self.model, self.dataset, self.variables(agent), images
+            )
 
     def logits(self, images: jax.typing.ArrayLike, agent: int | None = None) -> jax.Array:
         """As `predict`, before the softmax: `[n, classes]` float32."""

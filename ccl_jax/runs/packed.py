@@ -1,17 +1,14 @@
 """Runs that differ in their seed, trained as one program; each leaves what it would leave alone."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from ccl_jax.algorithms import get
 from ccl_jax.data import batches
 from ccl_jax.data.base import StreamedDataset
 from ccl_jax.devices import hosts
-from ccl_jax.runs import inputs, runner, trainer
+from ccl_jax.runs import checksums, inputs, runner, trainer
 from ccl_jax.runs.checkpoints import Checkpoints
 from ccl_jax.runs.reporter import Reporter, nothing_to_save
 from ccl_jax.runs.runner import Run
@@ -47,17 +44,10 @@ def program_of(run: Run) -> dict[str, Any]:
     return {
         "steps of an epoch": batches.steps_per_epoch(run.partition, run.config.batch_size),
         "steps done": _steps_done(run),
-        "graph": _digest(topology.weights, topology.neighbors, topology.mask),
-        "test set": _digest(dataset.test_images, dataset.test_labels),
+        "graph": checksums.digest(topology.weights, topology.neighbors, topology.mask),
+        "test set": checksums.digest(dataset.test_images, dataset.test_labels),
         "training set": (shapes, dataset.mean, dataset.std, dataset.scale),
     }
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
 
 
 def _steps_done(run: Run) -> int:

@@ -11,6 +11,9 @@ import jax
 from ccl_jax.runs import environment
 from ccl_jax.runs.settings import AUTO
 
+# Whether it was here that JAX was told to keep and read nothing.
+_switched_off = False
+
 # Ends the names of entries that begin with a sum of what follows.
 _SUMMED = "-sha256"
 
@@ -20,13 +23,21 @@ def keep(folder: str | None) -> None:
 
     Args:
       folder: Where; "auto" for JAX's own place if somebody has set one, else the user's cache if that
-        can be written; None or "none" for nowhere.
+        can be written; "none" for nowhere, whatever JAX has been told; None to leave JAX as it is.
     """
+    global _switched_off
+    if folder == "none":
+        _switched_off = _switched_off or jax.config.jax_enable_compilation_cache
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if _switched_off:
+        jax.config.update("jax_enable_compilation_cache", True)
+        _switched_off = False
     if folder == AUTO:
         if jax.config.jax_compilation_cache_dir is not None:
             return
         folder = _user_cache()
-    if folder is None or folder == "none":
+    if folder is None:
         return
     _check_entries()
     jax.config.update("jax_compilation_cache_dir", folder)

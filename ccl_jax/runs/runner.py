@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ccl_jax.data import augment, batches, datasets, partition
 from ccl_jax.devices import hosts, memory, parallel
 from ccl_jax.graphs.topology import Topology
 from ccl_jax.network import Network, compression
-from ccl_jax.runs import environment, inputs, own_code, programs, reporter, tensorboard, trainer
+from ccl_jax.runs import checksums, environment, inputs, programs, reporter, tensorboard, trainer
 from ccl_jax.runs.config import MAY_DIFFER, Config
 from ccl_jax.runs.directory import RunDirectory, made_with
 from ccl_jax.runs.signals import stop_signals
@@ -71,6 +72,11 @@ class Run:
     def partition(self) -> partition.Partition:
         """Who holds which training samples."""
         return self.data.partition
+
+    @functools.cached_property
+    def made_of(self) -> dict[str, dict[str, str]]:
+        """Checksums of what it trains on, `data`, and of the user's own files, `own_code`."""
+        return checksums.of(self)
 
 
 @hosts.together()
@@ -130,6 +136,8 @@ def prepare(
     method.check(topology, **hyperparameters)
     network = _make_network(config, topology, plan.blocks, steps)
     capabilities.check(method, network, **hyperparameters)
+    if config.gossip_batch_stats:
+        capabilities.check_mixed_statistics(method)
     capabilities.check_platform(method, plan.platform)
     if config.final_merge:
         make_merge(topology, plan)  # Raises where models cannot be merged.
@@ -165,6 +173,8 @@ def check(config: Config) -> None:
     topology = make_topology(config)
     method.check(topology, **hyperparameters)
     capabilities.check(method, _make_network(config, topology), **hyperparameters)
+    if config.gossip_batch_stats:
+        capabilities.check_mixed_statistics(method)
     inputs.check(config)
     make_model(config, num_classes=2)
     augment.make(config.augment)
@@ -214,10 +224,15 @@ def prepare_memory(model: nn.Module, image_shape: tuple[int, int, int], batch_si
         memory.keep_freed()
 
 
-def make_plan(config: Config) -> parallel.Plan:
-    """Where the agents of a run are; on a CPU it asks for virtual devices first."""
+def request_devices(config: Config) -> None:
+    """Asks for a run's virtual devices, if it is to be on a CPU; of no effect once JAX runs."""
     most = min(config.agents * config.batch_devices, MOST_CPU_DEVICES)
     parallel.request_cpu_devices(-(-(config.devices or most) // (config.num_processes or 1)))
+
+
+def make_plan(config: Config) -> parallel.Plan:
+    """Where the agents of a run are; on a CPU it asks for virtual devices first."""
+    request_devices(config)
     devices = config.devices or parallel.usable_devices(config.agents, config.batch_devices)
     return parallel.Plan(devices, config.spmd, config.batch_devices)
 
@@ -241,12 +256,14 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
 def _check_mixed(objective: training.Objective, method: algorithms.Method, config: Config) -> None:
     """Refuses a loss that compares with the mixed model beside a method that never sees it there."""
     settings = method.hyperparameters | method.fixed | config.hyperparameters()
-    if "mixed_features" in objective.needs and settings.get("gradient_at") == "unmixed":
+    choosable = settings.get("gradient_at") == "unmixed"
+    always = method.capabilities is not None and method.capabilities.unmixed
+    if "mixed_features" in objective.needs and (choosable or always):
+        remedy = "give --hparam=gradient_at=mixed, or leave" if choosable else "leave"
         names = [name for name in objective.weights if "mixed_features" in objective.needs_of(name)]
         raise ValueError(
             f"local_steps is {config.local_steps}, so {', '.join(names)} compares with the mixed model, "
-            f"and {method.name} takes its gradient before mixing; give --hparam=gradient_at=mixed, or "
-            "leave the loss out"
+            f"and {method.name} takes its gradient before mixing; {remedy} the loss out"
         )
 
 
@@ -292,32 +309,39 @@ def execute(run: Run) -> dict[str, Any]:
 
 def open_directory(run: Run, stack: contextlib.ExitStack) -> None:
     """Keeps others out of the run directory while `stack` is open; makes it, unless the run goes on."""
+    checksums.agree(run)
     with hosts.together():
         if run.config.workdir is None:
             run.directory.claim()
         stack.enter_context(run.directory.lock(hosts.note))
         if not run.config.resume:
-            made = made_with() | {"own_code": own_code.checksums(run.config)}
+            made = made_with() | run.made_of
             run.directory.create(dataclasses.asdict(run.config) | {"made_with": made})
     with hosts.together():
         run.directory.check_shared()
 
 
 def go_on(run: Run) -> dict[str, Any] | None:
-    """With `resume`, says how the run goes on; returns its summary if it has ended already."""
+    """With `resume`, says how the run goes on; returns its summary if it has ended already.
+
+    Raises:
+      ValueError: It cannot go on, as what it trained on has changed.
+    """
     if not run.config.resume:
         return None
-    if more := _more_epochs(run.directory, run.config):
+    more = _more_epochs(run.directory, run.config)
+    if not more and has_ended(run):
+        hosts.note(f"{run.directory.path} has ended already; this is its result")
+        return run.directory.summary()
+    with hosts.together():
+        checksums.check(run)
+    if more:
         hosts.note(
             f"{run.directory.path} goes on from {more} to {run.config.epochs} epochs, from here "
             f"on at the learning rates of a run of {run.config.epochs}"
         )
         settings = run.directory.settings() | {"epochs": run.config.epochs}
         run.directory.write_json("config.json", settings)
-    elif has_ended(run):
-        hosts.note(f"{run.directory.path} has ended already; this is its result")
-        return run.directory.summary()
-    _warn_of_other_makers(run.directory, run.config)
     return None
 
 
@@ -359,14 +383,6 @@ def _more_epochs(directory: RunDirectory, config: Config) -> int:
             "one that goes on can only have more"
         )
     return epochs if config.epochs > epochs else 0
-
-
-def _warn_of_other_makers(directory: RunDirectory, config: Config) -> None:
-    """A run that goes on with other versions, code or devices is not the same to the bit."""
-    before, now = directory.made_with(), made_with() | {"own_code": own_code.checksums(config)}
-    different = environment.differences(before, now)
-    if different:
-        hosts.note(f"warning: {directory.path} was started with others: {', '.join(different)}")
 
 
 def new_workdir(config: Config) -> str:

@@ -67,6 +67,7 @@ def prepare(
     Raises:
       ValueError: As `runner.prepare`; or there is no run to go on with.
     """
+    runner.request_devices(config)  # Before processes agree on anything, which starts JAX.
     paths = {seed: workdir / f"seed-{seed}" for seed in seeds}
     if len(paths) < len(seeds) or not seeds:
         raise ValueError(f"seeds are {list(seeds)}; they must be different ones, at least one")

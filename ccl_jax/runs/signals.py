@@ -45,7 +45,10 @@ class _Note:
     def _usual(self, number: int) -> Any:
         """What a signal does where nobody takes it down."""
         before = self.before[number]
-        return before._usual(number) if isinstance(before, _Note) else before
+        if isinstance(before, _Note):
+            return before._usual(number)
+        # Only SIGINT is taken from who ignores it, and who sends it twice means it.
+        return signal.default_int_handler if before == signal.SIG_IGN else before
 
 
 @contextlib.contextmanager

@@ -243,17 +243,22 @@ def _roll_back(run: "Run", saved: Checkpoints, start: Progress, error: loop.Dive
 
 
 def begin(run: "Run", saved: Checkpoints) -> tuple[training.TrainState, Progress]:
-    """The newest checkpoint that is whole, or the start where there is none yet."""
+    """The newest checkpoint that is whole, or the start where there is none yet.
+
+    Raises:
+      ValueError: Not all processes see the same one.
+    """
     with hosts.together():
-        saved.wait()  # Then all processes see the same ones.
-    state = first_state(run)
+        saved.wait()
+    state, progress = first_state(run), Progress()
     if saved.steps():
         state, progress = saved.restore(state)
         hosts.note(f"{run.directory.path} goes on after step {progress.step}")
-        return state, progress
-    if run.config.resume:
+    elif run.config.resume:
         hosts.note(f"{run.directory.path} has no checkpoint yet; it starts from the beginning")
-    return state, Progress()
+    # A shared file system may show a new checkpoint to some of the processes later than to others.
+    hosts.agree({"the step of the newest checkpoint": progress.step})
+    return state, progress
 
 
 def first_state(run: "Run") -> training.TrainState:

@@ -157,8 +157,8 @@ def make_step(
       network: What it talks through.
       objective: The loss.
       schedule: Learning rate by step.
-      gossip_batch_stats: Mix the running statistics of batch norm as the models are mixed, and count
-        them as traffic; otherwise each agent keeps its own.
+      gossip_batch_stats: Mix the running statistics of batch norm by the graph's weights, whatever the
+        gossip rate, and count them as traffic; otherwise each agent keeps its own.
 
     Returns:
       `step(state, batch) -> (state, metrics)`.

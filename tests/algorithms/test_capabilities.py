@@ -27,7 +27,7 @@ REFUSED = {
 REFUSED["message_noise"] = {
     *("d2", "ed", "edm", "exact-diffusion", "extra", "nids", "simplegt", "led", "proxskip"),
     *("dsgt", "update-tracking", "momentum-tracking", "atc-gt", "k-gt", "aug-dgm", "beer", "motef"),
-    *("demuon", "sgp", "all-reduce", "fedavg"),
+    *("demuon", "sgp", "all-reduce", "fedavg", "comp-ngc", "comp-cga"),
 }
 REFUSED["average_from"] = {
     *("d2", "ed", "edm", "exact-diffusion", "extra", "nids", "simplegt", "led", "proxskip"),
@@ -150,6 +150,12 @@ def test_who_declares_nothing_runs_on_a_plain_network(register):
         ({"how": "average"}, {"compressor": compression.SIGN}, "does not gossip; leave it out"),
         ({"uncompressed": "sends dates"}, {"compressor": compression.SIGN}, "sends dates, or lea"),
         ({"lossless": "counts"}, {"faults": Faults(drop=0.1)}, "counts; or take another method"),
+        ({"noiseless": "whispers"}, {"message_noise": 0.1}, "whispers; leave out message_noise"),
+        (
+            {"lossless": "counts"},
+            {"faults": Faults(straggle=0.1)},
+            "its step, .* leave out straggle",
+        ),
         ({"adds_up": True}, {"message_noise": 0.1}, "adds up .* leave out message_noise"),
         ({"keeps_sums": True}, {"faults": Faults(straggle=0.1)}, "sums .* leave out straggle"),
     ],

@@ -76,3 +76,16 @@ def test_on_a_ring_it_is_dsgd_in_what_neighbours_know_too():
     np.testing.assert_allclose(*losses, rtol=1e-5, atol=1e-8)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), *ends)
     assert (losses[0][1:] > 1e-4).all()
+
+
+def test_a_copy_that_starts_at_zero_is_the_zero_model():
+    """Of its weight, too, neighbours know nothing yet: 0 / 0 would be NaN in every cross-feature."""
+    graph = graphs.make("exponential", 5, stochastic="column")
+    network = Network(graph, compressor=SIGN, compression_start="zero")
+    algorithm = algorithms.make("sgp")
+    x = jnp.arange(10.0).reshape(5, 2)
+    state, talk = algorithm.init(x, network.round(0)), network.round(0)
+    z, _, models = algorithm.communicate(x, state, talk, 0.1)
+    np.testing.assert_array_equal(z, x)
+    np.testing.assert_array_equal(models.known, jnp.zeros_like(x))
+    np.testing.assert_array_equal(models.own, x)

@@ -198,6 +198,49 @@ def test_only_the_first_prints_and_what_fails_in_one_fails_in_both(pair):
     assert not (folder / "bad").exists()
 
 
+APART = """
+import sys
+from pathlib import Path
+
+from ccl_jax import Config
+from ccl_jax.devices import hosts
+from ccl_jax.runs import checksums, seeds
+
+port, me, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+hosts.join(f"localhost:{port}", 2, me)
+config = Config(
+    dataset="digits",
+    model="digits-cnn",
+    agents=4,
+    algorithm="dsgd",
+    lr=0.1 * (me + 1),
+    # What each may have its own of.
+    quiet=bool(me),
+    num_processes=2,
+    process_id=me,
+)
+(run,) = seeds.prepare(config, [0], folder)
+print(run.plan.devices)
+try:
+    checksums.agree(run)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_processes_ask_for_their_devices_first_and_refuse_to_train_apart(tmp_path):
+    port = free_port()
+    processes = [start("-c", APART, str(port), str(k), str(tmp_path)) for k in range(2)]
+    ends = [process.communicate(timeout=120) for process in processes]
+    for process, (out, error) in zip(processes, ends, strict=True):
+        assert process.returncode == 0, error
+        assert out.splitlines()[-2:] == [
+            "4",
+            "processes 0 and 1 would not train the same: lr is 0.1 and 0.2; start all with the same "
+            "flags, files and checkpoints",
+        ]
+
+
 def test_who_does_not_find_the_others_says_so():
     port = free_port()
     join = f"hosts.join('localhost:{port}', 2, 1, timeout_seconds=1)"

@@ -60,7 +60,9 @@ def test_vgg_is_one_flat_list(norm):
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
     stats = jax.tree.map(lambda leaf: np.zeros(leaf.shape), state.get("batch_stats", {}))
     arrays = to_torch("vgg11", zeros, norm=norm, batch_stats=stats)
-    wide = {key: value.shape for key, value in arrays.items() if value.ndim == 4 and value.size > 128}
+    wide = {
+        key: value.shape for key, value in arrays.items() if value.ndim == 4 and value.size > 128
+    }
     channels = [layer for layer in vgg.LAYERS if layer != "M"]
     assert wide == {
         f"features.{at}.weight": (out, into, 3, 3)

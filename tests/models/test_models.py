@@ -152,7 +152,7 @@ def test_resnet_starts_normal_in_fan_out(quick_init):
 
 
 def test_vgg_starts_normal_in_fan_out(quick_init):
-    """As the published one: deviations sqrt(2 / (9 channels out)), biases 0; the last layer PyTorch's."""
+    """As the published one: deviations sqrt(2 / (9 out)), biases 0; the last layer PyTorch's."""
     params, _ = quick_init(models.make("vgg11", 10), (32, 32, 3))
     for layer, channels in [("conv2", 32), ("conv4", 64), ("conv8", 128)]:
         kernel = np.asarray(params[layer]["kernel"])

@@ -280,6 +280,25 @@ def test_relay_counts_drop_with_the_messages():
     assert counts.max() <= AGENTS
 
 
+def test_a_relayed_message_that_is_lost_was_sent():
+    """It answers nothing: what an agent has not heard does not keep it from sending."""
+    chain, algorithm = graphs.make("chain", AGENTS), algorithms.make("relaysgd", fill="counts")
+    network = Network(chain, faults=Faults(drop=0.4, offline=0.2, seed=5))
+    x = jnp.ones((AGENTS, 5))
+    state = algorithm.init(x, network.round(0))
+    say = lambda talk, _: algorithm.communicate(x, state, talk, 0.1)
+    neighbors, lost = chain.mask[0].sum(axis=1), 0
+    for _, traffic, conditions in simulate(network, 0, 20, say):
+        online = np.asarray(conditions.online)
+        # The sums of 5 numbers, and a count.
+        np.testing.assert_array_equal(traffic.bytes_sent(), np.where(online, neighbors * 24, 0))
+        arrived = (np.asarray(traffic.messages) - np.asarray(traffic.lost)).sum()
+        hears = np.asarray(conditions.hears)
+        assert arrived == np.diagonal(hears, 1).sum() + np.diagonal(hears, -1).sum()
+        lost += np.asarray(traffic.lost).sum()
+    assert lost > 50
+
+
 def allowed(name: str, faults: Faults, graph="ring", **hyper) -> bool:
     method = algorithms.get(name)
     topology = graphs.make(graph, AGENTS, stochastic=method.stochastic)

@@ -117,6 +117,16 @@ REFUSED = [
         "moon compares with the mixed model",
         "gradient_at=mixed",
     ),
+    (
+        ["--algorithm=dsgt", "--local_steps=2", "--feature_loss=moon:1"],
+        "dsgt takes its gradient before mixing",
+        "leave the loss out",
+    ),
+    (
+        ["--algorithm=isolated", "--norm=batch", "--gossip_batch_stats"],
+        "isolated does not gossip",
+        "leave it out",
+    ),
     (["--sam_rho=-0.1"], "sam_rho is -0.1", ">= 0"),
     (["--sam_rho=nan"], "sam_rho is nan", ">= 0"),
     (["--sam_adaptive"], "sam_adaptive is True", "--sam_rho > 0"),

@@ -1,6 +1,7 @@
 """`load_run`: what a run says of itself is what its loaded models do."""
 
 import json
+import re
 import warnings
 
 import flax
@@ -53,6 +54,18 @@ def test_predictions_are_right_as_often_as_the_run_recorded(trained):
         summary["steps"],
         summary["consensus_accuracy"],
     )
+
+
+@pytest.mark.parametrize("precision, said", [("default", "DEFAULT"), ("highest", "HIGHEST")])
+def test_products_are_as_precise_as_in_training(precision, said, tmp_path):
+    """On a CPU all are; what would be asked of an accelerator stands in the program."""
+    config = CONFIG.replace(precision=precision)
+    saved_run.save(tmp_path, config, saved_run.facts())
+    run = ccl_jax.load_run(tmp_path)
+    pixels = images(2, *run.dataset.image_shape)
+    text = jax.jit(run.logits).lower(pixels).as_text()
+    found = set(re.findall(r"precision = \[(\w+), \w+\]", text))
+    assert found == {said}
 
 
 def test_facts_of_the_dataset_come_along(trained):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from ccl_jax.runs import programs
@@ -35,6 +36,19 @@ def test_programs_are_kept_in_the_users_cache(tmp_path):
     where = keeping(XDG_CACHE_HOME=str(tmp_path))
     kept = list((tmp_path / "ccl_jax").rglob("*-cache"))
     assert kept and all(str(file.parent) == where for file in kept)
+
+
+def test_none_keeps_and_reads_nothing_whatever_jax_has_been_told(tmp_path):
+    keeping("none", JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_after_none_programs_are_kept_again(tmp_path):
+    before = jax.config.jax_enable_compilation_cache
+    programs.keep("none")
+    assert not jax.config.jax_enable_compilation_cache
+    programs.keep(None)
+    assert jax.config.jax_enable_compilation_cache == before
 
 
 DAMAGE = {

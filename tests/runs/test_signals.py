@@ -42,6 +42,8 @@ def test_what_is_ignored_stays_so():
             assert stop() == 0
             os.kill(os.getpid(), signal.SIGINT)  # As for what a shell starts in the background.
             assert stop() == signal.SIGINT
+            # Who sends it twice means it.
+            assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccl_jax import graphs
+from ccl_jax import algorithms, graphs
 from ccl_jax.devices.parallel import Plan
 from ccl_jax.network import Faults, Network
 from ccl_jax.network.compression import SIGN
 from ccl_jax.network.traffic import all_reduce_bytes
 from ccl_jax.runs.checkpoints import Checkpoints
 from ccl_jax.training.merge import make_merge
+from ccl_jax.training.schedules import AveragingRate
 from tests.support import tiny_main
 from tests.support.small_run import AGENTS, EPOCHS, Experiment, same, same_rows
 
@@ -142,6 +143,21 @@ def test_averages_are_gossip_before_the_step_and_exact_from_it_on(devices, gossi
     np.testing.assert_allclose(exact, np.tile(np.asarray(x).mean(axis=0), (4, 1)), rtol=1e-6)
     # A ring all-reduce of 4 agents: 3 / 2 of the model, whatever the number of gossip steps.
     assert after.bytes_sent().tolist() == [36] * 4
+
+
+@pytest.mark.parametrize(
+    "name, rate", [("choco-sgd", 0.1), ("dsgdm-n", AveragingRate(0.1, 1.5, 4)), ("adagossip", 0.1)]
+)
+def test_an_exact_average_is_one_whatever_the_gossip_rate(name, rate):
+    algorithm = algorithms.make(name, gossip_rate=rate)
+    x = jnp.arange(24.0).reshape(4, SIZE) ** 2
+    state = algorithm.init(x, Network(RING).round(0))
+    at = lambda start: algorithm.communicate(
+        x, state, Network(RING, average_from=start).round(5), 0.1
+    )
+    exact, gossiped = at(5)[0], at(6)[0]
+    np.testing.assert_allclose(exact, np.tile(np.asarray(x).mean(axis=0), (4, 1)), rtol=1e-5)
+    assert np.ptp(np.asarray(gossiped), axis=0).min() > 1
 
 
 def test_what_losses_hear_of_neighbours_is_still_paid_once():

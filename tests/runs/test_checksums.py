@@ -1,0 +1,64 @@
+"""A run goes on with what it was started with: its split, its graph, its images."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.support import tiny_main
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (40, 4, 4, 1), dtype=np.uint8)
+LABELS = np.arange(40) % 4
+FLAGS = ("--dataset=npz", "--model=mlp", "--algorithm=dsgd", "--agents=4", "--batch_size=4")
+QUIET = ("--partition=iid", "--nofigures", "--noprogress", "--eval_every=9")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of one epoch that is to have two, its data and its graph; and how to go on with others."""
+    folder = tmp_path_factory.mktemp("begun")
+
+    def train(*flags, images=IMAGES, labels=LABELS, graph="0 1\n1 2\n2 3\n3 0\n"):
+        arrays = {"train_images": images, "train_labels": labels}
+        np.savez(folder / "set.npz", **arrays, test_images=IMAGES[:8], test_labels=LABELS[:8])
+        (folder / "graph.txt").write_text(graph)
+        places = (f"--data_dir={folder}/set.npz", f"--topology=file:{folder}/graph.txt")
+        return tiny_main.main(["x", *FLAGS, *QUIET, *places, f"--workdir={folder}/run", *flags])
+
+    assert train("--epochs=1") == 0
+    return folder / "run", lambda **others: train("--epochs=2", "--resume", **others)
+
+
+OTHERS = {
+    "split": ({"labels": np.roll(LABELS, 1)}, "another labels, or who holds which image"),
+    "more images": (
+        {"images": np.concatenate([IMAGES, IMAGES]), "labels": np.tile(LABELS, 2)},
+        "another labels, or who holds which image",
+    ),
+    "graph": ({"graph": "0 1\n1 2\n2 3\n"}, "another graph, or its weights"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_others_are_refused_and_nothing_is_written(case, begun, capsys):
+    run, resume = begun
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    others, says = OTHERS[case]
+    assert resume(**others) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {run} was started with {says}: files that it read have changed")
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+def test_other_images_are_told_of_and_the_same_are_not(begun, capsys):
+    run, resume = begun
+    started = json.loads((run / "config.json").read_text())["made_with"]["data"]
+    assert set(started) == {"split", "graph", "images"}
+    other = IMAGES.copy()
+    other[0, 0, 0] ^= 1
+    assert resume(images=other) == 0
+    error = capsys.readouterr().err
+    assert f"was started with others: images {started['images']} -> " in error
+    assert resume() == 0  # It has ended: what it was made of does not matter.
+    assert "has ended already" in capsys.readouterr().err
