@@ -136,8 +136,8 @@ def write_csv(runs: Sequence[Compared], path: Path) -> None:
                 writer.writerow([*known, *(_text(row.get(name)) for name in metrics)])
 
 
-def draw(runs: Sequence[Compared], path: Path) -> None:
-    """Accuracy against rounds, a colour a run."""
+def draw(runs: Sequence[Compared], path: Path) -> str:
+    """Accuracy against rounds, a colour a run; returns what they are called, "rounds" or "steps"."""
     settings = differing(runs)
 
     def label(run: Compared) -> str:
@@ -148,7 +148,10 @@ def draw(runs: Sequence[Compared], path: Path) -> None:
     names = {run.name: label(run) for run in runs}
     if max(map(len, names.values())) > _LEGEND:  # The table has them.
         names = {name: name for name in names}
-    plots.accuracy_curves({names[run.name]: run.rows for run in runs}, path)
+    local_steps = max(run.settings.get("local_steps", 1) for run in runs)
+    curves = {names[run.name]: run.rows for run in runs}
+    plots.accuracy_curves(curves, path, local_steps=local_steps)
+    return plots.step_unit(local_steps)
 
 
 def _runs(path: Path) -> list[Path]:
@@ -244,8 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_csv(runs, output)
         print(table(runs))
         with plots.attempt(figure):
-            draw(runs, figure)
-            print(f"accuracy against rounds: {figure}")
+            print(f"accuracy against {draw(runs, figure)}: {figure}")
         print(f"all metrics: {output}")
 
     return cli.guard(body)

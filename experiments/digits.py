@@ -101,8 +101,9 @@ def _report(
         seeds.tell(results)
     curves = _where_all_are({own[0].config.label: own[0].directory.read_metrics() for own in runs})
     with plots.attempt(together.figures / "accuracy.png"):
-        plots.accuracy_curves(curves, together.figures / "accuracy.png", title)
-        print(f"accuracy against steps: {together.figures / 'accuracy.png'}")
+        file = together.figures / "accuracy.png"
+        plots.accuracy_curves(curves, file, title, config.local_steps)
+        print(f"accuracy against {plots.step_unit(config.local_steps)}: {file}")
     split = runs[0][0].directory.figures / "partition.png"
     print(f"who holds which classes: {split}")
     print(f"run directory: {together.path}")

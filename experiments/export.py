@@ -38,11 +38,13 @@ class Format(NamedTuple):
       ending: Of the file's name.
       write: `write(path, arrays)`, arrays by name.
       load: Python that reads it back, with the path in place of {}.
+      load_first: The same for the first of stacked models, where `load` takes one only.
     """
 
     ending: str
     write: Callable[[Path, Arrays], None]
     load: str
+    load_first: str = ""
 
 
 def export(
@@ -181,6 +183,8 @@ FORMATS: Mapping[str, Format] = {
         ".pytorch.safetensors",
         _write_safetensors,
         "import safetensors.torch; model.load_state_dict(safetensors.torch.load_file({!r}))",
+        "import safetensors.torch; agents = safetensors.torch.load_file({!r}); "
+        "model.load_state_dict({{name: x[0] for name, x in agents.items()}})",
     ),
 }
 
@@ -212,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = export(run, form, agent, output)
         print(f"written: {path}")
         print(f"described in: {path}.json")
-        print(f"load it: {FORMATS[form].load.format(str(path.absolute()))}")
+        load = (everybody and FORMATS[form].load_first) or FORMATS[form].load
+        print(f"load it: {load.format(str(path.absolute()))}")
 
     return cli.guard(body)
 

@@ -1,7 +1,6 @@
 """Images that a trained model is shown, as it knows them: a run's test set, or a user's own."""
 
 import concurrent.futures
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ccl_jax.data import datasets, folders, images, npz
+from ccl_jax.data import augment, datasets, folders, images, npz
 from ccl_jax.data.base import Dataset, ImageStore, StreamedDataset
 from ccl_jax.data.streaming import Skipped
 from ccl_jax.runs.facts import Facts
@@ -104,6 +103,9 @@ class Files(Shown):
             )
         self._store, self._facts, self._skipped = store, facts, skipped
         self._known = list(known)
+        # Height and width of what is read. Only streamed images have a margin that the model cuts off.
+        side, size = facts.side, facts.image_shape[:2]
+        self._size = size if side == max(size) else (side, side)
         self._resized: set[int] = set()
         self._recoloured: set[int] = set()
         if skipped is not None:
@@ -116,17 +118,17 @@ class Files(Shown):
     def _decode(self, index: int) -> np.ndarray:
         side, channels = self._facts.side, self._facts.image_shape[2]
         try:
-            content = self._store.read(index)
-            pixels = images.decode(content, side, area=_by_area(self._facts))
+            pixels = images.decode(self._store.read(index))
         except (OSError, ValueError) as error:
             name = self._store.name(index)
             if self._skipped is None:
                 raise ValueError(f"{name}: {error}; mend or remove it") from error
             self._skipped.add(index, name, error)
-            return np.zeros((side, side, channels), np.uint8)
-        with Image.open(io.BytesIO(content)) as image:
-            if image.size != (side, side):
-                self._resized.add(index)
+            return np.zeros((*self._size, channels), np.uint8)
+        if pixels.shape[:2] != self._size:
+            self._resized.add(index)
+            square = images.square(Image.fromarray(pixels), side, _by_area(self._facts))
+            pixels = augment.centre_crop(np.asarray(square), self._size)
         if _is_grey(pixels) != (channels == 1):
             self._recoloured.add(index)
         pixels = _as_grey(pixels, self._facts) if channels == 1 else pixels
@@ -137,11 +139,11 @@ class Files(Shown):
         if self._skipped is not None:
             unread = len(self.left_out)
             return [f"{unread} images that cannot be read are left out"] if unread else []
-        side, kind = self._facts.side, "grey" if self._facts.image_shape[2] == 1 else "colour"
-        notes = list(self._known)
+        kind = "grey" if self._facts.image_shape[2] == 1 else "colour"
+        notes, size = list(self._known), " x ".join(map(str, self._size))
         if self._resized:
             notes.append(
-                f"{len(self._resized)} of {len(self.names)} images were resized to {side} x {side} "
+                f"{len(self._resized)} of {len(self.names)} images were resized to {size} "
                 "pixels (the shorter side; of the longer the middle is seen)"
             )
         if self._recoloured:
@@ -200,7 +202,7 @@ def _folder(root: Path, facts: Facts) -> Shown:
                 f"{root}: has no images that Pillow reads (.jpg, .png, .webp ...){hint}"
             )
         store, classes = folders.list_undivided(root)
-        _check_classes(root, [name for name in classes if name not in facts.class_names], facts)
+        _check_classes(root, [x for x in classes if x not in facts.class_names], facts, "classes")
         number = np.array([facts.class_names.index(name) for name in classes], np.int32)
         labels = number[store.labels]
     names = [str(file.relative_to(root)) for file in store.paths]
@@ -210,10 +212,8 @@ def _folder(root: Path, facts: Facts) -> Shown:
 
 def _npz(path: Path, facts: Facts) -> Shown:
     found, labels, class_names = npz.read_images(path)
-    if class_names is not None and class_names != facts.class_names:
-        _check_classes(path, class_names, facts)
-    if labels is not None and labels.max() >= facts.num_classes:
-        _check_classes(path, [labels.max()], facts)
+    if labels is not None:
+        labels = _as_classes(path, labels, class_names, facts)
     if found.min() < 0 or found.max() > facts.scale:
         raise ValueError(
             f"{path}: has pixels from {found.min():g} to {found.max():g}; those of the run go from 0 to "
@@ -239,12 +239,43 @@ def _npz(path: Path, facts: Facts) -> Shown:
     return Arrays(found, labels, notes)
 
 
-def _check_classes(path: Path, others: Sequence[object], facts: Facts) -> None:
-    """Raises ValueError if there are classes that the run does not have."""
-    if len(others):
+def _as_classes(
+    path: Path, labels: np.ndarray, names: Sequence[str] | None, facts: Facts
+) -> np.ndarray:
+    """The labels of a .npz as classes of the run: by name, or else by number.
+
+    A .npz without names was read in training with its numbers as names, of which a run with
+    `--renumber_labels` has only some.
+    """
+    own, occurring = facts.class_names, np.unique(labels).tolist()
+    if names is None and all(name.isdecimal() and name == str(int(name)) for name in own):
+        names = tuple(map(str, range(occurring[-1] + 1)))
+    if names is None or names == own:
+        _check_classes(path, [k for k in occurring if k >= len(own)], facts, "labels")
+        return labels
+    if occurring[-1] >= len(names):
+        raise ValueError(
+            f"{path}: has the label {occurring[-1]} and {len(names)} class_names; give one for each "
+            "label, or leave out the labels"
+        )
+    other = [names[k] for k in occurring if names[k] not in own]
+    _check_classes(path, other, facts, "labels")
+    return np.array([own.index(names[k]) for k in labels.tolist()], np.int32)
+
+
+def _check_classes(path: Path, others: Sequence[object], facts: Facts, what: str) -> None:
+    """Raises ValueError if there are classes that the run does not have.
+
+    Args:
+      path: Where they are.
+      others: These classes.
+      facts: Of the run's dataset.
+      what: What says them, and can be left out.
+    """
+    if others:
         raise ValueError(
             f"{path}: has the classes {_listed(others)}, the run was trained on "
-            f"{_listed(facts.class_names)}; give images of those, or leave out the classes"
+            f"{_listed(facts.class_names)}; give images of those, or leave out the {what}"
         )
 
 

@@ -162,7 +162,8 @@ TRACKING = Capabilities(keeps_sums=True, adds_up=True)
 TRACKING_UNMIXED = dataclasses.replace(TRACKING, unmixed=True)
 
 # `check(topology, hyperparameters)` of a graph raises ValueError where the method does not work, and
-# says what to do instead; see `ccl_jax.algorithms.graph_checks`.
+# says what to do instead; see `ccl_jax.algorithms.graph_checks`. Beside the hyper-parameters it may be
+# given the network's `gossip_steps`.
 Check = Callable[[Topology, dict[str, Any]], None]
 
 

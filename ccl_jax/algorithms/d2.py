@@ -83,7 +83,8 @@ def check_stable(topology: Topology, hyperparameters: dict[str, Any]) -> None:
     """Refuses graphs on which the recursion does not converge.
 
     An eigenvalue l of the matrix in use and a correction rate rho (1 in D2) make z^2 - (1 + l - rho
-    (1 - l)) z + l, whose roots are inside the unit circle for l > (rho - 2) / (rho + 2).
+    (1 - l)) z + l, whose roots are inside the unit circle for l > (rho - 2) / (rho + 2). The matrix of
+    several gossip steps is a power of W; an even one has no eigenvalue below 0.
 
     Raises:
       ValueError: The smallest eigenvalue is not above that.
@@ -91,14 +92,17 @@ def check_stable(topology: Topology, hyperparameters: dict[str, Any]) -> None:
     gamma, rho = hyperparameters["gossip_rate"], hyperparameters.get("correction_rate")
     if callable(gamma):
         gamma = 1.0  # where a schedule goes
-    smallest = 1 - gamma + gamma * topology.smallest_eigenvalue
+    smallest, gossip_steps = topology.smallest_eigenvalue, hyperparameters.get("gossip_steps", 1)
+    smallest = smallest**gossip_steps if smallest > 0 or gossip_steps % 2 else 0.0
+    smallest = 1 - gamma + gamma * smallest
     lowest = -1 / 3 if rho is None else (rho - 2) / (rho + 2)
     if smallest <= lowest + 1e-6:
         instead = "exact-diffusion" if rho is None else "a smaller correction_rate"
         raise ValueError(
             f"correcting the bias does not converge on {topology.name} with {topology.agents} agents: "
             f"the smallest eigenvalue of its mixing matrix is {smallest:.3f} and must be above "
-            f"{lowest:.3g}; take {instead}, lazy weights or gossip_rate 0.5"
+            f"{lowest:.3g}; take {instead}, lazy weights, gossip_rate 0.5 or "
+            "gossip_steps 2"
         )
 
 

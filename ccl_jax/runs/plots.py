@@ -53,10 +53,18 @@ def attempt(what: object) -> Iterator[None]:
         print(f"warning: the figure {what} could not be drawn: {said}", file=sys.stderr)
 
 
+def step_unit(local_steps: int) -> str:
+    """What steps are called: each is a round of communication unless some are local."""
+    return "rounds" if local_steps == 1 else "steps"
+
+
 def accuracy_curves(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike, title: str = ""
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: str | os.PathLike,
+    title: str = "",
+    local_steps: int = 1,
 ) -> None:
-    """Draws test accuracy against communication rounds.
+    """Draws test accuracy against communication rounds, or against steps where some are local.
 
     Args:
       runs: Label -> rows of metrics with `step`, `local_accuracy_mean`, `_min`, `_max` and
@@ -64,6 +72,7 @@ def accuracy_curves(
         have no evaluation at all.
       path: File to write; its ending chooses the format.
       title: Above the figure.
+      local_steps: The largest number of a run, from one exchange to the next.
     """
     beside = len(runs) > 4  # A legend of more lines would hide the curves.
     figure = Figure(figsize=(12, max(3.8, 0.18 * len(runs))) if beside else (9, 3.8))
@@ -90,7 +99,7 @@ def accuracy_curves(
     consensus.set_title("consensus model", fontsize=10)
     local.set_ylabel("test accuracy (%)")
     for axes in (local, consensus):
-        axes.set_xlabel("rounds")
+        axes.set_xlabel(step_unit(local_steps))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     if beside:

@@ -133,7 +133,7 @@ def prepare(
             f"{(2**31 - 1) // steps}"
         )
     hyperparameters = config.hyperparameters(steps)
-    method.check(topology, **hyperparameters)
+    method.check(topology, **hyperparameters, gossip_steps=config.gossip_steps)
     network = _make_network(config, topology, plan.blocks, steps)
     capabilities.check(method, network, **hyperparameters)
     if config.gossip_batch_stats:
@@ -171,7 +171,7 @@ def check(config: Config) -> None:
     method, hyperparameters = algorithms.get(config.algorithm), config.hyperparameters()
     algorithms.check_hyperparameters(config.algorithm, hyperparameters)
     topology = make_topology(config)
-    method.check(topology, **hyperparameters)
+    method.check(topology, **hyperparameters, gossip_steps=config.gossip_steps)
     capabilities.check(method, _make_network(config, topology), **hyperparameters)
     if config.gossip_batch_stats:
         capabilities.check_mixed_statistics(method)

@@ -121,7 +121,9 @@ def conclude(run: "Run", trained: Trained, best_checkpoint: int | None) -> dict[
     )
     # Results are on disk before figures are drawn.
     run.directory.write_json("summary.json", summary)
-    _draw(run, "accuracy.png", lambda file: plots.accuracy_curves({config.label: rows}, file))
+    curve = {config.label: rows}
+    draw = lambda file: plots.accuracy_curves(curve, file, local_steps=config.local_steps)
+    _draw(run, "accuracy.png", draw)
     if config.lambda_m or config.lambda_d or config.measure_heterogeneity:
         _draw(run, "features.png", lambda file: draw_features(run, variables, file))
     return summary

@@ -128,10 +128,11 @@ def _finding(outcome: Outcome, file: Path) -> tuple[str, str]:
 
 def caution(outcome: Outcome) -> str:
     """What so many comparisons are worth."""
-    number, distinct = outcome.comparisons()
-    repeated = number - distinct
+    shown, number = outcome.comparisons()
+    repeated = shown - number
     are = "are" if number != 1 else "is"
-    same = f" ({repeated} of them of runs that another one has compared)" if repeated else ""
+    rows = "rows show" if repeated > 1 else "row shows"
+    same = f" ({repeated} more {rows} one of them again)" if repeated else ""
     return (
         f"A difference whose 95% interval contains 0 is called “no difference seen”. There {are} "
         f"{number} comparison{'s' * (number != 1)} in the table{same}; of comparisons without any true "
@@ -160,8 +161,13 @@ def _reading(outcome: Outcome) -> str:
 
 def _when_reached(outcome: Outcome) -> str:
     """How finely rounds to the target are known, and how time is modelled."""
-    every = sorted({r["rows"]["step"][0] for r in outcome.records if r["rows"].get("step")})
-    between = " to ".join(str(n) for n in dict.fromkeys([every[0], every[-1]])) if every else "no"
+    # The longest of a run: the first evaluation may come early, and the last one soon after another.
+    every = sorted(
+        max(b - a for a, b in itertools.pairwise(at if len(at) > 1 else [0, *at]))
+        for record in outcome.records
+        if record["rows"].get("step") and (at := outcome.along(record, "rounds"))
+    )
+    between = " to ".join(f"{n:g}" for n in dict.fromkeys(every[:1] + every[-1:])) or "no"
     return (
         "Mean over the runs that reach it, at the first evaluation that does, of one every "
         f"{between} rounds. {_model(outcome)}"
@@ -345,7 +351,7 @@ def _define() -> flags.FlagValues:
     ):
         default = getattr(link, name)
         flags.DEFINE_float(name, default, text, lower_bound=1e-9, flag_values=values)
-    text = "computing time of a round, as measured, in place of --gflops"
+    text = "computing time of a step, as measured, in place of --gflops"
     flags.DEFINE_float("seconds_per_step", None, text, lower_bound=0, flag_values=values)
 
     flags.DEFINE_bool("all", False, "all that have been reported before", flag_values=values)

@@ -91,18 +91,23 @@ def _interval(
     shown: str,
     limits: tuple[float, float],
 ) -> None:
-    """Mean and 95% interval of a difference, in a row of its own; in words where all runs diverged.
+    """Mean and 95% interval of a difference, in a row of its own.
 
-    An interval that goes beyond the limits ends there, with an arrow.
+    An interval that goes beyond the limits ends there, with an arrow. In words: how many runs diverged,
+    and that a control has the runs that it is compared with.
     """
-    found = outcome.difference(cell, method, outcome.metric)
-    if found.n == 0:
-        lost = len(outcome.diverged(cell, method))
-        if lost and lost == len(outcome.runs(cell, method)):
-            at = axes.get_yaxis_transform()
-            axes.text(0.02, y, "diverged", transform=at, va="center", fontsize=8)
-        return
+    found, same = outcome.difference(cell, method, outcome.metric), outcome.same_runs(cell, method)
     mean, low, high = np.array(found[1:]) * scale(outcome.metric)
+    lost, runs = len(outcome.diverged(cell, method)), len(outcome.runs(cell, method))
+    if lost or same:
+        # On the side where the dot is not.
+        x, side = (0.98, "right") if mean < sum(limits) / 2 else (0.02, "left")
+        words = "diverged" if lost == runs else f"{lost} of {runs} diverged"
+        words = "the same runs" if same else words
+        at = axes.get_yaxis_transform()
+        axes.text(x, y, words, transform=at, ha=side, va="center", fontsize=8)
+    if found.n == 0 or same:
+        return
     reach = None
     if found.n >= 2:
         left, right = limits

@@ -1,5 +1,6 @@
 """What came out of a study: its records by cell, method and seed, and the numbers that tables show."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -88,58 +89,83 @@ class Outcome:
         return statistics.paired(self.values(cell, method, name), reference)
 
     def overall(self, method: str, name: str) -> Difference:
-        """As `difference`, averaged over all cells for each seed, paired by seed.
+        """As `difference`, averaged over the cells of `cells_of` for each seed, paired by seed.
 
-        Seeds that are missing or diverged in any cell are left out.
+        Seeds that are missing or diverged in any of them are left out.
         """
-        means = []
-        for which in (method, self.study.reference_of(method) or method):
-            cells = [self.values(cell, which, name) for cell in self.study.cells]
-            seeds = set.intersection(*map(set, cells))
-            means.append({seed: sum(c[seed] for c in cells) / len(cells) for seed in seeds})
-        return statistics.paired(*means)
+        pair, cells = (method, self.study.reference_of(method) or method), self.cells_of(method)
+        return statistics.paired(*(self._means(cells, which, name) for which in pair))
 
-    def comparisons(self) -> tuple[int, int]:
-        """How many differences the table has, and how many of them are of different runs."""
-        study = self.study
-        pairs = [
-            (cell, method, reference)
-            for cell in study.cells
-            for method in study.methods
-            if (reference := study.reference_of(method))
-        ]
-        there = [(c, m, r) for c, m, r in pairs if self.runs(c, m) and self.runs(c, r)]
-        different = {(self._ids(cell, m), self._ids(cell, other)) for cell, m, other in there}
-        return len(there), len(different)
+    def _means(self, cells: Sequence[Cell], method: str, name: str) -> dict[int, float]:
+        """Seed -> mean over cells, of the seeds that have a value in each."""
+        values = [self.values(cell, method, name) for cell in cells]
+        seeds = set.intersection(*map(set, values)) if values else set()
+        return {seed: sum(v[seed] for v in values) / len(values) for seed in sorted(seeds)}
+
+    def cells_of(self, method: str) -> list[Cell]:
+        """The cells in which a method is compared with other runs; of equal ones the first.
+
+        A control that came out as the method that it is compared with has that one's runs, and a
+        setting of a method's own can make one run of several cells. Cells that lack runs are left in:
+        of all of them nothing is known yet.
+        """
+        first: dict[object, Cell] = {}
+        for cell in self.study.cells:
+            if not self.same_runs(cell, method):
+                first.setdefault(self._pairs(cell, method) or cell, cell)
+        return list(first.values())
+
+    def same_runs(self, cell: Cell, method: str) -> bool:
+        """Whether a method has the runs that it is compared with."""
+        pairs = self._pairs(cell, method)
+        return bool(pairs) and all(one == other for one, other in pairs)
 
     def compared(self) -> list[tuple[Cell, str]]:
-        """The cells and methods that are compared with other runs.
-
-        A control that came out as the method that it is compared with has that one's runs.
-        """
+        """The comparisons that there are: of the cells of `cells_of` those that have runs."""
+        own = {method: self.cells_of(method) for method in self._with_reference()}
         return [
             (cell, method)
             for cell in self.study.cells
-            for method in self.study.methods
-            if (reference := self.study.reference_of(method))
-            and self.runs(cell, method)
-            and self.runs(cell, reference)
-            and self._ids(cell, method) != self._ids(cell, reference)
+            for method, cells in own.items()
+            if cell in cells and self._pairs(cell, method)
         ]
 
-    def _ids(self, cell: Cell, method: str) -> frozenset[str]:
-        return frozenset(record["id"] for record in self.runs(cell, method).values())
+    def comparisons(self) -> tuple[int, int]:
+        """How many differences the table has, and how many of them are of different runs."""
+        pairs = [
+            self._pairs(cell, method)
+            for cell, method in itertools.product(self.study.cells, self._with_reference())
+            if not self.same_runs(cell, method)
+        ]
+        there = [pair for pair in pairs if pair]
+        return len(there), len(set(there))
+
+    def _with_reference(self) -> list[str]:
+        return [method for method in self.study.methods if self.study.reference_of(method)]
+
+    def _pairs(self, cell: Cell, method: str) -> frozenset[tuple[str, str]]:
+        """The ids of what is compared, of each seed that both have."""
+        one = self.runs(cell, method)
+        other = self.runs(cell, self.study.reference_of(method) or method)
+        return frozenset((one[seed]["id"], other[seed]["id"]) for seed in one.keys() & other.keys())
 
     def along(self, record: Record, axis: str) -> list[float]:
-        """A record's evaluated epochs on one of `AXES`."""
-        steps = record["rows"]["step"]
-        sent = record["rows"]["bytes_sent_per_agent_max"]
+        """A record's evaluated epochs on one of `AXES`.
+
+        Rounds are exchanges, and megabytes the mean over agents, as in the table; time is that of the
+        slowest agent, the one that sends most.
+        """
+        steps, most = record["rows"]["step"], record["rows"]["bytes_sent_per_agent_max"]
         if axis == "rounds":
-            return [float(step) for step in steps]
+            local_steps = records.value(record, "local_steps")
+            return [float(math.ceil(step / local_steps)) for step in steps]
         if axis == "megabytes":
-            return [number / 1e6 for number in sent]
+            # The mean is known of the end: on a graph that stays it is the same part all along.
+            whole = record["summary"].get("bytes_sent_per_agent_max", most[-1])
+            part = record["summary"]["bytes_sent_per_agent"] / max(1, whole)
+            return [part * number / 1e6 for number in most]
         cost = Cost(**record["cost"])
-        return [self.link.seconds(cost, *point) for point in zip(steps, sent, strict=True)]
+        return [self.link.seconds(cost, *point) for point in zip(steps, most, strict=True)]
 
     def reached(self, cell: Cell, method: str, axis: str, target: float) -> Reached:
         """When the deciding accuracy first reached a target, of the evaluated epochs."""
@@ -181,7 +207,7 @@ class Outcome:
         study, pairs = self.study, self.compared()
         if self._averages():
             methods = dict.fromkeys(method for _, method in pairs)
-            rows = [(self.overall(m, self.metric), [m], m, study.cells) for m in methods]
+            rows = [(self.overall(m, self.metric), [m], m, self.cells_of(m)) for m in methods]
         else:
             rows = [(self.difference(c, m, self.metric), [*c, m], m, [c]) for c, m in pairs]
         if len(rows) > MOST_SHORT_ROWS:
@@ -204,14 +230,17 @@ class Outcome:
 
     def short_note(self) -> str:
         """What `short_rows` has, where that is not each comparison; else nothing."""
-        pairs, cells = self.compared(), len(self.study.cells)
-        compared = {method for _, method in pairs}
-        text = []
-        if same := self.comparisons()[0] - len(pairs):
+        compared, cells = {method for _, method in self.compared()}, len(self.study.cells)
+        text, pairs = [], itertools.product(self.study.cells, self._with_reference())
+        if same := sum(self.same_runs(*pair) for pair in pairs):
             many = "s" if same > 1 else ""
             text = [f"Left out: {same} comparison{many} of runs with themselves, of controls."]
+        if len(self.compared()) < self.comparisons()[0]:
+            text += ["Runs that several cells share are compared once."]
         if self._averages():
-            text += [f"Averages over {cells} cells for each seed."] if cells > 1 else []
+            fewer = any(len(self.cells_of(method)) < cells for method in compared)
+            most = "at most " if fewer else ""
+            text += [f"Averages over {most}{cells} cells for each seed."] if cells > 1 else []
             if len(compared) > MOST_SHORT_ROWS:
                 most = f"The {MOST_SHORT_ROWS} that differ most clearly, of {len(compared)}"
                 text += [f"{most}; all are below."]
@@ -222,10 +251,8 @@ class Outcome:
 
     def _mean(self, cells: Sequence[Cell], method: str) -> str:
         """Mean and standard deviation over seeds, averaged over cells."""
-        values = [self.values(cell, method, self.metric) for cell in cells]
-        seeds = set.intersection(*map(set, values))
-        means = [sum(v[seed] for v in values) / len(values) for seed in sorted(seeds)]
-        return show_spread(statistics.spread(means), self.metric)
+        means = self._means(cells, method, self.metric).values()
+        return show_spread(statistics.spread(list(means)), self.metric)
 
     def rows(self) -> list[list[str]]:
         """The table of the study: a row for each cell and method that has a run."""
@@ -241,6 +268,8 @@ class Outcome:
         if reference := study.reference_of(method):
             found = self.difference(cell, method, self.metric)
             compared = [show_difference(found, self.metric), found.verdict, reference]
+            if self.same_runs(cell, method):
+                compared = ["", "the same runs", reference]
         sent = self.spread(cell, method, "bytes_sent_per_agent").mean / 1e6
         shown = [show_spread(self.spread(cell, method, name), name) for name in study.metrics]
         megabytes = f"{sent:.2f}" if math.isfinite(sent) else "–"
@@ -248,17 +277,24 @@ class Outcome:
 
     def statements(self) -> list[str]:
         """For each method one sentence on how it compares, and no more than is seen."""
-        return [self._statement(m) for m in self.study.methods if self.study.reference_of(m)]
+        return [self._statement(method) for method in self._with_reference()]
 
     def _statement(self, method: str) -> str:
-        study = self.study
-        verdicts = [self.difference(cell, method, self.metric).verdict for cell in study.cells]
+        study, cells = self.study, self.cells_of(method)
+        verdicts = [self.difference(cell, method, self.metric).verdict for cell in cells]
         overall = self.overall(method, self.metric)
-        where = "" if len(study.cells) == 1 else " on average over all cells"
-        text = f"{method} compared with {study.reference_of(method)}: {overall.verdict}{where}"
+        text = f"{method} compared with {study.reference_of(method)}: "
+        if not cells:
+            text += "the same runs"
+        elif len(cells) == len(study.cells):
+            text += overall.verdict + (" on average over all cells" if len(cells) > 1 else "")
+        elif len(cells) > 1:
+            text += f"{overall.verdict} on average over its {len(cells)} distinct cells"
+        else:
+            text += f"{overall.verdict} in its one distinct cell"
         if overall.n >= 2:
             text += f" ({show_difference(overall, self.metric)}, {overall.n} seeds)"
-        if len(study.cells) > 1:
+        if len(cells) > 1:
             counts = {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}
             text += "; cell by cell: " + ", ".join(f"{v} in {n}" for v, n in counts.items())
         diverged = sum(len(self.diverged(cell, method)) for cell in study.cells)

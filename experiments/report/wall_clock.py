@@ -1,6 +1,6 @@
-"""A model of how long a round takes on a stated network of agents, to compare methods by time.
+"""A model of how long a step takes on a stated network of agents, to compare methods by time.
 
-    seconds a round = flops / speed  +  exchanges * latency  +  bytes * 8 / bandwidth
+    seconds a step = flops / speed  +  exchanges * latency  +  bytes * 8 / bandwidth
 
 for the slowest agent: the one with the most neighbours. Agents work side by side; computing and sending
 do not overlap. A gradient counts as three forward passes, a cross-feature as one; with SAM there are two
@@ -18,7 +18,7 @@ from experiments import flops, methods
 
 
 class Cost(NamedTuple):
-    """What a round costs the slowest agent.
+    """What a step costs the slowest agent.
 
     Attributes:
       flops: Floating-point operations.
@@ -36,7 +36,7 @@ class Link(NamedTuple):
       bandwidth_mbps: Megabits a second that an agent can send.
       latency_ms: Milliseconds until a message arrives.
       gflops: Billions of floating-point operations a second and agent.
-      seconds_per_step: Seconds of computing a round, in place of what follows from `gflops`.
+      seconds_per_step: Seconds of computing a step, in place of what follows from `gflops`.
     """
 
     bandwidth_mbps: float = 100.0
@@ -44,17 +44,17 @@ class Link(NamedTuple):
     gflops: float = 10.0
     seconds_per_step: float | None = None
 
-    def seconds(self, cost: Cost, rounds: float, bytes_sent: float) -> float:
-        """Modelled seconds of some rounds in which the slowest agent sent so many bytes in all."""
+    def seconds(self, cost: Cost, steps: float, bytes_sent: float) -> float:
+        """Modelled seconds of some steps in which the slowest agent sent so many bytes in all."""
         compute = self.seconds_per_step
         if compute is None:
             compute = cost.flops / (1e9 * self.gflops)
         waiting = cost.exchanges * self.latency_ms / 1e3
-        return rounds * (compute + waiting) + bytes_sent * 8 / (1e6 * self.bandwidth_mbps)
+        return steps * (compute + waiting) + bytes_sent * 8 / (1e6 * self.bandwidth_mbps)
 
 
 def cost(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Cost:
-    """Counts a round of some settings."""
+    """Counts a step of some settings."""
     topology = runner.make_topology(config)
     neighbors = int(topology.mask.sum(axis=-1).max())
     # On a small graph the same is measured faster, and once for all runs.

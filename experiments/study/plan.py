@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccl_jax import losses
-from ccl_jax.runs.config import MAY_DIFFER, Config
+from ccl_jax.runs.config import AUTO, MAY_DIFFER, Config
 from ccl_jax.runs.directory import plain
 
 METRICS = ("consensus_accuracy", "local_accuracy_mean", "local_accuracy_min")
@@ -188,7 +188,9 @@ class Study:
                     "own; leave it out, or change the study's file"
                 )
         default = self.defaults
-        every = max(1, round(default.eval_every * epochs / default.epochs))
+        every = default.eval_every
+        if every != AUTO:
+            every = max(1, round(every * epochs / default.epochs))
         tune = self.tune
         if tune is not None and tune.epochs is not None:
             tune = dataclasses.replace(tune, epochs=min(tune.epochs, epochs))

@@ -29,6 +29,19 @@ def test_accepts_an_odd_ring_and_refuses_other_graphs():
         check(graphs.make("star", 5))
 
 
+@pytest.mark.parametrize("name", ["d2", "edm"])
+def test_an_even_number_of_gossip_steps_is_stable_where_one_is_not(name):
+    """Of W^2 all eigenvalues are squares; of W^3 the smallest is that of W, cubed."""
+    check, ring = algorithms.get(name).check, graphs.make("ring", 4)
+    for gossip_steps in (2, 3, 4):
+        check(ring, gossip_steps=gossip_steps)
+    with pytest.raises(ValueError, match=r"is -0\.333 .* or gossip_steps 2"):
+        check(ring)
+    quadratics = Quadratics(agents=4, size=3, seed=0, gossip_steps=2)
+    x = quadratics.run(algorithms.make(name, weight_decay=0.0), [0.05] * 600)[-1]
+    np.testing.assert_allclose(x, np.tile(quadratics.optimum, (4, 1)), atol=5e-3)
+
+
 @pytest.mark.parametrize("eigenvalue, grows", [(-0.6, True), (-0.34, True), (-0.32, False)])
 def test_the_bound_is_that_of_the_recursion(eigenvalue, grows):
     # x_{t+1} = l (2 x_t - x_{t-1}): roots of z^2 - 2 l z + l.

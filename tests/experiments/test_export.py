@@ -3,6 +3,8 @@
 import errno
 import importlib.util
 import json
+import sys
+import types
 from pathlib import Path
 
 import flax
@@ -75,6 +77,26 @@ def test_what_is_loaded_is_a_model(saved, tmp_path):
     _, logits = model.apply(variables, images.astype(np.float32))
     assert about["step"] == run.step == 20
     np.testing.assert_allclose(logits, run.logits(pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_of_stacked_agents_the_line_loads_one_into_a_pytorch_model(tmp_path, capsys, monkeypatch):
+    safetensors = pytest.importorskip("safetensors")
+    if importlib.util.find_spec("torch") is None:  # Its arrays are indexed as NumPy's are.
+        arrays = pytest.importorskip("safetensors.numpy")
+        monkeypatch.setitem(sys.modules, "safetensors.torch", arrays)
+        monkeypatch.setattr(safetensors, "torch", arrays, raising=False)
+    config = Config(model="lenet5", agents=2, algorithm="dsgd")
+    saved_run.save(tmp_path, config, saved_run.facts(7, (28, 28, 1)))
+    found = []
+    for agent in ("0", "all"):
+        argv = ["export", f"--run={tmp_path}", "--format=pytorch", f"--agent={agent}"]
+        assert export.main(argv) == 0
+        load = capsys.readouterr().out.splitlines()[-1].removeprefix("load it: ")
+        exec(load, {"model": types.SimpleNamespace(load_state_dict=found.append)})
+    single, first = found
+    assert first.keys() == single.keys()
+    for name in single:
+        np.testing.assert_array_equal(first[name], single[name])
 
 
 TORCH = {

@@ -337,7 +337,9 @@ def saved(tmp_path_factory):
         (["--images={0}/text.txt"], "is no folder of images, image or .npz"),
         (["--images={0}/broken"], "cannot be decoded"),
         (["--images={0}/other"], "has the classes cat, the run was trained on class 0, class 1"),
-        (["--images={0}/names.npz"], "has the classes class 0, class 2, class 1, the run was"),
+        (["--images={0}/names.npz"], "has the classes cat, the run was trained on class 0"),
+        (["--images={0}/names.npz"], "give images of those, or leave out the labels"),
+        (["--images={0}/few.npz"], "has the label 2 and 2 class_names; give one for each label, or"),
         (["--images={0}/labels.npz"], "has the classes 3, the run was trained on class 0"),
         (["--images={0}/channels.npz"], "images have 2 channels, those of the run 1"),
         (["--images={0}/bright.npz"], "has pixels from 0 to 256; those of the run go from 0 to 255"),
@@ -358,7 +360,8 @@ def test_one_line_and_exit_code_2(flags, said, saved, tmp_path, capsys):
     Image.new("L", (8, 8)).save(tmp_path / "other" / "cat" / "a.png")
     two = np.zeros((2, 8, 8, 1), np.uint8)
     for name, arrays in {
-        "names": {"images": two, "class_names": ["class 0", "class 2", "class 1"]},
+        "names": {"images": two, "labels": [0, 1], "class_names": ["class 0", "cat", "dog"]},
+        "few": {"images": two, "labels": [0, 2], "class_names": ["class 0", "class 1"]},
         "labels": {"images": two, "labels": [0, 3]},
         "channels": {"images": two.repeat(2, axis=-1)},
         "bright": {"images": two + np.float32([[[[0]]], [[[256]]]])},

@@ -35,6 +35,13 @@ def row(step, mean, low, high, consensus):
     }
 
 
+def test_steps_are_rounds_unless_some_are_local(tmp_path, drawn):
+    for local_steps, unit in ((1, "rounds"), (5, "steps")):
+        rows = [row(10, 0.5, 0.25, 0.75, 0.6)]
+        plots.accuracy_curves({"ours": rows}, tmp_path / "a.png", local_steps=local_steps)
+        assert {axes.get_xlabel() for axes in drawn[-1].axes} == {unit}
+
+
 def test_accuracy_curves_show_percent_against_rounds(tmp_path, drawn):
     rows = [
         {"step": 5, "cross_entropy": 2.0},  # An epoch without an evaluation.

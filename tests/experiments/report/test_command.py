@@ -86,8 +86,16 @@ def test_comparisons_of_the_same_runs_count_once(tmp_path):
     plan = catalogue.load(str(path))
     found = outcome.Outcome(plan, [(job, made_up(job)) for job in plan.jobs()])
     compared = [m for m in plan.methods if plan.reference_of(m)]
-    assert found.comparisons() == (2 * len(compared), 2 * len(compared) - 1)
-    assert "(1 of them of runs that another one has compared)" in command.caution(found)
+    # In the second cell `lone` is `plain` itself, and in both `kept` is compared with the same runs.
+    number = 2 * len(compared) - 2
+    assert found.comparisons() == (number + 1, number) and len(found.compared()) == number
+    assert f"There are {number} comparisons in the table (1 more row shows one of them again)" in (
+        command.caution(found)
+    )
+    # 80, 81.1, 82.2 at its alpha, whichever cells it stands in.
+    (line,) = [text for text in found.statements() if text.startswith("kept")]
+    assert line.startswith("kept compared with lone: no difference seen in its one distinct cell (")
+    assert found.overall("kept", "consensus_accuracy").n == 3
 
 
 def test_curves_against_rounds_bytes_and_time(found, study):

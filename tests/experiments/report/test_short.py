@@ -44,7 +44,7 @@ def test_a_panel_a_comparison_and_all_of_one_scale(found, monkeypatch):
     assert names == ["alpha 0.1", "alpha 1"]
 
 
-def test_a_row_of_which_all_runs_diverged_says_so(study, monkeypatch):
+def test_a_row_of_which_runs_diverged_says_so(study, monkeypatch):
     made = [(job, made_up(job)) for job in study.jobs()]
     for job, record in made:
         if job.method == "both" and job.config.alpha == 1:
@@ -57,8 +57,8 @@ def test_a_row_of_which_all_runs_diverged_says_so(study, monkeypatch):
 
     monkeypatch.setattr(comparisons, "panel", keep)
     comparisons.differences(outcome.Outcome(study, made))
-    # One of three runs of `far` diverged; the others are drawn.
-    assert drawn == {"ccl": [], "both": [("diverged", 1)], "far": []}
+    # Of `far` the two other runs are drawn, too.
+    assert drawn == {"ccl": [], "both": [("diverged", 1)], "far": [("1 of 3 diverged", 1)]}
 
 
 def test_an_interval_that_would_hide_the_others_ends_in_an_arrow(study, monkeypatch):
@@ -166,11 +166,29 @@ def test_a_run_is_not_compared_with_itself(tmp_path, monkeypatch):
         *(("alpha 1", method) for method in ("ccl", "both", "far")),
     ]
     assert found.short_note() == "Left out: 3 comparisons of runs with themselves, of controls."
-    assert len(found.rows()) == 2 * 6  # All results are below.
-    titles = []
-    monkeypatch.setattr(comparisons, "panel", lambda draw, salt, height, t: titles.append(t))
+    rows = {tuple(row[:2]): row for row in found.rows()}
+    assert len(rows) == 2 * 6  # All results are below.
+    assert rows["alpha 1", "one"][6:9] == ["", "the same runs", "plain"]
+    assert found.comparisons() == (7, 7)
+    # It is no comparison of no difference either.
+    said = {line.partition(" compared")[0]: line for line in found.statements()}
+    assert said["same"] == "same compared with plain: the same runs."
+    alone = found.difference(("alpha 0.1",), "one", found.metric)
+    assert found.overall("one", found.metric) == alone
+    shown = outcome.show_difference(alone, found.metric)
+    verdict = f"{alone.verdict} in its one distinct cell ({shown}, 3 seeds)"
+    assert said["one"] == f"one compared with plain: {verdict}."
+    drawn = {}
+
+    def keep(draw, salt, height, title):
+        draw(axes := matplotlib.figure.Figure().subplots())
+        dots = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o"]
+        drawn[title.splitlines()[0]] = dots, [text.get_text() for text in axes.texts]
+
+    monkeypatch.setattr(comparisons, "panel", keep)
     comparisons.differences(found)
-    assert [title.splitlines()[0] for title in titles] == ["ccl", "both", "far", "one"]
+    assert list(drawn) == ["ccl", "both", "far", "one"]
+    assert drawn["ccl"] == ([0, 1], []) and drawn["one"] == ([0], ["the same runs"])
 
 
 def test_of_too_many_methods_those_that_differ_most_clearly(tmp_path):

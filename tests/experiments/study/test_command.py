@@ -209,6 +209,8 @@ def test_another_length_is_evaluated_as_often_and_lies_apart(write, tmp_path, ca
     plan = catalogue.load(path).of_length(5)
     assert {job.config.eval_every for job in plan.jobs()} == {1}
     assert plan.options == f"--study={path} --epochs=5"
+    auto = catalogue.load(write(SMALL.replace("eval_every = 1", 'eval_every = "auto"')))
+    assert {job.config.eval_every for job in auto.of_length(5).jobs()} == {"auto"}
     assert command.main([*argv, "--epochs=0"]) == 2
 
 
