@@ -80,9 +80,8 @@ def adagossip(
         second = trees.where(moved, renewed, state.second)
         gamma = base.rate_at(gossip_rate, talk)
         if talk.exact is not None:
-            gamma = jnp.where(
-                talk.exact, jnp.inf, gamma
-            )  # Every coordinate then moves all the way.
+            # Every coordinate then moves all the way.
+            gamma = jnp.where(talk.exact, jnp.inf, gamma)
         # 1 - b2^t, without rounding b2^t to the digits that 1 has.
         count = jnp.maximum(t, 1).astype(trees.sum_type(params))
         correction = -jnp.expm1(count * (math.log(b2) if b2 else -math.inf))

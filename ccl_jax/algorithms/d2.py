@@ -101,8 +101,8 @@ def check_stable(topology: Topology, hyperparameters: dict[str, Any]) -> None:
         raise ValueError(
             f"correcting the bias does not converge on {topology.name} with {topology.agents} agents: "
             f"the smallest eigenvalue of its mixing matrix is {smallest:.3f} and must be above "
-            f"{lowest:.3g}; take {instead}, lazy weights, gossip_rate 0.5 or "
-            "gossip_steps 2"
+            f"{lowest:.3g}; take {instead}, lazy weights, gossip_rate 0.5 "
+            "or gossip_steps 2"
         )
 
 

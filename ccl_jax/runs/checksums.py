@@ -19,20 +19,12 @@ if TYPE_CHECKING:
     from ccl_jax.runs.runner import Run
 
 # What a run cannot go on without.
-_FIXED = {"split": "labels, or who holds which image", "graph": "graph, or its weights"}
+_FIXED = {"split": "split (labels, or who holds which image)", "graph": "graph (or other weights)"}
 
 # Settings of which each of several processes may have its own.
-_OF_A_PROCESS = frozenset(
-    {
-        "process_id",
-        "coordinator",
-        "join_seconds",
-        "workdir",
-        "data_dir",
-        "verify_checksums",
-        "workers",
-    }
-    | {"compile_cache", "quiet", "progress", "figures", "tensorboard"}
+_OF_A_PROCESS = (
+    *("process_id", "coordinator", "join_seconds", "workdir", "data_dir", "verify_checksums"),
+    *("workers", "compile_cache", "quiet", "progress", "figures", "tensorboard"),
 )
 
 

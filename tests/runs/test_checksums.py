@@ -9,9 +9,9 @@ from tests.support import tiny_main
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (40, 4, 4, 1), dtype=np.uint8)
-LABELS = np.arange(40) % 4
+LABELS, USERS = np.arange(40) % 4, np.arange(40) // 10
 FLAGS = ("--dataset=npz", "--model=mlp", "--algorithm=dsgd", "--agents=4", "--batch_size=4")
-QUIET = ("--partition=iid", "--nofigures", "--noprogress", "--eval_every=9")
+QUIET = ("--partition=users", "--nofigures", "--noprogress", "--eval_every=9")
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def begun(tmp_path_factory):
     """A run of one epoch that is to have two, its data and its graph; and how to go on with others."""
     folder = tmp_path_factory.mktemp("begun")
 
-    def train(*flags, images=IMAGES, labels=LABELS, graph="0 1\n1 2\n2 3\n3 0\n"):
-        arrays = {"train_images": images, "train_labels": labels}
+    def train(*flags, images=IMAGES, labels=LABELS, users=USERS, graph="0 1\n1 2\n2 3\n3 0\n"):
+        arrays = {"train_images": images, "train_labels": labels, "users": users}
         np.savez(folder / "set.npz", **arrays, test_images=IMAGES[:8], test_labels=LABELS[:8])
         (folder / "graph.txt").write_text(graph)
         places = (f"--data_dir={folder}/set.npz", f"--topology=file:{folder}/graph.txt")
@@ -31,12 +31,17 @@ def begun(tmp_path_factory):
 
 
 OTHERS = {
-    "split": ({"labels": np.roll(LABELS, 1)}, "another labels, or who holds which image"),
+    "labels": ({"labels": np.roll(LABELS, 1)}, "another split (labels, or who holds which image)"),
+    "holders": ({"users": np.roll(USERS, 1)}, "another split (labels, or who holds which image)"),
     "more images": (
-        {"images": np.concatenate([IMAGES, IMAGES]), "labels": np.tile(LABELS, 2)},
-        "another labels, or who holds which image",
+        {
+            "images": np.concatenate([IMAGES, IMAGES]),
+            "labels": np.tile(LABELS, 2),
+            "users": np.tile(USERS, 2),
+        },
+        "another split (labels, or who holds which image)",
     ),
-    "graph": ({"graph": "0 1\n1 2\n2 3\n"}, "another graph, or its weights"),
+    "graph": ({"graph": "0 1\n1 2\n2 3\n"}, "another graph (or other weights)"),
 }
 
 

@@ -101,6 +101,11 @@ def number_sets(root, numbers):
     images = np.broadcast_to((20 * labels)[:, None, None, None], (len(labels), 8, 8, 3))
     arrays = {"train_images": images.astype(np.uint8), "train_labels": labels}
     arrays |= {"test_images": images.astype(np.uint8), "test_labels": labels}
+    return beside_the_folder(root, arrays)
+
+
+def beside_the_folder(root, arrays):
+    """The .npz of these arrays as first set, the folder as a domain beside it."""
     np.savez(root / "set.npz", **arrays)
     return digits.DEFAULTS.replace(
         dataset="npz",
@@ -150,16 +155,7 @@ def test_image_files_have_the_size_of_the_set_beside_which_they_are(tmp_path):
             ("labels", np.arange(4) % 2),
         )
     }
-    np.savez(tmp_path / "set.npz", **arrays)
-    config = digits.DEFAULTS.replace(
-        dataset="npz",
-        data_dir=str(tmp_path / "set.npz"),
-        domain=(f"folder:{tmp_path / 'folder'}",),
-        agents=2,
-        batch_size=2,
-        partition="iid",
-    )
-    found = inputs.load(config)
+    found = inputs.load(beside_the_folder(tmp_path, arrays))
     own = found.partition.indices[1][0]
     np.testing.assert_array_equal(found.dataset.train_images[own, ..., 0], shades)
 
