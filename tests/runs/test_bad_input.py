@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ccl_jax import training
+from ccl_jax.devices import hosts
 from ccl_jax.runs import runner
 from ccl_jax.training import loop
 from experiments import cli, digits, fmnist
@@ -306,6 +307,16 @@ def test_a_real_process_says_one_line_too():
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert "unknown topology 'rnig': did you mean 'ring'" in line
+
+
+def test_of_several_processes_one_with_such_an_error_leaves_at_once(monkeypatch, capsys):
+    """A usual exit would wait for the others, and they for it."""
+    left = []
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(hosts, "leave", left.append)
+    with pytest.raises(ZeroDivisionError):  # Where leaving is only written down.
+        cli.guard(lambda: 1 / 0)
+    assert left == [1] and "ZeroDivisionError: division by zero" in capsys.readouterr().err
 
 
 def test_an_error_of_our_own_is_not_taken_for_bad_input():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ccl_jax.devices import hosts
 from tests.support import tiny_main
 
 RNG = np.random.default_rng(0)
@@ -56,13 +57,20 @@ def test_others_are_refused_and_nothing_is_written(case, begun, capsys):
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
-def test_other_images_are_told_of_and_the_same_are_not(begun, capsys):
+def test_other_images_are_told_of_and_the_same_are_not(begun, capsys, monkeypatch):
     run, resume = begun
+    agreed = []
+    monkeypatch.setattr(hosts, "agree", agreed.append)
     started = json.loads((run / "config.json").read_text())["made_with"]["data"]
     assert set(started) == {"split", "graph", "images"}
     other = IMAGES.copy()
     other[0, 0, 0] ^= 1
     assert resume(images=other) == 0
+    # What several processes would compare: the run, and the checkpoint that each goes on from.
+    settings, checkpoint = agreed
+    assert settings["lr"] == 0.1 and settings["split"] == started["split"]
+    assert "quiet" not in settings and "data_dir" not in settings
+    assert list(checkpoint.values()) == [3]
     error = capsys.readouterr().err
     assert f"was started with others: images {started['images']} -> " in error
     assert resume() == 0  # It has ended: what it was made of does not matter.
