@@ -151,11 +151,13 @@ def _opening(outcome: Outcome, total: int, verdict: str) -> list[str]:
 
 
 def _reading(outcome: Outcome) -> str:
+    apart = "Disagreement: root mean square l2 distance of the agents' models to their mean. "
     return (
         "Mean ± standard deviation over seeds, of the runs that did not diverge, on the test set at the "
         "end. Differences are paired by seed (same split, same start, same order of data), with "
         f"Student's t; in points for accuracies; of {heading(outcome.metric, unit=False)}. Worst: of a "
-        "run's agents. MB: what one agent sent."
+        f"run's agents. {apart if 'consensus_distance' in outcome.study.metrics else ''}"
+        "MB: what one agent sent."
     )
 
 

@@ -305,6 +305,7 @@ class Outcome:
 _HEADINGS = {
     "local_accuracy_mean": "mean local accuracy",
     "local_accuracy_min": "worst local accuracy",
+    "consensus_distance": "disagreement",
     "model_variant_loss": "L_mv",
     "data_variant_loss": "L_dv",
     "model_variant_loss_mean": "mean L_mv of all epochs",

@@ -252,3 +252,24 @@ def test_all_pages_are_made_again_by_the_commands_they_name(tmp_path, capsys):
     assert command.main(["report", "--all", f"--results={tmp_path}"]) == 2
     assert "does not say by which command it was made" in capsys.readouterr().err
     assert command.main(["report", "--all", f"--results={tmp_path}/none"]) == 2
+
+
+def test_disagreement_is_a_column_and_explained(found, tmp_path):
+    path = tmp_path / "mine.toml"
+    names = '["consensus_accuracy", "consensus_distance"]'
+    path.write_text(STUDY.replace("[axes.alpha]", f"metrics = {names}\n[axes.alpha]"))
+    plan, made_of = catalogue.load(str(path)), []
+    for job in plan.jobs():
+        record = made_up(job)
+        record["summary"]["consensus_distance"] = 0.25 + 0.01 * record["seed"]
+        made_of.append((job, record))
+    command.write(outcome.Outcome(plan, made_of), tmp_path, total=24)
+    text = (tmp_path / "mine-digits" / "results.md").read_text()
+    assert "| consensus accuracy (%) | disagreement | difference" in text
+    assert "| alpha 0.1 | plain | 3 | 81.01 ± 1.01 | 0.260 ± 0.0100 |" in text
+    explained = (
+        "Disagreement: root mean square l2 distance of the agents' models to their mean. MB:"
+    )
+    assert explained in text
+    command.write(found, tmp_path / "without", total=24)
+    assert "Disagreement:" not in (tmp_path / "without/mine-digits/results.md").read_text()
