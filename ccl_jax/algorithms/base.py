@@ -383,7 +383,8 @@ def no_rate(params: PyTree) -> jax.Array:
 def safe_previous(lr_previous: jax.Array, lr: jax.Array) -> jax.Array:
     """The learning rate to divide by: the previous step's, or this one's before there was any.
 
-    Warm-up schedules start at 0, where a displacement divided by the rate would be infinite; the
-    floor of 1e-8 is that of the RelaySGD code.
+    Both are 0 where a warm-up starts. It is then infinite: what has moved is roundoff, and is not to
+    become a gradient. The floor of 1e-8 is that of the RelaySGD code.
     """
-    return jnp.maximum(jnp.where(lr_previous > 0, lr_previous, lr), 1e-8)
+    rate = jnp.where(lr_previous > 0, lr_previous, lr)
+    return jnp.where(rate > 0, jnp.maximum(rate, 1e-8), jnp.inf)

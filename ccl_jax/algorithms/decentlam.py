@@ -12,6 +12,7 @@ cross-features see: x itself is never sent.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ccl_jax import trees
@@ -59,7 +60,8 @@ def decentlam(*, momentum: float = 0.9, weight_decay: float = 1e-3) -> base.Algo
         mixed = talk.mix(message)
         gt = jax.tree.map(lambda x, m: (x - m) / eta.astype(x.dtype), state.model, mixed)
         m = trees.axpy(momentum, state.momentum, gt)
-        x = trees.axpy(-eta, m, state.model)
+        # Where a warm-up starts nothing was added to x, so that the half step is x itself.
+        x = trees.where(jnp.isfinite(eta), trees.axpy(-eta, m, state.model), mixed)
         return x, DecentLaMState(m, x, lr), message
 
     def update(grads, eval_params, state, talk, lr):

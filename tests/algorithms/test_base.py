@@ -74,7 +74,8 @@ def test_the_rate_to_divide_by_is_never_zero():
     safe = lambda previous, now: float(base.safe_previous(jnp.float32(previous), jnp.float32(now)))
     assert safe(0.1, 0.01) == pytest.approx(0.1)
     assert safe(0.0, 0.01) == pytest.approx(0.01)  # the first step
-    assert safe(0.0, 0.0) == pytest.approx(1e-8)  # a warm-up's first step
+    assert safe(0.0, 1e-9) == pytest.approx(1e-8)
+    assert safe(0.0, 0.0) == np.inf  # a warm-up's first step
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,26 @@ def test_comes_nearer_to_the_optimum(name):
 
 
 @every_kind()
+def test_a_warm_up_from_rate_zero_makes_no_gradient_of_roundoff(name):
+    """In float32 thirds of equal models sum to others, by roundoff; in float64 to nearly the same."""
+    a, c, _ = problem()
+    third, starts = np.float32(1 / 3), np.random.default_rng(2).normal(size=100).astype(np.float32)
+    off = np.abs(third * starts + third * starts + third * starts - starts)
+    x0 = np.tile(starts[np.argsort(off)[-SIZE:]], (AGENTS, 1))
+    ends = []
+    for double in (False, True):
+        with jax.enable_x64(double):
+            runner = on_its_graph(name, double=double)
+            params = {"w": jnp.asarray(x0, float)}
+            state = runner.init(params)
+            for t, lr in enumerate([0.0, 0.0, 0.01, 0.02, 0.03, 0.04]):
+                given = (jnp.asarray(value, float) for value in (a, c, lr))
+                params, state, _ = runner.step(params, state, jnp.int32(t), *given)
+            ends.append(np.asarray(params["w"], float))
+    np.testing.assert_allclose(ends[0], ends[1], rtol=0, atol=1e-4)
+
+
+@every_kind()
 def test_the_mean_is_kept_where_nothing_is_learned(name, eps):
     runner = on_its_graph(name, double=eps < 1e-7)
     start = np.random.default_rng(1).normal(size=(AGENTS, SIZE))
