@@ -90,9 +90,9 @@ def export(
     beside = path.with_name(f"{path.name}.json")
     if beside.exists() and not path.exists():
         raise ValueError(f"{beside} is there, and no export that it describes; give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = json.dumps(plain(describe(run, form, whose, arrays)), indent=2) + "\n"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         format_.write(path, arrays)
         with cli.whole(beside) as partial:
             partial.write_text(about)

@@ -129,6 +129,7 @@ def draw(
     """Draws what is taken for what, and the surest mistakes, and says where."""
     title = f"{run.config.label} on {run.dataset.name}, {whose}, step {run.step}"
     with plots.attempt(files[0]):
+        files[0].parent.mkdir(parents=True, exist_ok=True)
         counts = confusion(run, images, found)
         pictures.confusion(counts, run.dataset.class_names, files[0], title)
         print(f"what is taken for what: {files[0]}")
@@ -200,12 +201,10 @@ def _test_set(run: LoadedRun, data_dir: Path | None) -> Shown:
 def _pictures(run: LoadedRun, agent: int | None, output: Path | None) -> tuple[Path, Path]:
     """Where pictures go: beside the output, or into the run directory."""
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         return tuple(
             output.with_name(f"{output.stem}-{what}.png") for what in ("confusion", "mistakes")
         )
     folder, whose = run.directory / "figures", "" if agent is None else f"-agent-{agent}"
-    folder.mkdir(exist_ok=True)
     return folder / f"confusion{whose}.png", folder / f"mistakes{whose}.png"
 
 
@@ -216,7 +215,10 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with (
+        cli.whole(output) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         yield file
 
 

@@ -149,7 +149,7 @@ def heatmap(
             seen = difference and found.verdict in ("higher", "lower")
             lost = len(outcome.diverged(cell, method))
             texts[at] = f"{grid[at]:{'+' if difference else ''}.2f}{' *' if seen else ''}"
-            texts[at] = "diverged" if np.isnan(grid[at]) else texts[at]
+            texts[at] = ("diverged" if lost else "–") if np.isnan(grid[at]) else texts[at]
             texts[at] += f"\n{lost} diverged" if lost and not np.isnan(grid[at]) else ""
         axes.imshow(grid, origin="lower", aspect="auto", **limits)
         for (row, column), text in texts.items():

@@ -178,7 +178,7 @@ def _work(todo: Any, answers: Any, results: Path, make: Make, files: Sequence[st
             try:
                 answers.put(_run(pack, results, make))
             except Interrupted:
-                return
+                break
             except (OSError, ValueError) as error:
                 answers.put(error)
                 return
@@ -188,3 +188,6 @@ def _work(todo: Any, answers: Any, results: Path, make: Make, files: Sequence[st
                 said = OSError(f"{pack[0]}: {type(error).__name__}: {error}")
                 answers.put(ValueError(f"{pack[0]}: {line}") if line else said)
                 return
+        # Nobody reads any more, and a record that fills the pipe would keep this process from ending;
+        # it is in the directory of its run.
+        answers.cancel_join_thread()

@@ -43,6 +43,17 @@ def rows(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_full_disk_leaves_the_table_that_was_there(trained, tmp_path, monkeypatch):
+    def full(file, *_):
+        file.write("half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.csv").write_text("before")
+    monkeypatch.setattr(predict, "write_csv", full)
+    assert run(trained, f"--output={tmp_path}/a.csv") == 1
+    assert [f.read_text() for f in tmp_path.iterdir() if f.suffix != ".png"] == ["before"]
+
+
 def test_the_test_set_comes_out_as_the_run_recorded_it(trained, capsys):
     assert run(trained) == 0
     out = capsys.readouterr().out

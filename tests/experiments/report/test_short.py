@@ -6,7 +6,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from experiments.report import command, comparisons, made, outcome
+from experiments.report import command, comparisons, figures, made, outcome
 from experiments.report.statistics import Difference
 from experiments.study import catalogue, records
 from tests.support.reported import STUDY, made_up
@@ -273,3 +273,12 @@ def test_disagreement_is_a_column_and_explained(found, tmp_path):
     assert explained in text
     command.write(found, tmp_path / "without", total=24)
     assert "Disagreement:" not in (tmp_path / "without/mine-digits/results.md").read_text()
+
+
+def test_a_heat_map_says_diverged_only_of_runs_that_did(study):
+    jobs = study.jobs()
+    empty = outcome.Outcome(study, [(jobs[0], made_up(jobs[0]))])
+    assert "diverged" not in "".join(figures.heatmap(empty, "lambda_d", "lambda_m"))
+    lost = next(job for job in jobs if made_up(job)["status"] == "diverged")
+    alone = outcome.Outcome(study, [(lost, made_up(lost))])
+    assert "".join(figures.heatmap(alone, "lambda_d", "lambda_m")).count(">diverged<") == 1

@@ -187,6 +187,34 @@ def test_a_signal_reaches_all_workers(number, make, make_jobs, tmp_path, monkeyp
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_record_that_fills_the_pipe_keeps_no_worker_from_ending(make_jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_START", "fork")
+    busy = multiprocessing.get_context("fork").Semaphore(0)
+
+    def long(config, results):
+        busy.release()
+        time.sleep(2)  # It is past its last chance to stop.
+        return {"id": str(config.seed) * 1_000_000}
+
+    def send():
+        for _ in range(2):
+            busy.acquire()
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(15)
+        for process in multiprocessing.active_children():
+            process.kill()
+            killed.append(process)
+
+    killed = []
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    with pytest.raises(pool.Interrupted):
+        list(pool.run_all(make_jobs(), tmp_path, 2, long))
+    assert not killed
+
+
 def test_runs_that_differ_in_their_seed_are_packed(make_jobs, tmp_path, monkeypatch):
     """Records are those of separate runs up to rounding, and those that are there are read."""
     jobs = make_jobs((0, 1))
