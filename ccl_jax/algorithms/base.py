@@ -105,7 +105,7 @@ def advance(
     eval_params, state, models = contracts.parts(
         "communicate", sent, "(eval_params, state, models)"
     )
-    contracts.check_models(models)
+    contracts.check_exchange(eval_params, models, params)
     grads, aux = gradient(eval_params, models)
     if algorithm.combine is not None:
         combined = algorithm.combine(grads, cross_gradient(models), state, talk)

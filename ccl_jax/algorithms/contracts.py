@@ -52,17 +52,26 @@ def parts(function: str, found: Any, form: str) -> Any:
     return found
 
 
-def check_models(models: Any) -> None:
-    """Makes sure that neighbours can know models by what `communicate` says that was sent.
+def check_exchange(eval_params: PyTree, models: Any, params: PyTree) -> None:
+    """Makes sure that gradients can be taken where `communicate` says, and of what it says was sent.
 
     Raises:
-      ValueError: It is no message.
+      ValueError: `models` is no message, or one of them has another form than the parameters.
     """
     if not (models is None or isinstance(models, Message)):
         raise ValueError(
             f"communicate of the method returns {type(models).__name__} as models; it must be what "
             "talk.send has returned for them, or None"
         )
+    of = {"eval_params": eval_params} | ({} if models is None else {"models": models.own})
+    for what, values in of.items():
+        if found := trees.difference(values, params):
+            at, now, due = found
+            is_ = f"{at} as {now or 'nothing'}, which in params is {due or 'nothing'}"
+            raise ValueError(
+                f"communicate of the method returns {what}"
+                f"{is_ if now or due else ' in other containers than params'}; they must be of one form"
+            )
 
 
 def check_start(state: PyTree, agents: int) -> None:

@@ -92,6 +92,26 @@ def run(tmp_path, capsys, monkeypatch):
             "base.update",
             "communicate of the method returns dict as models; it must be what talk.send",
         ),
+        (
+            "lambda p, s, t, lr: (t.send('params', p), s, None)",
+            "base.update",
+            "communicate of the method returns eval_params.own['Dense_0']['bias'] as float32",
+        ),
+        (
+            "lambda p, s, t, lr: (None, s, None)",
+            "base.update",
+            "eval_params['Dense_0']['bias'] as nothing, which in params is float32[3, 6]",
+        ),
+        (
+            "lambda p, s, t, lr: (t.gather(t.send('params', p)), s, None)",
+            "base.update",
+            "communicate of the method returns eval_params['Dense_0']['bias'] as float32[3, 2, 6]",
+        ),
+        (
+            "lambda p, s, t, lr: (p, s, t.send('both', (p, p)))",
+            "base.update",
+            "communicate of the method returns models[0]['Dense_0']['bias'] as float32[3, 6]",
+        ),
         # An error in the function itself has its line.
         ("lambda p, s, t, lr: p.nothing", "base.update", "mine.py, line 8, in <lambda>: Attrib"),
     ],
