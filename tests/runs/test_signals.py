@@ -19,7 +19,15 @@ def not_under_nohup():
     signal.signal(signal.SIGHUP, before)
 
 
-def test_all_that_schedulers_send_are_caught():
+@pytest.fixture
+def heard():
+    """SIGINT as in a terminal: a process that a script starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_all_that_schedulers_send_are_caught(heard):
     assert {s.name for s in STOP} == {
         "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU",
     }  # fmt: skip
