@@ -56,7 +56,7 @@ def check_exchange(eval_params: PyTree, models: Any, params: PyTree) -> None:
     """Makes sure that gradients can be taken where `communicate` says, and of what it says was sent.
 
     Raises:
-      ValueError: `models` is no message, or one of them has another form than the parameters.
+      ValueError: `models` is no message, or either has another form than the parameters.
     """
     if not (models is None or isinstance(models, Message)):
         raise ValueError(
